@@ -1,0 +1,270 @@
+"""Cascade -> one FP32 ONNX graph per stage, with the algebra that saves time folded in.
+
+Every graph takes ``image`` [N, C, S, S] (normalised) and, from the second stage on, ``features``
+and ``relations`` of the stage before; it gives ``confidence`` [N] float32 (largest softmax
+probability), ``class_id`` [N] int32, ``logits`` [N, classes], and ``features`` and ``relations``
+under the names ``next_features`` and ``next_relations`` where the next stage reads them.
+
+What differs from the PyTorch model, and changes nothing but rounding:
+
+- the upsampling is a product with a constant matrix (``dvt_edge.models.upsampling``);
+- the softmax scale is folded into q, batch norm into the stem's convolution;
+- all layers' feature-reuse MLPs share one normalisation and one first GEMM, their LayerNorm's
+  affine part being folded into it, and one upsampling product;
+- a stage whose tokens nobody reads computes its last layer for the class token only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from dvt_edge.converters.graph_builder import GraphBuilder
+from dvt_edge.models.cascade import Cascade
+from dvt_edge.models.upsampling import feature_matrix, relation_matrix
+
+Array: TypeAlias = npt.NDArray[np.float32]
+Weights: TypeAlias = dict[str, Array]
+
+BATCH = "N"
+
+
+def stage_graph_from_cascade(cascade: Cascade, index: int) -> onnx.ModelProto:
+    """The FP32 graph of stage ``index`` (from 0) with dynamic batch ``N``."""
+    return _StageGraph(cascade, index).build()
+
+
+class _StageGraph:
+    """One stage under construction. Shape comments: N batch, T tokens, D width, H heads, h = D/H;
+    the stage before is marked ``'``."""
+
+    def __init__(self, cascade: Cascade, index: int) -> None:
+        config = cascade.config
+        self.config, self.index = config, index
+        self.stage = config.stages[index]
+        self.upstream = config.stages[index - 1] if index else None
+        last = index + 1 == len(config.stages)
+        self.gives_features = config.feature_reuse and not last
+        self.gives_relations = config.relation_reuse and not last
+        self.weights: Weights = {
+            name: tensor.detach().float().numpy()
+            for name, tensor in cascade.stages[index].state_dict().items()
+        }
+        self.g = GraphBuilder(f"stage{index + 1}")
+
+    def build(self) -> onnx.ModelProto:
+        g, config, stage = self.g, self.config, self.stage
+        size = config.image_size
+        image = g.input("image", [BATCH, config.channels, size, size])
+        contexts = self._reused_features()
+        reused = self._reused_relations()
+        x = self._tokens(image)
+        relations: list[str] = []
+        for layer in range(stage.depth):
+            x, logits = self._block(
+                x,
+                layer,
+                contexts[layer] if contexts else None,
+                reused[layer] if reused else None,
+                class_only=layer + 1 == stage.depth
+                and not (self.gives_features or self.gives_relations),
+            )
+            relations.append(logits)
+        self._exit(x)
+        tokens, width = stage.tokens, stage.width
+        if self.gives_features:
+            g.output("next_features", x, [BATCH, tokens, width])
+        if self.gives_relations:
+            joined = g.node("Concat", relations, name="relations/concat", axis=1)
+            channels = stage.relation_channels
+            g.output("next_relations", joined, [BATCH, channels, tokens, tokens])
+        return g.build()
+
+    def _linear(self, name: str) -> tuple[Array, Array | None]:
+        """Weight [inputs, outputs] and bias of a linear layer of the stage."""
+        return self.weights[f"{name}.weight"].T, self.weights.get(f"{name}.bias")
+
+    def _norm(self, x: str, name: str) -> str:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return self.g.layer_norm(x, weight, bias, self.config.norm_eps, name)
+
+    def _tokens(self, image: str) -> str:
+        g, w, stage, x = self.g, self.weights, self.stage, image
+        kernel, padding = self.config.patch_geometry(self.index)
+        if self.config.tokenizer == "conv":
+            scale = w["patch_embed.stem.1.weight"] / np.sqrt(
+                w["patch_embed.stem.1.running_var"] + 1e-5
+            )
+            shift = w["patch_embed.stem.1.bias"] - w["patch_embed.stem.1.running_mean"] * scale
+            weight = w["patch_embed.stem.0.weight"] * scale.reshape(-1, 1, 1, 1)
+            x = self._conv(x, weight, shift, "patch_embed.stem", stride=2, padding=1)
+            x = g.node("Relu", [x], name="patch_embed.stem/relu")
+        weight, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
+        x = self._conv(x, weight, bias, "patch_embed.proj", stride=kernel, padding=padding)
+        x = g.reshape(x, [0, stage.width, -1], "patch_embed/flatten")
+        x = g.transpose(x, [0, 2, 1], "patch_embed/tokens")  # (N, grid^2, D)
+        # The class token is the same for every image: pad a zero row in front, then one addition
+        # brings the class token and all position embeddings.
+        pads = g.constant("patch_embed.pads", np.asarray([0, 1, 0, 0, 0, 0], np.int64))
+        x = g.node("Pad", [x, pads], name="patch_embed/class_row")  # (N, T, D)
+        start = w["pos_embed"].copy()
+        start[:, 0] += w["cls_token"][:, 0]
+        return g.node("Add", [x, g.constant("start", start)], name="patch_embed/start")
+
+    def _conv(
+        self, x: str, weight: Array, bias: Array, name: str, stride: int = 1, padding: int = 0
+    ) -> str:
+        g = self.g
+        inputs = [x, g.constant(f"{name}.weight", weight), g.constant(f"{name}.bias", bias)]
+        kernel = list(weight.shape[2:])
+        return g.node(
+            "Conv",
+            inputs,
+            name=name,
+            kernel_shape=kernel,
+            strides=[stride] * 2,
+            pads=[padding] * 4,
+        )
+
+    def _reused_features(self) -> list[str]:
+        """Contexts E_l of all layers, each (N, T, reuse_width)."""
+        if self.upstream is None or not self.config.feature_reuse:
+            return []
+        g, config, up, depth = self.g, self.config, self.upstream, self.stage.depth
+        features = g.input("features", [BATCH, up.tokens, up.width])
+        ones, zeros = np.ones(up.width, np.float32), np.zeros(up.width, np.float32)
+        x = g.layer_norm(features, ones, zeros, config.norm_eps, "feature_reuse.norm")
+        weights, biases = [], []
+        for layer in range(depth):
+            prefix = f"blocks.{layer}.feature_reuse"
+            weight, bias = self._linear(f"{prefix}.mlp.fc1")
+            norm, shift = self.weights[f"{prefix}.norm.weight"], self.weights[f"{prefix}.norm.bias"]
+            weights.append(norm[:, None] * weight)
+            biases.append(shift @ weight + bias)
+        x = g.linear(
+            x, np.concatenate(weights, axis=1), np.concatenate(biases), "feature_reuse.fc1"
+        )
+        x = g.gelu(x, "feature_reuse.gelu")  # (N, T', L * reuse_hidden)
+        hidden = g.split(x, [config.reuse_hidden] * depth, -1, "feature_reuse/split_hidden")
+        contexts = [
+            g.linear(part, *self._linear(f"blocks.{i}.feature_reuse.mlp.fc2"), f"feature_reuse.fc2.{i}")
+            for i, part in enumerate(hidden)
+        ]
+        joined = g.node("Concat", contexts, name="feature_reuse/concat", axis=-1)
+        matrix = g.constant("feature_upsample", feature_matrix(up.grid, self.stage.grid))
+        finer = g.node("MatMul", [matrix, joined], name="feature_reuse/upsample")
+        return g.split(finer, [config.reuse_width] * depth, -1, "feature_reuse/split")
+
+    def _reused_relations(self) -> list[str]:
+        """Additions R_l to the attention logits of all layers, each (N, H, T, T)."""
+        if self.upstream is None or not self.config.relation_reuse:
+            return []
+        g, w, up, stage = self.g, self.weights, self.upstream, self.stage
+        relations = g.input("relations", [BATCH, up.relation_channels, up.tokens, up.tokens])
+        x = relations
+        for i in (1, 2):
+            name = f"relation_reuse.conv{i}"
+            x = self._conv(x, w[f"{name}.weight"], w[f"{name}.bias"], name)
+            x = g.gelu(x, "relation_reuse.gelu") if i == 1 else x
+        matrix = relation_matrix(up.grid, stage.grid)
+        left, right = g.constant("relation_rows", matrix), g.constant("relation_columns", matrix.T)
+        x = g.node("MatMul", [left, x], name="relation_reuse/rows")
+        x = g.node("MatMul", [x, right], name="relation_reuse/columns")  # (N, L * H, T, T)
+        return g.split(x, [stage.heads] * stage.depth, 1, "relation_reuse/split")
+
+    def _block(
+        self, x: str, layer: int, context: str | None, reused: str | None, class_only: bool
+    ) -> tuple[str, str]:
+        """One layer: tokens (N, T, D), or (N, 1, D) with ``class_only``, and attention logits."""
+        g, name = self.g, f"blocks.{layer}"
+        attended, logits = self._attention(
+            self._norm(x, f"{name}.norm1"), f"{name}.attn", reused, class_only
+        )
+        if class_only:
+            x = g.first_token(x, f"{name}/class_token")
+            context = g.first_token(context, f"{name}/class_context") if context else None
+        x = g.node("Add", [x, attended], name=f"{name}/add_attention")
+        y = x
+        if context:
+            y = g.node("Concat", [x, context], name=f"{name}/with_context", axis=-1)
+        y = self._norm(y, f"{name}.norm2")
+        y = g.gelu(g.linear(y, *self._linear(f"{name}.mlp.fc1"), f"{name}.mlp.fc1"), f"{name}.gelu")
+        y = g.linear(y, *self._linear(f"{name}.mlp.fc2"), f"{name}.mlp.fc2")
+        return g.node("Add", [x, y], name=f"{name}/add_mlp"), logits
+
+    def _attention(
+        self, x: str, name: str, reused: str | None, class_only: bool
+    ) -> tuple[str, str]:
+        g, heads, width = self.g, self.stage.heads, self.stage.width
+        head = width // heads
+        weight, bias = self._linear(f"{name}.qkv")
+        scale = np.ones(3 * width, np.float32)
+        scale[:width] = 1 / math.sqrt(head)
+        weight, bias = weight * scale, None if bias is None else bias * scale
+        if class_only:
+            queries = g.linear(
+                g.first_token(x, f"{name}/class_token"),
+                weight[:, :width],
+                None if bias is None else bias[:width],
+                f"{name}.q",
+            )
+            rest = g.linear(
+                x, weight[:, width:], None if bias is None else bias[width:], f"{name}.kv"
+            )
+            q = self._heads(queries, 1, f"{name}.q")[0]  # (N, H, 1, h)
+            k, v = self._heads(rest, 2, f"{name}.kv")
+            reused = self._class_row(reused, name) if reused else None
+        else:
+            q, k, v = self._heads(g.linear(x, weight, bias, f"{name}.qkv"), 3, f"{name}.qkv")
+        k = g.transpose(k, [0, 1, 3, 2], f"{name}/k_transposed")
+        logits = g.node("MatMul", [q, k], name=f"{name}/logits")  # (N, H, T, T)
+        if reused:
+            logits = g.node("Add", [logits, reused], name=f"{name}/add_relations")
+        weights = g.node("Softmax", [logits], name=f"{name}/softmax", axis=-1)
+        mixed = g.node("MatMul", [weights, v], name=f"{name}/mix")
+        mixed = g.transpose(mixed, [0, 2, 1, 3], f"{name}/join_heads")
+        mixed = g.reshape(mixed, [0, 0, width], f"{name}/joined")
+        return g.linear(mixed, *self._linear(f"{name}.proj"), f"{name}.proj"), logits
+
+    def _heads(self, x: str, parts: int, name: str) -> list[str]:
+        """(N, T, parts * D) -> ``parts`` times (N, H, T, h).
+
+        Taken apart along the first axis: then the planner keeps the whole GEMM in INT8.
+        """
+        g, heads = self.g, self.stage.heads
+        head = self.stage.width // heads
+        x = g.reshape(x, [0, 0, parts, heads, head], f"{name}/split_heads")
+        x = g.transpose(x, [2, 0, 3, 1, 4], f"{name}/parts_first")
+        axis = g.constant("axis_0", np.asarray([0], np.int64))
+        return [
+            g.node("Squeeze", [part, axis], name=f"{name}/part{i}")
+            for i, part in enumerate(g.split(x, [1] * parts, 0, f"{name}/split"))
+        ]
+
+    def _class_row(self, reused: str, name: str) -> str:
+        g = self.g
+        start, end = (
+            g.constant(f"bound_{value}", np.asarray([value], np.int64)) for value in (0, 1)
+        )
+        axis = g.constant("axis_2", np.asarray([2], np.int64))
+        return g.node("Slice", [reused, start, end, axis], name=f"{name}/class_relations")
+
+    def _exit(self, x: str) -> None:
+        g, classes = self.g, self.config.classes
+        x = self._norm(g.first_token(x, "exit/class_token"), "norm")
+        x = g.linear(x, *self._linear("head"), "head")
+        logits = g.reshape(x, [0, classes], "exit/logits")
+        g.output("logits", logits, [BATCH, classes])
+        probabilities = g.node("Softmax", [logits], name="exit/softmax", axis=-1)
+        confidence = g.node(
+            "ReduceMax", [probabilities], name="exit/confidence", axes=[-1], keepdims=0
+        )
+        winner = g.node("ArgMax", [logits], name="exit/winner", axis=-1, keepdims=0)
+        winner = g.node("Cast", [winner], name="exit/class_id", to=TensorProto.INT32)
+        g.output("confidence", confidence, [BATCH])
+        g.output("class_id", winner, [BATCH], TensorProto.INT32)

@@ -1,0 +1,126 @@
+"""YAML documents as validated models: errors name the file, the line, the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
+from typing_extensions import Self
+
+from dvt_edge.errors import ConfigError
+
+
+def _beside_document(path: Path, info: ValidationInfo) -> Path:
+    return info.context["folder"] / path if info.context else path
+
+
+DocumentPath = Annotated[Path, AfterValidator(_beside_document)]
+"""A path; a relative one is relative to the folder of the YAML file it stands in."""
+
+
+class Document(BaseModel):
+    """Base of every configuration model: frozen, unknown keys refused, docstrings as reference."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read and validate one YAML file.
+
+        Raises :class:`~dvt_edge.errors.ConfigError` naming file, line, key, what was expected and
+        the nearest valid key.
+        """
+        file = Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: no such file; give the path of a YAML file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: cannot be read as text ({error})") from None
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{file}:{mark.line + 1}" if mark else str(file)
+            problem = getattr(error, "problem", None) or str(error)
+            raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: expected a mapping of keys, found {_kind(values)}")
+        try:
+            return cls.model_validate(values, context={"folder": file.parent})
+        except ValidationError as error:
+            lines = [_describe(file, root, cls, detail) for detail in error.errors()]
+            raise ConfigError("; ".join(lines)) from None
+
+
+def _describe(file: Path, root: yaml.Node | None, model: type[Document], e: ErrorDetails) -> str:
+    path = [part for part in e["loc"] if not (isinstance(part, str) and part.startswith("function"))]
+    line, known = _locate(root, path)
+    dotted = ".".join(str(part) for part in known) or "the document"
+    where = f"{file}:{line}: {dotted}"
+    if e["type"] == "extra_forbidden":
+        valid = _valid_keys(model, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
+        return f"{where}: unknown key; {hint}"
+    if e["type"] == "missing":
+        return f"{where}: the key '{path[-1]}' is missing; add it"
+    message = e["msg"].removeprefix("Value error, ")
+    found = e.get("input")
+    shown = "" if isinstance(found, (dict, list, BaseModel)) else f", found {found!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _locate(root: yaml.Node | None, path: list[int | str]) -> tuple[int, list[int | str]]:
+    """Line (from 1) of the deepest node on ``path`` and the part of the path that exists."""
+    node, line, known = root, 1, []
+    for part in path:
+        found: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    found, line = value, key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            if part < len(node.value):
+                found = node.value[part]
+                line = found.start_mark.line + 1
+        if found is None:
+            continue  # union tags and missing keys are no nodes
+        known.append(part)
+        node = found
+    return line, known
+
+
+def _valid_keys(model: type[Document], path: list[int | str]) -> list[str]:
+    """Keys of the sub-model at ``path``, found by following the annotations."""
+    models: list[Any] = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        if fields:
+            models = [m for f in fields for m in _models_in(f)]
+        else:  # the tag of a union: keep the member it names
+            models = [m for m in models if part in m.__name__ or _is_tag(m, part)] or models
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _is_tag(model: Any, tag: str) -> bool:
+    return any(tag in getattr(f.annotation, "__args__", ()) for f in model.model_fields.values())
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in getattr(annotation, "__args__", ()) for m in _models_in(arg)]
+
+
+def _kind(value: object) -> str:
+    return "an empty file" if value is None else f"a {type(value).__name__}"

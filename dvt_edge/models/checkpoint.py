@@ -1,0 +1,98 @@
+"""Cascades as safetensors files: weights, with the configuration in the header."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from dvt_edge.errors import CheckpointError
+from dvt_edge.models.cascade import Cascade
+from dvt_edge.models.config import CascadeConfig
+
+FORMAT = "dvt-edge/1"
+_PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # torch.save writes a pickle, or a zip of one
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block succeeds.
+
+    Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def save_cascade(cascade: Cascade, path: Path) -> None:
+    """Write ``cascade`` to ``path``; see :meth:`Cascade.save`."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in cascade.state_dict().items()}
+    header = {"format": FORMAT, "config": cascade.config.model_dump_json()}
+    with replaced(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=header)
+
+
+def read_config(path: Path) -> CascadeConfig:
+    """The configuration in a checkpoint's header; raises as :meth:`Cascade.load`."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path}: no readable checkpoint ({error.strerror})") from None
+    if start.startswith(_PICKLE_STARTS):
+        raise CheckpointError(
+            f"{path}: this is a pickle, which can run code when loaded; dvt-edge reads safetensors "
+            "written by 'dvt-edge train' or Cascade.save()"
+        )
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a safetensors file ({error}); copy or train it again"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a dvt-edge checkpoint (format {header.get('format')!r}, expected "
+            f"{FORMAT!r}); write it with Cascade.save()"
+        )
+    try:
+        return CascadeConfig.model_validate_json(header.get("config", ""))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: unusable configuration in the header: {error}") from None
+
+
+def load_cascade(path: Path) -> Cascade:
+    """Read a cascade; see :meth:`Cascade.load`."""
+    cascade = Cascade(read_config(path))
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({error}); copy it again") from None
+    expected = cascade.state_dict()
+    wrong = [name for name in expected if name not in tensors]
+    wrong += [name for name in tensors if name not in expected]
+    wrong += [n for n, t in tensors.items() if n in expected and t.shape != expected[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors are missing, unexpected or misshapen: "
+            f"{', '.join(sorted(wrong)[:8])}"
+        )
+    cascade.load_state_dict(tensors)
+    return cascade.eval()

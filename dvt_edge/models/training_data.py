@@ -1,0 +1,144 @@
+"""Images for training: drawn, augmented and batched so that every sample depends on
+(seed, epoch, index) alone. A resumed run therefore sees what an uninterrupted one sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dvt_edge.datasets import (
+    ArrayDataset,
+    FolderDataset,
+    ImageDataset,
+    Pixels,
+    open_folder,
+    open_idx,
+    open_npz,
+)
+from dvt_edge.errors import DataError
+from dvt_edge.models.scenes import draw_scene
+from dvt_edge.models.training_config import AugmentConfig, SourceConfig, TrainingConfig
+from dvt_edge.runtime.preprocess import resize_and_crop, to_channels
+
+
+def open_source(source: SourceConfig, class_names: Sequence[str] | None) -> ImageDataset:
+    """The labelled images of one source.
+
+    Raises :class:`~dvt_edge.errors.DataError` for files that are missing, damaged or unlabelled.
+    """
+    data: FolderDataset | ArrayDataset
+    if source.format == "folder":
+        data = open_folder(source.path, class_names)
+    elif source.format == "npz":
+        data = open_npz(source.path)
+    else:
+        assert source.labels is not None  # validated in SourceConfig
+        data = open_idx(source.path, source.labels)
+    if data.labels is None:
+        raise DataError(f"{source.path}: has no labels; training needs them")
+    last = len(data) if source.count is None else source.first + source.count
+    if source.first >= len(data) or last > len(data):
+        raise DataError(
+            f"{source.path}: holds {len(data)} images, asked for {source.first} to {last - 1}"
+        )
+    part, labels = slice(source.first, last), data.labels[source.first : last]
+    if isinstance(data, FolderDataset):
+        return FolderDataset(data.paths[part], labels, data.class_names)
+    return ArrayDataset(data.images[part], labels)
+
+
+class TrainingImages(Dataset[tuple[Tensor, int]]):
+    """Images as uint8 tensors [C, crop, crop], augmented or (``epoch`` None) as in deployment."""
+
+    def __init__(
+        self, config: TrainingConfig, source: SourceConfig, seed: int, epoch: int | None
+    ) -> None:
+        self.data = open_source(source, config.model.class_names)
+        self.config, self.seed, self.epoch = config, seed, epoch
+        labels = self.data.labels or ()
+        if min(labels) < 0 or max(labels) >= config.model.classes:
+            raise DataError(
+                f"{source.path}: labels run from {min(labels)} to {max(labels)}, the model has "
+                f"{config.model.classes} classes"
+            )
+        self.labels = labels
+        if config.data.scenes and not (
+            isinstance(self.data, ArrayDataset) and self.data.images.shape[1:] == (28, 28)
+        ):
+            raise DataError(f"{source.path}: scenes are drawn from gray 28x28 photographs")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        key = (self.seed, index) if self.epoch is None else (self.seed, 1 + self.epoch, index)
+        rng = np.random.default_rng(key)
+        if self.config.data.scenes and isinstance(self.data, ArrayDataset):
+            image = draw_scene(self.data.images, index, rng)
+        else:
+            image = self.data.image(index)
+        image = to_channels(image, self.config.model.channels, "rgb")
+        if self.epoch is not None:
+            image = augment(image, self.config.augment, rng)
+        image = resize_and_crop(image, self.config.input)
+        planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        return torch.from_numpy(planes.copy()), self.labels[index]
+
+
+def augment(image: Pixels, config: AugmentConfig, rng: np.random.Generator) -> Pixels:
+    """Random crop, flip, brightness and erasing of a uint8 image [H, W(, 3)]."""
+    if config.crop_scale[0] < 1:
+        height, width = image.shape[:2]
+        side = np.sqrt(rng.uniform(*config.crop_scale))
+        h, w = max(1, round(height * side)), max(1, round(width * side))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        box = (left, top, left + w, top + h)
+        image = np.asarray(
+            Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box)
+        )
+    if config.flip and rng.random() < config.flip:
+        image = image[:, ::-1]
+    if config.brightness:
+        factor = rng.uniform(1 - config.brightness, 1 + config.brightness)
+        image = np.clip(image * factor, 0, 255).astype(np.uint8)
+    if config.erase and rng.random() < config.erase:
+        image = image.copy()
+        height, width = image.shape[:2]
+        side = np.sqrt(rng.uniform(0.02, 0.2))
+        h, w = max(1, round(height * side)), max(1, round(width * side))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        hole = image[top : top + h, left : left + w]
+        hole[...] = rng.integers(0, 256, hole.shape, np.uint8)
+    return np.ascontiguousarray(image)
+
+
+def epoch_batches(
+    count: int, batch: int, seed: int, epoch: int, rank: int, world: int
+) -> list[npt.NDArray[np.int64]]:
+    """This process's index batches of one epoch; the last incomplete step is left out."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    steps = count // batch
+    share = batch // world
+    return [
+        order[step * batch + rank * share : step * batch + (rank + 1) * share]
+        for step in range(steps)
+    ]
+
+
+def loader(
+    images: TrainingImages, batches: Sequence[npt.NDArray[np.int64]], workers: int
+) -> DataLoader[tuple[Tensor, int]]:
+    """A loader over fixed ``batches`` of indices."""
+    return DataLoader(
+        images,
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )

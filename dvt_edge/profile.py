@@ -1,0 +1,104 @@
+"""The profile: what to build, for which device, and the budget it must keep."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dvt_edge.documents import Document, DocumentPath
+
+ColorOrder = Literal["bgr", "rgb", "gray"]
+
+
+class InputConfig(Document):
+    """How a frame becomes the model's input."""
+
+    resize: int = Field(ge=4, le=8192)
+    """The short side is resized to this many pixels before the crop."""
+    crop: int = Field(ge=4, le=4096)
+    """Side of the centre crop in pixels: the model's input size."""
+    mean: tuple[float, ...] = Field(min_length=1, max_length=3)
+    """Per channel, of pixel values scaled to 0..1, in RGB order."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
+    """Per channel, as ``mean``."""
+    color_order: ColorOrder = "bgr"
+    """Channel order of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take
+    [H, W] frames, and colour frames are converted."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Filter of the resize, antialiased."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputConfig:
+        if len(self.mean) != len(self.std) or len(self.mean) == 2:
+            raise ValueError("mean and std need one value per channel: 1 (gray) or 3 (colour)")
+        if (self.color_order == "gray") != (len(self.mean) == 1):
+            raise ValueError("color_order gray goes with one mean and std, bgr and rgb with three")
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+
+class DeviceConfig(Document):
+    """The machine that the bundle is for."""
+
+    name: str = Field(min_length=1, max_length=200)
+    """Free text that reports show, such as ``Jetson Orin Nano 8 GB``."""
+
+
+class EngineConfig(Document):
+    """How the stages are executed."""
+
+    backend: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    """``onnxruntime`` runs on any CPU; ``tensorrt`` on Jetson and other NVIDIA GPUs."""
+    precision: Literal["int8", "fp32"] = "int8"
+    """``int8`` quantizes every linear layer; ``fp32`` leaves the graphs as they are."""
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)
+    """Batch sizes to prepare buffers for; larger batches are cut into the largest of them."""
+    threads: int = Field(default=0, ge=0, le=256)
+    """CPU threads per stage; 0 takes one per core that the process may use."""
+
+    @model_validator(mode="after")
+    def _has_batch_one(self) -> EngineConfig:
+        if 1 not in self.batch_sizes:
+            raise ValueError("batch_sizes must contain 1, which classify() runs")
+        return self
+
+
+class CalibrationConfig(Document):
+    """Images for quantization and for the thresholds; never images that were trained on."""
+
+    data: DocumentPath
+    """Folder with one subfolder per class, flat folder (unlabelled), or npz archive."""
+    samples: int = Field(default=2000, ge=1, le=1_000_000)
+    """At most this many images, spread evenly over the data."""
+    tolerance_points: float = Field(default=1.0, ge=0, le=100)
+    """Largest drop of top-1 at any exit through quantization, in percentage points."""
+
+
+class BudgetConfig(Document):
+    """What must not be exceeded."""
+
+    latency_ms: float = Field(gt=0)
+    """Mean milliseconds per frame: preprocessing, stages and decision, at batch 1."""
+
+
+class Profile(Document):
+    """One YAML file that says what to build and which budget to keep.
+
+    Relative paths are relative to the profile's own folder.
+    """
+
+    device: DeviceConfig
+    model: DocumentPath
+    """Checkpoint written by ``dvt-edge train`` or ``Cascade.save`` (safetensors)."""
+    input: InputConfig
+    engine: EngineConfig = EngineConfig()
+    calibration: CalibrationConfig
+    budget: BudgetConfig
+    output: DocumentPath
+    """Folder of the bundle."""
