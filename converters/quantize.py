@@ -1,0 +1,128 @@
+"""FP32 stage graph -> the same graph with explicit INT8 quantize/dequantize pairs.
+
+Linears (and, for TensorRT, the patch convolutions) get symmetric INT8: weights per output channel,
+activations per tensor, zero point 0, bias left in float. Attention products, softmax, LayerNorm,
+GELU and the residual additions stay as they are: quantizing those is what costs accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+INT8_MAX = 127
+
+
+@dataclass(frozen=True)
+class QuantizedOps:
+    """Which operators a backend runs faster in INT8."""
+
+    ops: frozenset[str]
+
+    def covers(self, node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
+        """Whether ``node`` is one of the stage's own layers and of a covered kind.
+
+        The head stays in float: it is tiny and every threshold reads its output. So do the
+        relation convolutions, whose few channels do not fill an INT8 unit.
+        """
+        return (
+            node.op_type in self.ops
+            and len(node.input) > 1
+            and node.input[1] == f"{node.name}.weight"
+            and node.input[1] in weights
+            and not node.name.startswith(("head", "relation_reuse"))
+        )
+
+
+ONNXRUNTIME_OPS = QuantizedOps(frozenset({"MatMul"}))
+"""ONNX Runtime's INT8 convolution wants a quantized bias, which TensorRT refuses; the two small
+patch convolutions stay in float there."""
+TENSORRT_OPS = QuantizedOps(frozenset({"MatMul", "Conv"}))
+
+
+def quantizable_inputs(model: onnx.ModelProto, ops: QuantizedOps) -> list[str]:
+    """Names of the activations that a quantized graph needs ranges for, in graph order."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = [node.input[0] for node in model.graph.node if ops.covers(node, weights)]
+    return list(dict.fromkeys(names))
+
+
+def quantize(
+    model: onnx.ModelProto, ranges: Mapping[str, float], ops: QuantizedOps
+) -> onnx.ModelProto:
+    """Insert Q/DQ pairs before every layer that ``ops`` covers.
+
+    ``ranges`` gives the clipping value (> 0) of every activation of :func:`quantizable_inputs`.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    ready: dict[str, str] = {}
+    for node in graph.node:
+        if ops.covers(node, weights):
+            source = node.input[0]
+            if source not in ready:
+                ready[source] = _activation_pair(graph, nodes, source, ranges[source])
+            node.input[0] = ready[source]
+            axis = 1 if node.op_type == "MatMul" else 0
+            node.input[1] = _weight_pair(graph, nodes, weights[node.input[1]], axis)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _activation_pair(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], source: str, limit: float
+) -> str:
+    scale = _constant(graph, f"{source}/scale", np.float32(limit / INT8_MAX))
+    zero = _constant(graph, f"{source}/zero_point", np.int8(0))
+    levels, back = f"{source}/int8", f"{source}/dequantized"
+    nodes.append(
+        helper.make_node("QuantizeLinear", [source, scale, zero], [levels], f"{source}/quantize")
+    )
+    nodes.append(
+        helper.make_node("DequantizeLinear", [levels, scale, zero], [back], f"{source}/dequantize")
+    )
+    return back
+
+
+def _weight_pair(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], tensor: onnx.TensorProto, axis: int
+) -> str:
+    name, weight = tensor.name, numpy_helper.to_array(tensor)
+    levels, scales = quantize_weight(weight, axis)
+    tensor.CopyFrom(numpy_helper.from_array(levels, name))
+    scale = _constant(graph, f"{name}/scale", scales)
+    zero = _constant(graph, f"{name}/zero_point", np.zeros(len(scales), np.int8))
+    back = f"{name}/dequantized"
+    nodes.append(
+        helper.make_node(
+            "DequantizeLinear", [name, scale, zero], [back], f"{name}/dequantize", axis=axis
+        )
+    )
+    return back
+
+
+def quantize_weight(
+    weight: npt.NDArray[np.float32], axis: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """INT8 levels and the scale of every channel along ``axis``; a channel of zeros has scale 1."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    peak = np.abs(weight).max(axis=others, keepdims=True)
+    scales = np.where(peak > 0, peak / INT8_MAX, 1).astype(np.float32)
+    levels = np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return levels, scales.reshape(-1)
+
+
+def _constant(graph: onnx.GraphProto, name: str, value: npt.ArrayLike) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return name

@@ -1,0 +1,213 @@
+"""The bundle: a folder with one graph per stage, calibration records and a manifest.
+
+    manifest.json   what is inside: schema version, stages, tensors, SHA-256 of every file
+    stage1.onnx ... one file per stage
+    records.npz     answers of every exit to every calibration image
+    costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from dvt_edge.documents import Document
+from dvt_edge.errors import BundleError
+from dvt_edge.policy.records import Records
+from dvt_edge.profile import BudgetConfig, EngineConfig, InputConfig
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RECORDS = "records.npz"
+COSTS = "costs.json"
+
+
+class TensorSpec(Document):
+    """One input or output of a stage."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """``"N"`` stands for the batch."""
+    dtype: Literal["float32", "int32"]
+
+
+class StageSpec(Document):
+    """One stage file."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int = Field(ge=0)
+    """Weights and biases in the graph, upsampling constants included."""
+    macs: int = Field(ge=0)
+    """Multiply-accumulates of matrix products and convolutions at batch 1, counted on the graph."""
+
+
+class ExitFigures(Document):
+    """What quantization did to one exit, on the calibration images (shares, 0..1)."""
+
+    accuracy_before: float
+    """Top-1 of the FP32 graphs; agreement with the last FP32 exit where labels are missing."""
+    accuracy_after: float
+    """The same for the stages in the bundle."""
+
+
+class QuantizationFigures(Document):
+    """What quantization did, on the calibration images."""
+
+    precision: Literal["int8", "fp32"]
+    exits: tuple[ExitFigures, ...]
+    changed_decisions: float
+    """Share of images that leave at another exit than with the FP32 graphs."""
+    tolerance_points: float
+
+
+class Manifest(Document):
+    """``manifest.json``."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    build_key: str
+    """Hash of everything that decided the contents; the same key rebuilds nothing."""
+    device: str
+    engine: EngineConfig
+    input: InputConfig
+    budget: BudgetConfig
+    class_names: tuple[str, ...]
+    frame_shape: tuple[int, int]
+    """Median height and width of the calibration images, for measuring costs."""
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    quantization: QuantizationFigures
+    files: dict[str, str]
+    """SHA-256 of every file but the manifest and the costs."""
+    versions: dict[str, str]
+    """Of the programs that built the bundle."""
+
+    @property
+    def content_hash(self) -> str:
+        """Hash over all stage files; measured costs are bound to it."""
+        return _sha256("".join(self.files[stage.file] for stage in self.stages).encode())
+
+
+class Bundle:
+    """An opened bundle: checked against its manifest.
+
+    Raises :class:`~dvt_edge.errors.BundleError` when the folder is no bundle, was written by
+    another schema version, or a file was changed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        try:
+            self.manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{self.folder}: no bundle here (no {MANIFEST}); build one with "
+                "'dvt-edge build --profile FILE'"
+            ) from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = str(error).replace("\n", " ")[:200]
+            raise BundleError(
+                f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first}); rebuild with "
+                "'dvt-edge build'"
+            ) from None
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from None
+        for name, expected in self.manifest.files.items():
+            found = file_sha256(self.folder / name)
+            if found != expected:
+                raise BundleError(
+                    f"{self.folder / name}: changed since the build (SHA-256 {found[:12]}..., "
+                    f"expected {expected[:12]}...); rebuild with 'dvt-edge build'"
+                )
+
+    def stage_path(self, index: int) -> Path:
+        """File of stage ``index`` (from 0)."""
+        return self.folder / self.manifest.stages[index].file
+
+    def records(self) -> Records:
+        """The calibration records."""
+        try:
+            with np.load(self.folder / RECORDS, allow_pickle=False) as archive:
+                label = archive["label"] if "label" in archive.files else None
+                return Records(archive["confidence"], archive["prediction"], label)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{self.folder / RECORDS}: unusable ({error}); rebuild") from None
+
+    def set_budget(self, budget: BudgetConfig) -> None:
+        """Store another budget in the manifest; nothing else changes."""
+        manifest = self.manifest.model_copy(update={"budget": budget})
+        write_aside(self.folder / MANIFEST, manifest.model_dump_json(indent=2))
+        self.manifest = manifest
+
+
+def write_records(path: Path, records: Records) -> None:
+    """Write ``records.npz``."""
+    arrays = {"confidence": records.confidence, "prediction": records.prediction}
+    if records.label is not None:
+        arrays["label"] = records.label
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``folder`` that takes its place when the block succeeds.
+
+    On failure or Ctrl-C the old folder stays as it was. A folder that is no bundle is not replaced.
+    """
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise BundleError(f"{folder}: holds something else than a bundle; choose another output")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written ({error}); choose another output") from None
+    try:
+        yield new
+        new.chmod(0o755)
+        old = new.with_name(new.name.replace(".new-", ".old-"))
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); rebuild") from None
+    return digest.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,64 @@
+"""What every exit said about every calibration image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Answers of all K exits to N images.
+
+    Raises :class:`~dvt_edge.errors.DataError` for shapes that do not fit together, no records,
+    confidences that are not finite, and labels below zero.
+    """
+
+    confidence: npt.NDArray[np.float32]
+    """[N, K]: largest softmax probability, 0..1."""
+    prediction: npt.NDArray[np.int32]
+    """[N, K]: predicted class."""
+    label: npt.NDArray[np.int32] | None = None
+    """[N]: true class; None where unknown, then the last exit's answer counts as right."""
+
+    def __post_init__(self) -> None:
+        shape = self.confidence.shape
+        if len(shape) != 2 or self.prediction.shape != shape:
+            raise DataError(
+                f"records need confidence and prediction of one shape [N, K], found {shape} and "
+                f"{self.prediction.shape}"
+            )
+        if not shape[0] or not shape[1]:
+            raise DataError("records are empty; thresholds need at least one image and one exit")
+        if not np.isfinite(self.confidence).all():
+            bad = int((~np.isfinite(self.confidence)).any(axis=1).sum())
+            raise DataError(f"confidences of {bad} records are not finite; rebuild the bundle")
+        if self.label is not None and self.label.shape != shape[:1]:
+            raise DataError(f"label must have shape [{shape[0]}], found {self.label.shape}")
+        if self.label is not None and self.label.min() < 0:
+            raise DataError(f"labels are classes from 0, found {self.label.min()}")
+
+    def __len__(self) -> int:
+        return self.confidence.shape[0]
+
+    @property
+    def exits(self) -> int:
+        return self.confidence.shape[1]
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """[N, K]: whether the exit's answer is right, or agrees with the last exit."""
+        truth = self.prediction[:, -1] if self.label is None else self.label
+        return self.prediction == truth[:, None]
+
+    @cached_property
+    def accuracy(self) -> Floats:
+        """[K]: share of right answers of every exit."""
+        return self.correct.mean(axis=0)

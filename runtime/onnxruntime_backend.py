@@ -1,0 +1,126 @@
+"""Stages on the CPU with ONNX Runtime.
+
+All tensors live in arrays that are allocated once. They are bound to the sessions through
+IOBinding as OrtValues that share the arrays' memory: a stage reads its reuse tensors where the
+stage before wrote them, and no frame copies anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from dvt_edge.bundle import StageSpec
+from dvt_edge.errors import BackendError
+from dvt_edge.runtime.backend import StageAnswer
+
+HANDED_ON = {"next_features": "features", "next_relations": "relations"}
+"""Output of one stage -> input of the next."""
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(model: str | bytes, threads: int) -> ort.InferenceSession:
+    """A CPU session over a file or a serialised model; 0 threads are one per core.
+
+    Raises :class:`~dvt_edge.errors.BackendError`.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Each stage has its own pool: threads that spin after one stage would slow the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own types derive from RuntimeError and others
+        raise BackendError(f"ONNX Runtime {ort.__version__} refused a stage: {error}") from None
+
+
+class OnnxRuntimeBackend:
+    """:class:`~dvt_edge.runtime.backend.Backend` on ONNX Runtime's CPU provider."""
+
+    def __init__(
+        self, paths: Sequence[Path], specs: Sequence[StageSpec], max_batch: int, threads: int
+    ) -> None:
+        self._max_batch = max_batch
+        self._sessions = [open_session(str(path), threads) for path in paths]
+        self._tensors: list[dict[str, npt.NDArray[Any]]] = []
+        for index, spec in enumerate(specs):
+            before = self._tensors[index - 1] if index else {}
+            shared = {HANDED_ON[k]: v for k, v in before.items() if k in HANDED_ON}
+            if index:
+                shared["image"] = self._tensors[0]["image"]
+            self._tensors.append(
+                {
+                    t.name: shared[t.name] if t.name in shared else self._allocate(t.shape, t.dtype)
+                    for t in (*spec.inputs, *spec.outputs)
+                }
+            )
+        self._specs = list(specs)
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    @property
+    def bytes_resident(self) -> int:
+        arrays = {id(a): a.nbytes for tensors in self._tensors for a in tensors.values()}
+        return sum(arrays.values())
+
+    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
+        image: npt.NDArray[np.float32] = self._tensors[0]["image"][:count]
+        return image
+
+    def run_stage(self, stage: int, count: int) -> StageAnswer:
+        binding = self._bindings.get((stage, count)) or self._bind(stage, count)
+        try:
+            self._sessions[stage].run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"stage {stage + 1} failed in ONNX Runtime: {error}") from None
+        tensors = self._tensors[stage]
+        return StageAnswer(tensors["confidence"][:count], tensors["class_id"][:count])
+
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+        names = ["image", *(name for name in HANDED_ON if name in self._tensors[stage])]
+        for name in names:
+            array = self._tensors[stage][name]
+            for target, source in enumerate(rows):
+                if target != source:
+                    array[target] = array[source]
+
+    def tensors(self, stage: int) -> dict[str, npt.NDArray[Any]]:
+        """All inputs and outputs of ``stage`` at full batch, for tests and calibration."""
+        return self._tensors[stage]
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._sessions.clear()
+        self._tensors.clear()
+
+    def _allocate(self, shape: Sequence[int | str], dtype: str) -> npt.NDArray[Any]:
+        sizes = [self._max_batch if isinstance(size, str) else size for size in shape]
+        return np.zeros(sizes, dtype)
+
+    def _bind(self, stage: int, count: int) -> ort.IOBinding:
+        """A binding of the first ``count`` rows, made once per stage and count."""
+        binding = self._sessions[stage].io_binding()
+        for specs, bind in (
+            (self._specs[stage].inputs, binding.bind_ortvalue_input),
+            (self._specs[stage].outputs, binding.bind_ortvalue_output),
+        ):
+            for spec in specs:
+                rows = self._tensors[stage][spec.name][:count]
+                bind(spec.name, ort.OrtValue.ortvalue_from_numpy(rows))
+        self._bindings[stage, count] = binding
+        return binding
