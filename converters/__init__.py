@@ -1,0 +1,1 @@
+"""From a trained cascade to the stages of a bundle."""

@@ -142,7 +142,8 @@ class _StageGraph:
         weights, biases = [], []
         for layer in range(depth):
             prefix = f"blocks.{layer}.feature_reuse"
-            weight, bias = self._linear(f"{prefix}.mlp.fc1")
+            weight = self.weights[f"{prefix}.mlp.fc1.weight"].T
+            bias = self.weights[f"{prefix}.mlp.fc1.bias"]
             norm, shift = self.weights[f"{prefix}.norm.weight"], self.weights[f"{prefix}.norm.bias"]
             weights.append(norm[:, None] * weight)
             biases.append(shift @ weight + bias)
@@ -152,7 +153,9 @@ class _StageGraph:
         x = g.gelu(x, "feature_reuse.gelu")  # (N, T', L * reuse_hidden)
         hidden = g.split(x, [config.reuse_hidden] * depth, -1, "feature_reuse/split_hidden")
         contexts = [
-            g.linear(part, *self._linear(f"blocks.{i}.feature_reuse.mlp.fc2"), f"feature_reuse.fc2.{i}")
+            g.linear(
+                part, *self._linear(f"blocks.{i}.feature_reuse.mlp.fc2"), f"feature_reuse.fc2.{i}"
+            )
             for i, part in enumerate(hidden)
         ]
         joined = g.node("Concat", contexts, name="feature_reuse/concat", axis=-1)

@@ -1,0 +1,65 @@
+"""Dynamic Vision Transformers on edge devices, within a latency budget.
+
+    import dvt_edge
+
+    with dvt_edge.Runtime("demo-cpu.yaml") as runtime:
+        prediction = runtime.classify(frame)  # uint8 [H, W, 3] BGR, or [H, W]
+
+Importing this package imports neither torch nor CUDA.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dvt_edge.errors import (
+    BackendError,
+    BudgetError,
+    BuildError,
+    BundleError,
+    CheckpointError,
+    ClosedError,
+    ConfigError,
+    DataError,
+    DvtEdgeError,
+    FrameError,
+)
+
+if TYPE_CHECKING:
+    from dvt_edge.profile import Profile
+    from dvt_edge.runtime.prediction import Prediction
+    from dvt_edge.runtime.runtime import Runtime
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BudgetError",
+    "BuildError",
+    "BundleError",
+    "CheckpointError",
+    "ClosedError",
+    "ConfigError",
+    "DataError",
+    "DvtEdgeError",
+    "FrameError",
+    "Prediction",
+    "Profile",
+    "Runtime",
+    "__version__",
+]
+
+_HOMES = {
+    "Prediction": "dvt_edge.runtime.prediction",
+    "Profile": "dvt_edge.profile",
+    "Runtime": "dvt_edge.runtime.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the engine and the validation library only when they are needed."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

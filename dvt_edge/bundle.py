@@ -1,9 +1,9 @@
 """The bundle: a folder with one graph per stage, calibration records and a manifest.
 
-    manifest.json   what is inside: schema version, stages, tensors, SHA-256 of every file
-    stage1.onnx ... one file per stage
-    records.npz     answers of every exit to every calibration image
-    costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
+manifest.json   what is inside: schema version, stages, tensors, SHA-256 of every file
+stage1.onnx ... one file per stage
+records.npz     answers of every exit to every calibration image
+costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dvt_edge.errors import BundleError
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, EngineConfig, InputConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 RECORDS = "records.npz"
 COSTS = "costs.json"

@@ -22,7 +22,9 @@ from dvt_edge.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+)
 
 
 class ImageDataset(Protocol):
@@ -69,7 +71,8 @@ class ArrayDataset:
         return len(self.images)
 
     def image(self, index: int) -> Pixels:
-        return self.images[index]
+        image: Pixels = self.images[index]
+        return image
 
 
 def load_image(path: Path) -> Pixels:
@@ -88,7 +91,9 @@ def load_image(path: Path) -> Pixels:
 
 def find_images(folder: Path) -> list[Path]:
     """All image files below ``folder``, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
 
 
 def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> FolderDataset:

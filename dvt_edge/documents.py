@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from dvt_edge.errors import ConfigError
 
 
 def _beside_document(path: Path, info: ValidationInfo) -> Path:
-    return info.context["folder"] / path if info.context else path
+    return Path(os.path.normpath(info.context["folder"] / path)) if info.context else path
 
 
 DocumentPath = Annotated[Path, AfterValidator(_beside_document)]
@@ -61,7 +62,9 @@ class Document(BaseModel):
 
 
 def _describe(file: Path, root: yaml.Node | None, model: type[Document], e: ErrorDetails) -> str:
-    path = [part for part in e["loc"] if not (isinstance(part, str) and part.startswith("function"))]
+    path = [
+        part for part in e["loc"] if not (isinstance(part, str) and part.startswith("function"))
+    ]
     line, known = _locate(root, path)
     dotted = ".".join(str(part) for part in known) or "the document"
     where = f"{file}:{line}: {dotted}"
@@ -88,9 +91,8 @@ def _locate(root: yaml.Node | None, path: list[int | str]) -> tuple[int, list[in
                 if key.value == str(part):
                     found, line = value, key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            if part < len(node.value):
-                found = node.value[part]
-                line = found.start_mark.line + 1
+            found = next(iter(node.value[part : part + 1]), None)
+            line = found.start_mark.line + 1 if found else line
         if found is None:
             continue  # union tags and missing keys are no nodes
         known.append(part)

@@ -24,7 +24,9 @@ def check_frame(frame: object) -> Pixels:
             "decode files first, for example with cv2.imread"
         )
     if frame.dtype != np.uint8:
-        raise FrameError(f"a frame holds uint8 levels 0..255, found {frame.dtype}; convert it first")
+        raise FrameError(
+            f"a frame holds uint8 levels 0..255, found {frame.dtype}; convert it first"
+        )
     if frame.ndim == 3 and frame.shape[2] == 1:
         frame = frame[..., 0]
     if frame.ndim != 2 and not (frame.ndim == 3 and frame.shape[2] == 3):

@@ -62,7 +62,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
 
 
 class FeatureReuse(nn.Module):
@@ -74,7 +75,8 @@ class FeatureReuse(nn.Module):
         self.mlp = Mlp(upstream.width, config.reuse_hidden, config.reuse_width)
 
     def forward(self, features: Tensor, upsample: Tensor) -> Tensor:
-        return upsample @ self.mlp(self.norm(features))  # (B, T, reuse_width), class row zero
+        context: Tensor = self.mlp(self.norm(features))
+        return upsample @ context  # (B, T, reuse_width), class row zero
 
 
 class RelationReuse(nn.Module):
@@ -87,7 +89,7 @@ class RelationReuse(nn.Module):
         self.conv2 = nn.Conv2d(hidden, stage.relation_channels, 1)
 
     def forward(self, relations: Tensor, upsample: Tensor) -> Tensor:
-        mixed = self.conv2(F.gelu(self.conv1(relations)))  # (B, L * H, T', T')
+        mixed: Tensor = self.conv2(F.gelu(self.conv1(relations)))  # (B, L * H, T', T')
         return upsample @ mixed @ upsample.T  # (B, L * H, T, T)
 
 
@@ -137,7 +139,8 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images if self.stem is None else self.stem(images)
-        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        y: Tensor = self.proj(x)  # (B, D, grid, grid)
+        return y.flatten(2).transpose(1, 2)
 
 
 class Stage(nn.Module):
@@ -156,9 +159,7 @@ class Stage(nn.Module):
         self.relation_reuse = (
             RelationReuse(upstream, stage) if upstream and config.relation_reuse else None
         )
-        self.blocks = nn.ModuleList(
-            Block(stage, config, upstream) for _ in range(stage.depth)
-        )
+        self.blocks = nn.ModuleList(Block(stage, config, upstream) for _ in range(stage.depth))
         self.norm = nn.LayerNorm(stage.width, eps=config.norm_eps)
         self.head = nn.Linear(stage.width, config.classes)
         self.hands_on_relations = config.relation_reuse and index + 1 < len(config.stages)
@@ -191,9 +192,7 @@ class Stage(nn.Module):
             reused = mixed.split(self.heads, dim=1)  # L times (B, H, T, T)
         relations = []
         for layer, block in enumerate(self.blocks):
-            x, logits = block(
-                x, features, self.feature_upsample, reused[layer] if reused else None
-            )
+            x, logits = block(x, features, self.feature_upsample, reused[layer] if reused else None)
             relations.append(logits)
         answer = self.head(self.norm(x[:, 0]))
         return StageOutput(
@@ -236,18 +235,19 @@ class Cascade(nn.Module):
             own.update({k: v for k, v in first.items() if k in own and v.shape == own[k].shape})
             stage.load_state_dict(own)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write weights and configuration as one safetensors file; an old file is replaced whole.
 
+        ``half`` stores the weights in float16.
         Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
         """
         from dvt_edge.models.checkpoint import save_cascade
 
-        save_cascade(self, Path(path))
+        save_cascade(self, Path(path), half=half)
 
     @classmethod
     def load(cls, path: str | Path) -> Cascade:
-        """Read a cascade written by :meth:`save`, in eval mode.
+        """Read a cascade written by :meth:`save`, in float32 and eval mode.
 
         Raises :class:`~dvt_edge.errors.CheckpointError` for a file that is missing, truncated, a
         pickle, or not a dvt-edge checkpoint.

@@ -40,9 +40,12 @@ def replaced(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def save_cascade(cascade: Cascade, path: Path) -> None:
+def save_cascade(cascade: Cascade, path: Path, *, half: bool) -> None:
     """Write ``cascade`` to ``path``; see :meth:`Cascade.save`."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in cascade.state_dict().items()}
+    tensors = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in cascade.state_dict().items()
+    }
     header = {"format": FORMAT, "config": cascade.config.model_dump_json()}
     with replaced(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=header)

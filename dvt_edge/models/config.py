@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -78,7 +79,7 @@ class CascadeConfig(Document):
     @model_validator(mode="after")
     def _tokens_increase(self) -> CascadeConfig:
         grids = [stage.grid for stage in self.stages]
-        if any(b <= a for a, b in zip(grids, grids[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(grids)):
             raise ValueError(f"the grids must increase from stage to stage, found {grids}")
         if grids[-1] > self.patch_input_size:
             raise ValueError(

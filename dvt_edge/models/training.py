@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ class Trainer:
         if config.batch_size % self.world:
             raise ConfigError(f"batch_size {config.batch_size} does not divide by {self.world}")
         self.device = torch.device(
-            f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+            f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         )
         self.validation = TrainingImages(
             config, config.data.validation, config.data.validation_seed, None
@@ -95,16 +94,24 @@ class Trainer:
         self._state_path = config.output / "state.pt"
         self._open_output(resume)
 
-    def run(self, progress: Progress | None = None) -> list[EpochResult]:
+    def run(
+        self,
+        progress: Progress | None = None,
+        on_epoch: Callable[[EpochResult], None] | None = None,
+    ) -> list[EpochResult]:
         """Train to the end; returns one result per epoch, those before a resume included.
 
-        The finished ``model.safetensors`` stands in ``config.output``, beside ``log.jsonl``.
+        ``progress`` is called after every step, ``on_epoch`` after every epoch. The finished
+        ``model.safetensors`` stands in ``config.output``, beside ``log.jsonl``.
         """
         while self.state.epoch < self.config.epochs:
             self._train_epoch(progress)
-            self._end_epoch()
+            result = self._end_epoch()
+            if on_epoch and self.rank == 0:
+                on_epoch(result)
         if self.rank == 0:
-            self.cascade.save(self.config.output / "model.safetensors")
+            half = self.config.save_dtype == "float16"
+            self.cascade.save(self.config.output / "model.safetensors", half=half)
         return [EpochResult(**line) for line in self.state.log]
 
     def _train_epoch(self, progress: Progress | None) -> None:
@@ -169,13 +176,13 @@ class Trainer:
         for pixels, labels in loader(self.validation, mine, self.config.data.workers):
             with self._autocast():
                 outputs = self.cascade(self._normalise(pixels))
-            labels = labels.to(self.device)
-            right += torch.stack([(o.logits.argmax(1) == labels).sum() for o in outputs])
+            truth = labels.to(self.device)
+            right += torch.stack([(o.logits.argmax(1) == truth).sum() for o in outputs])
         if self.world > 1:
             dist.all_reduce(right)
         return (right / count).tolist()
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> EpochResult:
         started = time.monotonic()
         accuracy = self.evaluate()
         state = self.state
@@ -188,6 +195,7 @@ class Trainer:
         )
         self.state = _State(epoch=state.epoch + 1, log=[*state.log, asdict(result)])
         self._save_state()
+        return result
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         images = pixels.to(self.device, non_blocking=True).float().div_(255)
@@ -212,7 +220,7 @@ class Trainer:
             return self.cascade
         model: nn.Module = self.cascade
         if self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(
             model, device_ids=[self.device.index] if self.device.type == "cuda" else None
         )
@@ -274,8 +282,9 @@ def _make_optimizers(cascade: Cascade, config: TrainingConfig) -> list[torch.opt
             weights.append(parameter)
         else:
             others.append(parameter)
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(
-        [{"params": weights}, {"params": others, "weight_decay": 0.0}],
+        groups,
         lr=config.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=config.weight_decay,
@@ -304,13 +313,7 @@ def _join_process_group() -> tuple[int, int]:
 
 def _fingerprint(config: TrainingConfig) -> str:
     """Hash of all that decides the weights; folders and worker counts do not."""
-    values = config.model_dump(mode="json", exclude={"output": True, "checkpoint_minutes": True})
+    elsewhere = {"output": True, "checkpoint_minutes": True, "save_dtype": True}
+    values = config.model_dump(mode="json", exclude=elsewhere)
     values["data"].pop("workers")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def train(
-    config_file: str | Path, *, resume: bool = False, progress: Progress | None = None
-) -> list[EpochResult]:
-    """Train as a YAML file says; see :class:`Trainer`."""
-    return Trainer(TrainingConfig.from_yaml(config_file), resume=resume).run(progress)

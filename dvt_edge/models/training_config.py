@@ -94,6 +94,8 @@ class TrainingConfig(Document):
     """``auto``: bfloat16 where the device computes in it natively, otherwise float32."""
     shared_start: bool = True
     """All stages start from the first stage's weights wherever the shapes agree."""
+    save_dtype: Literal["float32", "float16"] = "float32"
+    """Of the weights in ``model.safetensors``; ``float16`` halves the file."""
     seed: int = Field(default=0, ge=0)
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     """A killed run loses at most this much."""

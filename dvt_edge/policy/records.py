@@ -46,19 +46,20 @@ class Records:
             raise DataError(f"labels are classes from 0, found {self.label.min()}")
 
     def __len__(self) -> int:
-        return self.confidence.shape[0]
+        return len(self.confidence)
 
     @property
     def exits(self) -> int:
-        return self.confidence.shape[1]
+        return int(self.confidence.shape[1])
 
     @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """[N, K]: whether the exit's answer is right, or agrees with the last exit."""
         truth = self.prediction[:, -1] if self.label is None else self.label
-        return self.prediction == truth[:, None]
+        right: npt.NDArray[np.bool_] = self.prediction == truth[:, None]
+        return right
 
     @cached_property
     def accuracy(self) -> Floats:
         """[K]: share of right answers of every exit."""
-        return self.correct.mean(axis=0)
+        return np.asarray(self.correct.mean(axis=0))

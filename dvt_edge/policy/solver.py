@@ -115,7 +115,8 @@ def _solve_inner(
     ``allowance`` is the total cost that they may have.
     """
     exits = records.exits - first
-    conf, correct = records.confidence[alive, first:], records.correct[alive, first:].astype(int)
+    conf = records.confidence[alive, first:].astype(float)
+    correct = records.correct[alive, first:].astype(int)
     if exits == 1 or not len(conf):
         return [-np.inf] * exits if len(conf) * costs[first] <= allowance or not len(conf) else None
     if exits == 2:  # a first exit that nobody can use

@@ -1,0 +1,38 @@
+# `make demo`, `make test` and `make check` make their own environment in .venv; it is installed
+# again only when pyproject.toml or the native sources change.
+PYTHON ?= python3
+# The release that this project is tested with. Where pip should fetch a CPU build, point it to
+# PyTorch's own index with PIP_EXTRA_INDEX_URL.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+PROFILE := samples/profiles/demo-cpu.yaml
+
+.PHONY: demo test check clean
+
+.venv/installed: pyproject.toml CMakeLists.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH) "scikit-build-core>=0.10"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[export,dev]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/dvt-edge build --profile $(PROFILE)
+	$(BIN)/dvt-edge profile --profile $(PROFILE)
+	$(BIN)/dvt-edge classify --profile $(PROFILE) samples/demo/images
+
+test: .venv/installed
+	$(BIN)/pytest
+
+# mypy cannot follow the editable install's redirect, so it reads a plain one.
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/typing
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing .
+	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dvt_edge
+	$(BIN)/pytest --collect-only --quiet > /dev/null
+
+clean:
+	rm -rf .venv build out

@@ -1,0 +1,199 @@
+"""The commands of ``dvt-edge``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import dvt_edge
+from dvt_edge.cli.classify import classify_paths
+from dvt_edge.cli.progress import step_progress
+from dvt_edge.errors import BuildError
+from dvt_edge.profile import Profile
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+profile_option = click.option(
+    "--profile", "profile_file", type=_FILE, required=True, help="The profile (YAML)."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(dvt_edge.__version__, prog_name="dvt-edge")
+def cli() -> None:
+    """Dynamic Vision Transformers on edge devices, within a latency budget."""
+
+
+@cli.command()
+@click.option("--config", "config_file", type=_FILE, required=True, help="The training YAML.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@json_option
+def train(config_file: Path, resume: bool, as_json: bool) -> None:
+    """Train a cascade: one run, one loss over all exits."""
+    _needs_torch("train")
+    from dvt_edge.cli.training import train_with_progress
+
+    train_with_progress(config_file, resume=resume, as_json=as_json)
+
+
+@cli.command()
+@profile_option
+@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@json_option
+def build(profile_file: Path, force: bool, as_json: bool) -> None:
+    """Build the bundle: one quantized graph per stage, records, manifest."""
+    profile = Profile.from_yaml(profile_file)
+    _needs_torch("build")
+    from dvt_edge.converters.build import build as build_bundle
+
+    with step_progress(quiet=as_json) as progress:
+        result = build_bundle(profile, progress, force=force)
+    manifest = result.bundle.manifest
+    if as_json:
+        values = {"bundle": str(result.bundle.folder), "rebuilt": result.rebuilt}
+        _print_json(values | manifest.quantization.model_dump(mode="json"))
+        return
+    console = Console()
+    if not result.rebuilt:
+        console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
+        return
+    figures = manifest.quantization
+    table = Table(title=f"{manifest.device}: top-1 on the calibration images")
+    for column in ("exit", "FP32 graph", f"{figures.precision} stage", "MMACs", "file"):
+        table.add_column(column, justify="right")
+    for k, (exit_, stage) in enumerate(zip(figures.exits, manifest.stages, strict=True)):
+        table.add_row(
+            str(k + 1),
+            f"{100 * exit_.accuracy_before:.2f} %",
+            f"{100 * exit_.accuracy_after:.2f} %",
+            f"{stage.macs / 1e6:.1f}",
+            stage.file,
+        )
+    console.print(table)
+    console.print(
+        f"{100 * figures.changed_decisions:.2f} % of the images leave at another exit than before "
+        f"quantization. Bundle: {result.bundle.folder}"
+    )
+
+
+@cli.command("profile")
+@profile_option
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True)
+@json_option
+def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
+    """Measure what each exit costs on this machine, and choose thresholds by it."""
+    from dvt_edge.runtime.costs import save_costs
+    from dvt_edge.runtime.runtime import Runtime
+
+    profile = Profile.from_yaml(profile_file)
+    with Runtime(profile) as runtime, step_progress(quiet=as_json) as progress:
+        costs = runtime.measure(
+            seconds, lambda share: progress("measuring", round(100 * share), 100)
+        )
+        save_costs(runtime.bundle, costs)
+    with Runtime(profile) as runtime:
+        solution = runtime.solution
+    if as_json:
+        _print_json(
+            costs.model_dump(mode="json")
+            | {
+                "budget_ms": profile.budget.latency_ms,
+                "expected_ms": solution.cost,
+                "expected_accuracy": solution.accuracy,
+                "thresholds": [float(t) for t in solution.thresholds[:-1]],
+                "exit_fraction": solution.exit_fraction.tolist(),
+            }
+        )
+        return
+    console = Console()
+    table = Table(title="Latency of classify at batch 1, ms", caption=costs.machine)
+    for column in ("exit", "mean", "p50", "p95", "p99", "max", "preprocess", "stages", "leave"):
+        table.add_column(column, justify="right")
+    for k, cost in enumerate(costs.exits):
+        table.add_row(
+            str(k + 1),
+            *(
+                f"{v:.3f}"
+                for v in (cost.mean_ms, cost.p50_ms, cost.p95_ms, cost.p99_ms, cost.max_ms)
+            ),
+            f"{cost.preprocess_ms:.3f}",
+            " + ".join(f"{ms:.3f}" for ms in cost.stage_ms),
+            f"{100 * solution.exit_fraction[k]:.1f} %",
+        )
+    console.print(table)
+    thresholds = ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1])
+    console.print(
+        f"Budget {profile.budget.latency_ms:g} ms: expected mean {solution.cost:.3f} ms, accuracy "
+        f"{100 * solution.accuracy:.2f} % on the calibration records; thresholds {thresholds}"
+    )
+
+
+@cli.command()
+@profile_option
+@click.argument("paths", nargs=-1, required=True)
+@json_option
+def classify(profile_file: Path, paths: tuple[str, ...], as_json: bool) -> int:
+    """Classify image files and folders; '-' reads a list of paths from standard input."""
+    from dvt_edge.runtime.runtime import Runtime
+
+    with Runtime(profile_file) as runtime:
+        return classify_paths(runtime, paths, as_json=as_json)
+
+
+@cli.command()
+@click.argument("bundle_folder", type=click.Path(path_type=Path))
+@json_option
+def inspect(bundle_folder: Path, as_json: bool) -> None:
+    """Show what is inside a bundle."""
+    from dvt_edge.bundle import Bundle
+
+    bundle = Bundle(bundle_folder)
+    manifest = bundle.manifest
+    if as_json:
+        _print_json(manifest.model_dump(mode="json"))
+        return
+    console = Console()
+    table = Table(title=f"{bundle_folder} for {manifest.device}")
+    for column in ("stage", "inputs", "outputs", "parameters", "MMACs", "kB"):
+        table.add_column(column, justify="left" if column.endswith("puts") else "right")
+    for k, stage in enumerate(manifest.stages):
+        inputs, outputs = (
+            "\n".join(f"{t.name} {list(t.shape)}" for t in tensors)
+            for tensors in (stage.inputs, stage.outputs)
+        )
+        size = bundle.stage_path(k).stat().st_size
+        table.add_row(
+            str(k + 1),
+            inputs,
+            outputs,
+            f"{stage.parameters:,}",
+            f"{stage.macs / 1e6:.1f}",
+            f"{size / 1000:,.0f}",
+        )
+    console.print(table)
+    console.print(
+        f"{manifest.engine.backend}, {manifest.engine.precision}, budget "
+        f"{manifest.budget.latency_ms:g} ms; {len(manifest.class_names)} classes; built with "
+        + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    )
+
+
+def _needs_torch(command: str) -> None:
+    missing = [
+        name for name in ("torch", "onnx", "safetensors") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise BuildError(
+            f"'dvt-edge {command}' needs {', '.join(missing)}; install them with "
+            "pip install 'dvt-edge[export]'"
+        )
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    click.echo(json.dumps(values, allow_nan=False))

@@ -1,0 +1,28 @@
+"""The answer to one frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one frame, and how it came about."""
+
+    class_id: int
+    """Class index, from 0."""
+    label: str
+    """Name of the class, or its number where the model has no names."""
+    confidence: float
+    """Largest softmax probability at the exit that answered, 0..1."""
+    exit_stage: int
+    """The stage that answered, from 1."""
+    latency_ms: float
+    """From the start of the work on the frame to the answer; waiting for another thread's frame is
+    not counted. In a batch: to the answer of this frame's exit."""
+    preprocess_ms: float
+    """Part of ``latency_ms``: resize, crop, normalise (of the whole batch)."""
+    stage_latency_ms: tuple[float, ...]
+    """Part of ``latency_ms``: each stage that ran (on the whole batch), in order."""
+    thresholds: tuple[float, ...]
+    """Thresholds in force: the frame left at the first exit whose confidence reached its own."""
