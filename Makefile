@@ -20,19 +20,18 @@ PROFILE := samples/profiles/demo-cpu.yaml
 demo: .venv/installed
 	$(BIN)/dvt-edge build --profile $(PROFILE)
 	$(BIN)/dvt-edge profile --profile $(PROFILE)
-	$(BIN)/dvt-edge classify --profile $(PROFILE) samples/demo/images
+	$(BIN)/dvt-edge classify --profile $(PROFILE) samples/demo/scenes/test/*/000[01]*.png
 
 test: .venv/installed
 	$(BIN)/pytest
 
 # mypy cannot follow the editable install's redirect, so it reads a plain one.
-check: .venv/installed
+check: .venv/installed test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	rm -rf build/typing
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing .
 	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dvt_edge
-	$(BIN)/pytest --collect-only --quiet > /dev/null
 
 clean:
 	rm -rf .venv build out
