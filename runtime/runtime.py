@@ -75,9 +75,13 @@ class Runtime:
         below the first exit's cost.
         """
         solution = solve(self._records, self._costs.mean_ms, budget.latency_ms)
+        self.use(solution)
+        return solution
+
+    def use(self, solution: Solution) -> None:
+        """Leave by the thresholds of ``solution``, whatever the budget; from the next frame on."""
         self._solution = solution
         self._thresholds = tuple(float(t) for t in solution.thresholds)
-        return solution
 
     def classify(self, frame: object, *, color_order: ColorOrder | None = None) -> Prediction:
         """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W].
