@@ -1,0 +1,117 @@
+"""What several test modules share: a bundle of the demo cascade, and tiny random cascades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dvt_edge.models.config import CascadeConfig, StageConfig
+from dvt_edge.profile import Profile
+
+if TYPE_CHECKING:
+    from dvt_edge.models.cascade import Cascade
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The repository's ``samples`` folder; tests only read it."""
+    return REPOSITORY / "samples"
+
+
+@pytest.fixture(scope="session")
+def demo_profile_values(
+    samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, Any]]:
+    """A function giving ``demo-cpu.yaml`` as a dictionary with absolute paths, few calibration
+    images, a budget that any machine keeps, and an output outside the repository."""
+
+    def values(**changes: Any) -> dict[str, Any]:
+        text = (samples / "profiles" / "demo-cpu.yaml").read_text(encoding="utf-8")
+        profile: dict[str, Any] = yaml.safe_load(text)
+        profile["model"] = str(samples / "demo" / "model.safetensors")
+        profile["calibration"] = {
+            "data": str(samples / "demo" / "scenes" / "calibration"),
+            "samples": 200,
+            "tolerance_points": 5.0,  # one image of 200 is half a point
+        }
+        profile["budget"] = {"latency_ms": 1000.0}
+        profile["output"] = str(tmp_path_factory.mktemp("demo") / "bundle")
+        return profile | changes
+
+    return values
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_profile_values: Callable[..., dict[str, Any]]) -> Path:
+    """Folder of the demo cascade's bundle, built once; read-only for tests (copy it to change)."""
+    from dvt_edge.converters.build import build
+
+    return build(Profile.model_validate(demo_profile_values())).bundle.folder
+
+
+@pytest.fixture(scope="session")
+def demo_profile(
+    demo_bundle: Path,
+    demo_profile_values: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A YAML profile whose ``output`` is :func:`demo_bundle`."""
+    path = tmp_path_factory.mktemp("profile") / "demo.yaml"
+    values = demo_profile_values(output=str(demo_bundle))
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _tiny_config(**changes: Any) -> CascadeConfig:
+    values: dict[str, Any] = {
+        "image_size": 16,
+        "channels": 1,
+        "classes": 5,
+        "reuse_hidden": 8,
+        "reuse_width": 4,
+        "stages": (
+            StageConfig(grid=2, width=8, depth=2, heads=2, mlp_ratio=2),
+            StageConfig(grid=4, width=8, depth=2, heads=2, mlp_ratio=2),
+            StageConfig(grid=5, width=8, depth=2, heads=2, mlp_ratio=2),
+        ),
+    }
+    return CascadeConfig(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., CascadeConfig]:
+    """A function giving the configuration of a cascade small enough for any test: gray 16x16
+    images, five classes, grids 2, 4 and 5; keywords replace fields."""
+    return _tiny_config
+
+
+@pytest.fixture(scope="session")
+def random_cascade() -> Callable[..., Cascade]:
+    """A function ``(config, seed=0)`` giving a cascade in eval mode all of whose weights matter.
+
+    Fresh weights hide mistakes: biases are zero, norms are the identity, attention is uniform.
+    """
+    import torch
+
+    from dvt_edge.models.cascade import Cascade
+
+    def make(config: CascadeConfig, seed: int = 0) -> Cascade:
+        cascade = Cascade(config).eval()
+        rng = np.random.default_rng(seed)
+        for name, tensor in cascade.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            values = rng.normal(0, 0.3, tensor.shape).astype(np.float32)
+            if "norm" in name or name.endswith(("running_var", "stem.1.weight")):
+                values = np.abs(values) + 0.5
+            tensor.copy_(torch.from_numpy(values))
+        return cascade
+
+    return make
