@@ -77,15 +77,19 @@ class TrainingConfig(Document):
     """Folder for the checkpoint ``model.safetensors``, ``log.jsonl`` and the resume state."""
     augment: AugmentConfig = AugmentConfig()
     epochs: int = Field(ge=1, le=10_000)
+    """Passes over the training images."""
     batch_size: int = Field(ge=1, le=65_536)
     """Images per step in all processes together."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """``muon`` updates the layers' matrices by Muon (Jordan et al. 2024) and the rest by AdamW."""
     learning_rate: float = Field(gt=0, le=1)
+    """At the end of the warm-up, the highest."""
     weight_decay: float = Field(default=0.05, ge=0, le=1)
+    """Decoupled; on matrices and kernels only."""
     warmup_epochs: float = Field(default=1.0, ge=0)
     """Linear warm-up; then half a cosine down to zero."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread over all classes; it blurs the confidences that exits go by."""
     exit_weights: tuple[float, ...] | None = None
     """Weight of each exit's loss; all ones when absent, as in the paper."""
     clip_norm: float = Field(default=1.0, gt=0)
@@ -97,6 +101,7 @@ class TrainingConfig(Document):
     save_dtype: Literal["float32", "float16"] = "float32"
     """Of the weights in ``model.safetensors``; ``float16`` halves the file."""
     seed: int = Field(default=0, ge=0)
+    """Of weights, order, augmentation and scenes."""
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     """A killed run loses at most this much."""
 
