@@ -25,6 +25,7 @@ import onnx
 from onnx import TensorProto
 
 from dvt_edge.converters.graph_builder import GraphBuilder
+from dvt_edge.converters.tokenizer_graph import tokens_from_image
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 
@@ -94,18 +95,8 @@ class _StageGraph:
         return self.g.layer_norm(x, weight, bias, self.config.norm_eps, name)
 
     def _tokens(self, image: str) -> str:
-        g, w, stage, x = self.g, self.weights, self.stage, image
-        kernel, padding = self.config.patch_geometry(self.index)
-        if self.config.tokenizer == "conv":
-            scale = w["patch_embed.stem.1.weight"] / np.sqrt(
-                w["patch_embed.stem.1.running_var"] + 1e-5
-            )
-            shift = w["patch_embed.stem.1.bias"] - w["patch_embed.stem.1.running_mean"] * scale
-            weight = w["patch_embed.stem.0.weight"] * scale.reshape(-1, 1, 1, 1)
-            x = self._conv(x, weight, shift, "patch_embed.stem", stride=2, padding=1)
-            x = g.node("Relu", [x], name="patch_embed.stem/relu")
-        weight, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
-        x = self._conv(x, weight, bias, "patch_embed.proj", stride=kernel, padding=padding)
+        g, w, stage = self.g, self.weights, self.stage
+        x = tokens_from_image(g, image, w, self.config, self.index)
         x = g.reshape(x, [0, stage.width, -1], "patch_embed/flatten")
         x = g.transpose(x, [0, 2, 1], "patch_embed/tokens")  # (N, grid^2, D)
         # The class token is the same for every image: pad a zero row in front, then one addition
@@ -115,21 +106,6 @@ class _StageGraph:
         start = w["pos_embed"].copy()
         start[:, 0] += w["cls_token"][:, 0]
         return g.node("Add", [x, g.constant("start", start)], name="patch_embed/start")
-
-    def _conv(
-        self, x: str, weight: Array, bias: Array, name: str, stride: int = 1, padding: int = 0
-    ) -> str:
-        g = self.g
-        inputs = [x, g.constant(f"{name}.weight", weight), g.constant(f"{name}.bias", bias)]
-        kernel = list(weight.shape[2:])
-        return g.node(
-            "Conv",
-            inputs,
-            name=name,
-            kernel_shape=kernel,
-            strides=[stride] * 2,
-            pads=[padding] * 4,
-        )
 
     def _reused_features(self) -> list[str]:
         """Contexts E_l of all layers, each (N, T, reuse_width)."""
@@ -172,7 +148,7 @@ class _StageGraph:
         x = relations
         for i in (1, 2):
             name = f"relation_reuse.conv{i}"
-            x = self._conv(x, w[f"{name}.weight"], w[f"{name}.bias"], name)
+            x = g.conv(x, w[f"{name}.weight"], w[f"{name}.bias"], name)
             x = g.gelu(x, "relation_reuse.gelu") if i == 1 else x
         matrix = relation_matrix(up.grid, stage.grid)
         left, right = g.constant("relation_rows", matrix), g.constant("relation_columns", matrix.T)
