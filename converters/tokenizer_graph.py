@@ -38,7 +38,7 @@ _BATCH_NORM_EPSILON = 1e-5
 def tokens_from_image(
     g: GraphBuilder, image: str, weights: Weights, config: CascadeConfig, index: int
 ) -> str:
-    """Add the tokenizer of stage ``index``: ``image`` [N, C, S, S] -> [N, D, grid, grid].
+    """Add the tokenizer of stage ``index``: ``image`` [N, C, S, S] -> [N, grid^2, D].
 
     ``weights`` are the stage's tensors by their names in the stage.
     """
@@ -47,19 +47,38 @@ def tokens_from_image(
         for name, value in weights.items()
         if name.startswith("patch_embed.")
     }
+    if config.tokenizer == "patch":
+        return _patch_product(g, image, own, config, index)
     if config.tokenizer == "t2t":
-        return _tokens_to_token(g, image, own, config, index)
-    x = image
-    kernel, padding = config.patch_geometry(index)
-    if config.tokenizer == "conv":
+        x = _tokens_to_token(g, image, own, config, index)
+    else:
         scale = own["stem.1.weight"] / np.sqrt(own["stem.1.running_var"] + _BATCH_NORM_EPSILON)
         shift = own["stem.1.bias"] - own["stem.1.running_mean"] * scale
         weight = own["stem.0.weight"] * scale.reshape(-1, 1, 1, 1)
-        x = g.conv(x, weight, shift, "patch_embed.stem", stride=2, padding=1)
+        x = g.conv(image, weight, shift, "patch_embed.stem", stride=2, padding=1)
         x = g.node("Relu", [x], name="patch_embed.stem/relu")
-    return g.conv(
-        x, own["proj.weight"], own["proj.bias"], "patch_embed.proj", stride=kernel, padding=padding
-    )
+        kernel, padding = config.patch_geometry(index)
+        weight, bias = own["proj.weight"], own["proj.bias"]
+        x = g.conv(x, weight, bias, "patch_embed.proj", stride=kernel, padding=padding)
+    x = g.reshape(x, [0, config.stages[index].width, -1], "patch_embed/flatten")
+    return g.transpose(x, [0, 2, 1], "patch_embed/tokens")  # (N, grid^2, D)
+
+
+def _patch_product(
+    g: GraphBuilder, image: str, w: Weights, config: CascadeConfig, index: int
+) -> str:
+    """A convolution with kernel = stride as one product over patches, which INT8 speeds up too."""
+    kernel, padding = config.patch_geometry(index)
+    grid, channels = config.stages[index].grid, config.channels
+    rest = kernel * grid - config.image_size - padding  # the far side; negative cuts pixels off
+    if padding or rest:
+        pads = np.asarray([0, 0, padding, padding, 0, 0, rest, rest], np.int64)
+        image = g.node("Pad", [image, g.constant("patch_embed.border", pads)], name="patch_embed/pad")
+    x = g.reshape(image, [0, channels, grid, kernel, grid, kernel], "patch_embed/cut")
+    x = g.transpose(x, [0, 2, 4, 1, 3, 5], "patch_embed/patches_first")
+    x = g.reshape(x, [0, grid * grid, channels * kernel * kernel], "patch_embed/patches")
+    weight = w["proj.weight"].reshape(config.stages[index].width, -1).T
+    return g.linear(x, weight, w["proj.bias"], "patch_embed.proj")
 
 
 def _tokens_to_token(
