@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 
 from dvt_edge.models.config import CascadeConfig, StageConfig
 from dvt_edge.profile import Profile
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from dvt_edge.models.cascade import Cascade
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# No deadline: a busy machine must not fail a test. No database: nothing is kept in the repository.
+settings.register_profile("dvt-edge", deadline=None, database=None)
+settings.load_profile("dvt-edge")
 
 
 @pytest.fixture(scope="session")
