@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
+from dvt_edge.files import replaced_file
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, EngineConfig, InputConfig
 
@@ -201,14 +201,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 def write_aside(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:
