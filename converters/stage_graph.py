@@ -2,8 +2,9 @@
 
 Every graph takes ``image`` [N, C, S, S] (normalised) and, from the second stage on, ``features``
 and ``relations`` of the stage before; it gives ``confidence`` [N] float32 (largest softmax
-probability by default), ``class_id`` [N] int32, ``logits`` [N, classes], and ``features`` and ``relations``
-under the names ``next_features`` and ``next_relations`` where the next stage reads them.
+probability by default), ``class_id`` [N] int32, ``logits`` [N, classes], and ``features`` and
+``relations`` under the names ``next_features`` and ``next_relations`` where the next stage reads
+them.
 
 What differs from the PyTorch model, and changes nothing but rounding:
 
