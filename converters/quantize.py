@@ -115,10 +115,14 @@ def _weight_pair(
 def quantize_weight(
     weight: npt.NDArray[np.float32], axis: int
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """INT8 levels and the scale of every channel along ``axis``; a channel of zeros has scale 1."""
+    """INT8 levels and the scale of every channel along ``axis``; a channel of zeros has scale 1.
+
+    So has one so small that its scale would not be a normal float32.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.abs(weight).max(axis=others, keepdims=True)
-    scales = np.where(peak > 0, peak / INT8_MAX, 1).astype(np.float32)
+    scales = (peak / INT8_MAX).astype(np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1
     levels = np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
     return levels, scales.reshape(-1)
 

@@ -2,8 +2,9 @@
 
 Every graph takes ``image`` [N, C, S, S] (normalised) and, from the second stage on, ``features``
 and ``relations`` of the stage before; it gives ``confidence`` [N] float32 (largest softmax
-probability), ``class_id`` [N] int32, ``logits`` [N, classes], and ``features`` and ``relations``
-under the names ``next_features`` and ``next_relations`` where the next stage reads them.
+probability by default), ``class_id`` [N] int32, ``logits`` [N, classes], and ``features`` and
+``relations`` under the names ``next_features`` and ``next_relations`` where the next stage reads
+them.
 
 What differs from the PyTorch model, and changes nothing but rounding:
 
@@ -30,24 +31,41 @@ from dvt_edge.converters.graph_builder import GraphBuilder
 from dvt_edge.converters.tokenizer_graph import tokens_from_image
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
+from dvt_edge.profile import ExitsConfig
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Weights: TypeAlias = dict[str, Array]
 
 BATCH = "N"
+TEMPERATURE = "exit.temperature"
 
 
-def stage_graph_from_cascade(cascade: Cascade, index: int) -> onnx.ModelProto:
-    """The FP32 graph of stage ``index`` (from 0) with dynamic batch ``N``."""
-    return _StageGraph(cascade, index).build()
+def stage_graph_from_cascade(
+    cascade: Cascade, index: int, exits: ExitsConfig | None = None
+) -> onnx.ModelProto:
+    """The FP32 graph of stage ``index`` (from 0) with dynamic batch ``N``.
+
+    ``exits`` says what ``confidence`` is; with ``fit_temperature`` the graph holds a temperature of
+    1 that :func:`set_temperature` replaces.
+    """
+    return _StageGraph(cascade, index, exits or ExitsConfig()).build()
+
+
+def set_temperature(model: onnx.ModelProto, temperature: float) -> None:
+    """Replace the temperature of a stage graph that was made with ``fit_temperature``."""
+    constant = next(t for t in model.graph.initializer if t.name == TEMPERATURE)
+    constant.CopyFrom(
+        onnx.numpy_helper.from_array(np.float32(temperature).reshape(()), TEMPERATURE)
+    )
 
 
 class _StageGraph:
     """One stage under construction. Shape comments: N batch, T tokens, D width, H heads, h = D/H;
     the stage before is marked ``'``."""
 
-    def __init__(self, cascade: Cascade, index: int) -> None:
+    def __init__(self, cascade: Cascade, index: int, exits: ExitsConfig) -> None:
         config = cascade.config
+        self.exits = exits
         self.config, self.index = config, index
         self.stage = config.stages[index]
         self.upstream = config.stages[index - 1] if index else None
@@ -253,11 +271,30 @@ class _StageGraph:
         x = g.linear(x, *self._linear("head"), "head")
         logits = g.reshape(x, [0, classes], "exit/logits")
         g.output("logits", logits, [BATCH, classes])
-        probabilities = g.node("Softmax", [logits], name="exit/softmax", axis=-1)
-        confidence = g.node(
-            "ReduceMax", [probabilities], name="exit/confidence", axes=[-1], keepdims=0
-        )
         winner = g.node("ArgMax", [logits], name="exit/winner", axis=-1, keepdims=0)
         winner = g.node("Cast", [winner], name="exit/class_id", to=TensorProto.INT32)
-        g.output("confidence", confidence, [BATCH])
+        g.output("confidence", self._confidence(logits), [BATCH])
         g.output("class_id", winner, [BATCH], TensorProto.INT32)
+
+    def _confidence(self, logits: str) -> str:
+        """(N, classes) -> (N): as ``dvt_edge.policy.confidence`` defines it."""
+        g, classes = self.g, self.config.classes
+        if self.exits.fit_temperature:
+            one = g.constant(TEMPERATURE, np.float32(1))
+            logits = g.node("Div", [logits, one], name="exit/cooled")
+        p = g.node("Softmax", [logits], name="exit/softmax", axis=-1)
+        if self.exits.confidence == "max_softmax":
+            return g.node("ReduceMax", [p], name="exit/confidence", axes=[-1], keepdims=0)
+        if self.exits.confidence == "margin":
+            two = g.constant("two", np.asarray([2], np.int64))
+            best = g.node("TopK", [p, two], name="exit/best", outputs=["best", "best_at"])
+            first, second = g.split(best, [1, 1], 1, "exit/best_two")
+            margin = g.node("Sub", [first, second], name="exit/margin")
+            return g.reshape(margin, [-1], "exit/confidence")
+        tiny = g.constant("tiny", np.float32(np.finfo(np.float32).tiny))
+        logs = g.node("Log", [g.node("Max", [p, tiny], name="exit/positive")], name="exit/log")
+        terms = g.node("Mul", [p, logs], name="exit/terms")
+        scale = g.constant("entropy_scale", np.full((classes, 1), 1 / math.log(classes)))
+        lack = g.node("MatMul", [terms, scale], name="exit/entropy")  # (N, 1), -1..0
+        one = g.constant("one", np.float32(1))
+        return g.reshape(g.node("Add", [lack, one], name="exit/sure"), [-1], "exit/confidence")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
+from dvt_edge.files import replaced_file
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, EngineConfig, InputConfig
 
@@ -92,6 +92,13 @@ class Manifest(Document):
     """SHA-256 of every file but the manifest and the costs."""
     versions: dict[str, str]
     """Of the programs that built the bundle."""
+
+    @model_validator(mode="after")
+    def _every_file_has_a_hash(self) -> Manifest:
+        for name in (*(stage.file for stage in self.stages), RECORDS):
+            if name not in self.files:
+                raise ValueError(f"files has no SHA-256 of {name}")
+        return self
 
     @property
     def content_hash(self) -> str:
@@ -166,7 +173,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
     On failure or Ctrl-C the old folder stays as it was. A folder that is no bundle is not replaced.
     """
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+    if folder.exists() and not (
+        (folder / MANIFEST).exists() or (folder.is_dir() and not any(folder.iterdir()))
+    ):
         raise BundleError(f"{folder}: holds something else than a bundle; choose another output")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,9 +186,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         yield new
         new.chmod(0o755)
         old = new.with_name(new.name.replace(".new-", ".old-"))
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -187,14 +201,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 def write_aside(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ def load_image(path: Path) -> Pixels:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # conversion would saturate
+                raise ValueError("more than 8 bits per channel; convert it to 8 bits")
             return np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -154,14 +157,22 @@ def open_idx(images: Path, labels: Path) -> ArrayDataset:
 def open_npz(path: Path) -> ArrayDataset:
     """An npz archive with ``images`` uint8 [N, H, W(, 3)] and, if labelled, ``labels`` [N]."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:  # np.load itself leaves a damaged archive open
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array; write it with np.savez")
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zlib.error, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a readable npz archive ({error})") from None
     images, labels = arrays.get("images"), arrays.get("labels")
-    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+    if (
+        images is None
+        or images.dtype != np.uint8
+        or not images.size
+        or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3))
+    ):
         raise DataError(f"{path}: needs an array 'images' uint8 [N, H, W] or [N, H, W, 3]")
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         raise DataError(f"{path}: 'labels' must be integers [{len(images)}], found {labels.shape}")

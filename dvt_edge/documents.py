@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,11 @@ class Document(BaseModel):
     """Base of every configuration model: frozen, unknown keys refused, docstrings as reference."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
     @classmethod
@@ -47,18 +52,39 @@ class Document(BaseModel):
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45
             mark = getattr(error, "problem_mark", None)
             where = f"{file}:{mark.line + 1}" if mark else str(file)
-            problem = getattr(error, "problem", None) or str(error)
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
             raise ConfigError(f"{where}: not valid YAML: {problem}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: expected a mapping of keys, found {_kind(values)}")
         try:
-            return cls.model_validate(values, context={"folder": file.parent})
+            document = cls.model_validate(values, context={"folder": file.parent})
         except ValidationError as error:
             lines = [_describe(file, root, cls, detail) for detail in error.errors()]
             raise ConfigError("; ".join(lines)) from None
+        for keys in _booleans_as_numbers(values, document):
+            line, _ = _locate(root, keys)
+            raise ConfigError(
+                f"{file}:{line}: {'.'.join(map(str, keys))}: expected a number, found a boolean "
+                "(true, false, yes, no, on, off)"
+            )
+        return document
+
+
+def _booleans_as_numbers(raw: object, valid: object) -> Iterator[list[int | str]]:
+    """Where YAML's ``true`` and ``yes`` were taken for a 1: Python counts booleans as integers."""
+    if isinstance(raw, bool) and not isinstance(valid, bool):
+        yield []
+    children: list[tuple[int | str, object, object]] = []
+    if isinstance(raw, dict) and isinstance(valid, BaseModel):
+        children = [(key, value, getattr(valid, key)) for key, value in raw.items()]
+    elif isinstance(raw, list) and isinstance(valid, tuple):
+        children = [(i, *pair) for i, pair in enumerate(zip(raw, valid, strict=False))]
+    for part, inner_raw, inner_valid in children:
+        for rest in _booleans_as_numbers(inner_raw, inner_valid):
+            yield [part, *rest]
 
 
 def _describe(file: Path, root: yaml.Node | None, model: type[Document], e: ErrorDetails) -> str:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from dvt_edge.documents import Document, DocumentPath
 
 ColorOrder = Literal["bgr", "rgb", "gray"]
+ConfidenceKind = Literal["max_softmax", "margin", "entropy"]
+Statistic = Literal["mean", "p50", "p95", "p99", "max"]
 
 
 class InputConfig(Document):
@@ -80,11 +82,55 @@ class CalibrationConfig(Document):
     """Largest drop of top-1 at any exit through quantization, in percentage points."""
 
 
-class BudgetConfig(Document):
-    """What must not be exceeded."""
+class ExitsConfig(Document):
+    """How sure an exit is of its answer."""
 
-    latency_ms: float = Field(gt=0)
-    """Mean milliseconds per frame: preprocessing, stages and decision, at batch 1."""
+    confidence: ConfidenceKind = "max_softmax"
+    """What is compared with the thresholds: the largest softmax probability, its ``margin`` over
+    the second largest, or one less the normalised ``entropy``."""
+    fit_temperature: bool = False
+    """Divide each exit's logits by a temperature fitted on the calibration images, so that a
+    confidence of 0.8 is right about 80 % of the time (Guo et al. 2017)."""
+
+
+class BudgetConfig(Document):
+    """What must not be exceeded; at least one of ``latency_ms``, ``energy_mj``, ``min_accuracy``
+    and ``max_stage``."""
+
+    latency_ms: float | None = Field(default=None, gt=0)
+    """Milliseconds per frame: preprocessing, stages and decision, at batch 1."""
+    statistic: Statistic = "mean"
+    """Of what ``latency_ms`` is the limit: the mean, a percentile or the maximum over frames."""
+    energy_mj: float | None = Field(default=None, gt=0)
+    """Mean millijoules per frame; needs measured energy per exit."""
+    min_accuracy: float | None = Field(default=None, gt=0, le=1)
+    """Accuracy on the calibration records, 0..1; then the cheapest thresholds are chosen."""
+    max_stage: int | None = Field(default=None, ge=1)
+    """No stage after this one runs, counted from 1."""
+    confidence_level: float | None = Field(default=None, gt=0.5, lt=1)
+    """Choose only thresholds whose budget holds for unseen frames with this probability, and
+    certify it, such as 0.95."""
+    deadline_ms: float | None = Field(default=None, gt=0)
+    """A stage is started only if its p99 fits into what is left of this time; otherwise the best
+    answer so far is given, marked ``truncated``."""
+    adapt: bool = False
+    """Watch latencies and confidences, and move the thresholds when the mean latency is about to
+    leave the budget."""
+    audit: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of frames that run all exits, to estimate without labels how often early answers agree
+    with the last exit; thresholds rise when that falls below what was promised."""
+    video: bool = False
+    """Frames are consecutive: keep the last answer while the picture hardly changes, and do not
+    decide at exits that the last frames passed, where measurements say that it pays."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> BudgetConfig:
+        limits = (self.latency_ms, self.energy_mj, self.min_accuracy, self.max_stage)
+        if all(limit is None for limit in limits):
+            raise ValueError("give latency_ms, energy_mj, min_accuracy or max_stage")
+        if self.adapt and (self.latency_ms is None or self.statistic != "mean"):
+            raise ValueError("adapt keeps a mean latency: it needs latency_ms and statistic mean")
+        return self
 
 
 class Profile(Document):
@@ -98,6 +144,7 @@ class Profile(Document):
     """Checkpoint written by ``dvt-edge train`` or ``Cascade.save`` (safetensors)."""
     input: InputConfig
     engine: EngineConfig = EngineConfig()
+    exits: ExitsConfig = ExitsConfig()
     calibration: CalibrationConfig
     budget: BudgetConfig
     output: DocumentPath

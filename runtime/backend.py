@@ -39,6 +39,10 @@ class Backend(Protocol):
     def run_stage(self, stage: int, count: int) -> StageAnswer:
         """Run ``stage`` (from 0) on the first ``count`` rows; the stages before must have run."""
 
+    def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
+        """Logits [count, classes] of the stage that ran last, for evaluation; :meth:`run_stage`
+        alone sends only confidence and class."""
+
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
         """Move ``rows`` (increasing) of the images and of ``stage``'s reuse tensors to the front.
 

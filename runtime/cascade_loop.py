@@ -81,7 +81,8 @@ class CascadeLoop:
         times: list[float] = []
         for stage, threshold in enumerate(thresholds):
             answer = backend.run_stage(stage, len(waiting))
-            leaves = answer.confidence >= threshold
+            # In float64 as run_one: a threshold may lie between two neighbouring float32 values.
+            leaves = answer.confidence.astype(np.float64) >= threshold
             if stage == last:
                 leaves[:] = True
             now = perf_counter()

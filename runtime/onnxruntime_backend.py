@@ -91,6 +91,10 @@ class OnnxRuntimeBackend:
         tensors = self._tensors[stage]
         return StageAnswer(tensors["confidence"][:count], tensors["class_id"][:count])
 
+    def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
+        values: npt.NDArray[np.float32] = self._tensors[stage]["logits"][:count]
+        return values
+
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
         names = ["image", *(name for name in HANDED_ON if name in self._tensors[stage])]
         for name in names:

@@ -96,9 +96,16 @@ class Preprocessor:
         ``order`` overrides the profile's colour order, for frames from another source.
         Raises :class:`~dvt_edge.errors.FrameError`.
         """
+        self.normalise(self.crop(frame, order), out)
+
+    def crop(self, frame: object, order: ColorOrder | None = None) -> Pixels:
+        """``frame`` in the model's channels, resized and cropped: uint8 [crop, crop(, 3)], RGB."""
         config = self.config
         image = to_channels(check_frame(frame), config.channels, order or config.color_order)
-        pixels = resize_and_crop(image, config)
+        return resize_and_crop(image, config)
+
+    def normalise(self, pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
+        """Write what :meth:`crop` gave, normalised, into ``out`` [C, crop, crop]."""
         planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         np.multiply(planes, self._scale, out=out)
         out += self._shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 
 from dvt_edge.models.config import CascadeConfig, StageConfig
 from dvt_edge.profile import Profile
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from dvt_edge.models.cascade import Cascade
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# No deadline: a busy machine must not fail a test. No database: nothing is kept in the repository.
+settings.register_profile("dvt-edge", deadline=None, database=None)
+settings.load_profile("dvt-edge")
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +114,10 @@ def random_cascade() -> Callable[..., Cascade]:
         for name, tensor in cascade.state_dict().items():
             if not tensor.is_floating_point():
                 continue
-            values = rng.normal(0, 0.3, tensor.shape).astype(np.float32)
+            inputs = math.prod(tensor.shape[1:]) if name.endswith("weight") else 4
+            values = rng.normal(0, inputs**-0.5, tensor.shape).astype(np.float32)
             if "norm" in name or name.endswith(("running_var", "stem.1.weight")):
-                values = np.abs(values) + 0.5
+                values = np.abs(values) / 2 + 0.5
             tensor.copy_(torch.from_numpy(values))
         return cascade
 

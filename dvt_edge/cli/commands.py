@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ import dvt_edge
 from dvt_edge.cli.classify import classify_paths
 from dvt_edge.cli.progress import step_progress
 from dvt_edge.errors import BuildError
-from dvt_edge.profile import Profile
+from dvt_edge.profile import BudgetConfig, Profile
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 profile_option = click.option(
@@ -59,7 +60,7 @@ def build(profile_file: Path, force: bool, as_json: bool) -> None:
         values = {"bundle": str(result.bundle.folder), "rebuilt": result.rebuilt}
         _print_json(values | manifest.quantization.model_dump(mode="json"))
         return
-    console = Console()
+    console = Console(markup=False)
     if not result.rebuilt:
         console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
         return
@@ -92,7 +93,10 @@ def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
     from dvt_edge.runtime.runtime import Runtime
 
     profile = Profile.from_yaml(profile_file)
-    with Runtime(profile) as runtime, step_progress(quiet=as_json) as progress:
+    # Costs measured earlier may call the budget impossible: measure first, then choose by it.
+    unlimited = BudgetConfig(latency_ms=1e9)
+    measured = profile.model_copy(update={"budget": unlimited})
+    with Runtime(measured) as runtime, step_progress(quiet=as_json) as progress:
         costs = runtime.measure(
             seconds, lambda share: progress("measuring", round(100 * share), 100)
         )
@@ -106,12 +110,15 @@ def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
                 "budget_ms": profile.budget.latency_ms,
                 "expected_ms": solution.cost,
                 "expected_accuracy": solution.accuracy,
-                "thresholds": [float(t) for t in solution.thresholds[:-1]],
+                "thresholds": [
+                    float(t) if np.isfinite(t) else None  # nobody leaves: JSON has no infinity
+                    for t in solution.thresholds[:-1]
+                ],
                 "exit_fraction": solution.exit_fraction.tolist(),
             }
         )
         return
-    console = Console()
+    console = Console(markup=False)
     table = Table(title="Latency of classify at batch 1, ms", caption=costs.machine)
     for column in ("exit", "mean", "p50", "p95", "p99", "max", "preprocess", "stages", "leave"):
         table.add_column(column, justify="right")
@@ -158,7 +165,7 @@ def inspect(bundle_folder: Path, as_json: bool) -> None:
     if as_json:
         _print_json(manifest.model_dump(mode="json"))
         return
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=f"{bundle_folder} for {manifest.device}")
     for column in ("stage", "inputs", "outputs", "parameters", "MMACs", "kB"):
         table.add_column(column, justify="left" if column.endswith("puts") else "right")

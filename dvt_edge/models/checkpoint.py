@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dvt_edge.errors import CheckpointError
+from dvt_edge.files import replaced_file
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.config import CascadeConfig
 
@@ -26,18 +25,12 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from None
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(replaced_file(path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error})") from None
+        yield temporary
 
 
 def save_cascade(cascade: Cascade, path: Path, *, half: bool) -> None:

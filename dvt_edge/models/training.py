@@ -236,11 +236,12 @@ class Trainer:
             )
         try:
             saved = torch.load(self._state_path, map_location=self.device, weights_only=True)
+            fingerprint = saved["config"]
         except Exception as error:
             raise CheckpointError(
                 f"{self._state_path}: cannot be resumed from ({error}); remove it to start again"
             ) from None
-        if saved["config"] != _fingerprint(self.config):
+        if fingerprint != _fingerprint(self.config):
             raise ConfigError(
                 f"{self.config.output}: was trained with another configuration; restore that one, "
                 "or choose another output"

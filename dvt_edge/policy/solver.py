@@ -118,7 +118,7 @@ def _solve_inner(
     conf = records.confidence[alive, first:].astype(float)
     correct = records.correct[alive, first:].astype(int)
     if exits == 1 or not len(conf):
-        return [-np.inf] * exits if len(conf) * costs[first] <= allowance or not len(conf) else None
+        return [-np.inf] * exits if len(conf) * costs[first] <= allowance else None
     if exits == 2:  # a first exit that nobody can use
         conf = np.column_stack([np.full(len(conf), -1.0), conf])
         correct = np.column_stack([np.zeros(len(conf), int), correct])
@@ -202,4 +202,5 @@ def _between(ordered: npt.NDArray[np.float64], last: int) -> float:
 def _round_up(value: float) -> float:
     """``value`` rounded up to four digits, so that the number named is feasible."""
     digits = 10.0 ** (3 - int(np.floor(np.log10(value))))
-    return float(np.ceil(value * digits) / digits)
+    steps = np.ceil(value * digits)
+    return float((steps if steps / digits >= value else steps + 1) / digits)

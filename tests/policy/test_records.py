@@ -1,0 +1,61 @@
+"""Records: what is refused, and what counts as right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dvt_edge.errors import DataError
+from dvt_edge.policy import Records
+
+CONFIDENCE = np.array([[0.5, 0.9], [0.8, 0.7], [0.6, 1.0]], np.float32)
+PREDICTION = np.array([[1, 2], [0, 0], [4, 3]], np.int32)
+
+
+def test_labelled() -> None:
+    """Right is what the label says."""
+    records = Records(CONFIDENCE, PREDICTION, np.array([1, 0, 3], np.int32))
+    assert len(records) == 3
+    assert records.exits == 2
+    np.testing.assert_array_equal(records.correct, [[True, False], [True, True], [False, True]])
+    np.testing.assert_allclose(records.accuracy, [2 / 3, 2 / 3])
+
+
+def test_unlabelled_is_agreement_with_the_last_exit() -> None:
+    """Without labels the last exit is the judge."""
+    records = Records(CONFIDENCE, PREDICTION)
+    np.testing.assert_array_equal(records.correct, [[False, True], [True, True], [False, True]])
+    np.testing.assert_allclose(records.accuracy, [1 / 3, 1])
+
+
+@pytest.mark.parametrize(
+    ("confidence", "prediction", "label", "message"),
+    [
+        (CONFIDENCE, PREDICTION[:, :1], None, r"one shape \[N, K\], found \(3, 2\) and \(3, 1\)"),
+        (CONFIDENCE[:, 0], PREDICTION[:, 0], None, r"one shape \[N, K\]"),
+        (CONFIDENCE[:0], PREDICTION[:0], None, "records are empty"),
+        (CONFIDENCE[:, :0], PREDICTION[:, :0], None, "records are empty"),
+        (np.where(CONFIDENCE > 0.8, np.nan, CONFIDENCE), PREDICTION, None, "of 2 records are not"),
+        (np.where(CONFIDENCE < 0.55, np.inf, CONFIDENCE), PREDICTION, None, "of 1 records are not"),
+        (CONFIDENCE, PREDICTION, np.zeros(2, np.int32), r"shape \[3\], found \(2,\)"),
+        (CONFIDENCE, PREDICTION, np.zeros((3, 1), np.int32), r"shape \[3\]"),
+        (CONFIDENCE, PREDICTION, np.array([0, -1, 2], np.int32), "classes from 0, found -1"),
+    ],
+    ids=[
+        "shapes",
+        "one axis",
+        "no images",
+        "no exits",
+        "nan",
+        "inf",
+        "short labels",
+        "label axes",
+        "negative label",
+    ],
+)
+def test_refused(
+    confidence: np.ndarray, prediction: np.ndarray, label: np.ndarray | None, message: str
+) -> None:
+    """Records that no thresholds could be chosen on."""
+    with pytest.raises(DataError, match=message):
+        Records(confidence, prediction, label)

@@ -1,0 +1,122 @@
+"""Measured costs: kept with the bundle, trusted only where they were measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dvt_edge.bundle import COSTS, Bundle
+from dvt_edge.errors import BundleError
+from dvt_edge.profile import InputConfig
+from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.costs import Costs, load_costs, machine_name, measure_costs, save_costs
+from dvt_edge.runtime.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    from tests.runtime.conftest import FakeBackend
+
+
+def test_round_trip(own_bundle: Path, known_costs: Callable[..., Costs]) -> None:
+    """What is saved is loaded, and the bundle is still whole."""
+    bundle = Bundle(own_bundle)
+    costs = known_costs(bundle, (3.0, 5.0, 9.0))
+    save_costs(bundle, costs)
+    assert load_costs(Bundle(own_bundle)) == costs
+
+
+def test_none_measured(own_bundle: Path) -> None:
+    """Without the file there are no costs."""
+    (own_bundle / COSTS).unlink()
+    assert load_costs(Bundle(own_bundle)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": "x86_64, another processor, 64 cores"},
+        {"content_hash": "0" * 64},
+        {"exits": []},
+        {"exits": "x"},
+        {"unknown": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_others_are_ignored(own_bundle: Path, change: dict[str, Any]) -> None:
+    """Costs of another machine, of other stages, or that make no sense."""
+    path = own_bundle / COSTS
+    assert load_costs(Bundle(own_bundle)) is not None
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
+    assert load_costs(Bundle(own_bundle)) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\xff\xfe", b"null"])
+def test_damaged_are_ignored(own_bundle: Path, data: bytes) -> None:
+    """A damaged file counts as none: costs can be measured again."""
+    (own_bundle / COSTS).write_bytes(data)
+    assert load_costs(Bundle(own_bundle)) is None
+
+
+def test_save_failure(
+    own_bundle: Path, known_costs: Callable[..., Costs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be written is named."""
+
+    def refuse(source: str, target: Path) -> None:
+        raise PermissionError("read-only")
+
+    bundle = Bundle(own_bundle)
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(BundleError, match=r"costs\.json: cannot be written .*make the folder"):
+        save_costs(bundle, known_costs(bundle))
+
+
+@pytest.mark.parametrize(
+    "measured", [(1.0, 2.0, 4.0), (2.0, 1.0, 4.0), (3.0, 2.0, 1.0), (1.0, 1.0, 1.0)], ids=str
+)
+def test_mean_increases(
+    own_bundle: Path, known_costs: Callable[..., Costs], measured: tuple[float, ...]
+) -> None:
+    """Noise may not make a later exit cheaper; where nothing was reversed nothing changes."""
+    mean = known_costs(Bundle(own_bundle), measured).mean_ms
+    assert (np.diff(mean) > 0).all()
+    np.testing.assert_allclose(mean, np.maximum.accumulate(measured), rtol=1e-5)
+    if measured == (1.0, 2.0, 4.0):
+        assert mean == [1.0, 2.0, 4.0]
+
+
+def test_machine_name() -> None:
+    """One line that does not change from call to call."""
+    assert machine_name() == machine_name()
+    assert "\n" not in machine_name()
+    assert "cores" in machine_name()
+
+
+def test_measuring_forces_every_exit(
+    own_bundle: Path,
+    fake_backend: type[FakeBackend],
+    value_frame: Callable[[int], npt.NDArray[np.uint8]],
+) -> None:
+    """Each exit is timed as often as the others, whatever the confidences say."""
+    bundle = Bundle(own_bundle)
+    assert len(bundle.manifest.stages) == 3
+    config = InputConfig(resize=4, crop=4, mean=(0,), std=(1,), color_order="gray")
+    confidence = np.random.default_rng(0).random((256, 3))
+    backend = fake_backend(confidence)
+    loop = CascadeLoop(backend, Preprocessor(config), [str(i) for i in range(10)])
+    shares: list[float] = []
+    costs = measure_costs(loop, bundle, 1e-9, shares.append)
+    assert [len(exit_.stage_ms) for exit_ in costs.exits] == [1, 2, 3]
+    assert costs.runs_per_exit == 10
+    runs = [sum(stage == k for stage, _ in backend.runs) for k in range(3)]
+    assert runs == [3 * runs[2], 2 * runs[2], runs[2]]
+    assert costs.content_hash == bundle.manifest.content_hash
+    assert all(0 <= share <= 1 for share in shares)
+    for exit_ in costs.exits:
+        assert exit_.p50_ms <= exit_.p95_ms <= exit_.p99_ms <= exit_.max_ms
+        assert exit_.preprocess_ms + sum(exit_.stage_ms) <= exit_.mean_ms + 1e-9

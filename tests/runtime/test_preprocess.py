@@ -1,0 +1,187 @@
+"""Preprocessing against a plain Pillow and NumPy reference, and a table of bad frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dvt_edge.errors import FrameError
+from dvt_edge.profile import ColorOrder, InputConfig
+from dvt_edge.runtime.preprocess import Preprocessor, check_frame, resize_and_crop
+
+Pixels = npt.NDArray[np.uint8]
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+COLOR = InputConfig(
+    resize=20, crop=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), color_order="bgr"
+)
+GRAY = InputConfig(
+    resize=20, crop=16, mean=(0.13,), std=(0.26,), color_order="gray", interpolation="bilinear"
+)
+
+
+def _pixels(*shape: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def _run(
+    config: InputConfig, frame: object, order: ColorOrder | None = None
+) -> npt.NDArray[np.float32]:
+    preprocess = Preprocessor(config)
+    out = np.full(preprocess.shape, np.nan, np.float32)
+    preprocess(frame, out, order)
+    return out
+
+
+def _reference(config: InputConfig, image: Image.Image) -> npt.NDArray[np.float64]:
+    """What the documentation says, written down plainly: [C, crop, crop]."""
+    image = image.convert("L" if config.channels == 1 else "RGB")
+    scale = config.resize / min(image.size)
+    size = tuple(max(config.crop, round(side * scale)) for side in image.size)
+    if min(image.size) != config.resize:
+        image = image.resize(size, FILTERS[config.interpolation])
+    left, top = (image.width - config.crop) // 2, (image.height - config.crop) // 2
+    image = image.crop((left, top, left + config.crop, top + config.crop))
+    values = np.asarray(image, float).reshape(config.crop, config.crop, config.channels) / 255
+    return ((values - config.mean) / config.std).transpose(2, 0, 1)
+
+
+SIZES = [
+    (16, 16), (20, 20), (20, 31), (31, 20), (21, 19), (1, 1), (1, 2), (2, 1), (1, 40), (40, 1),
+    (3, 200), (200, 3), (64, 48), (480, 640), (17, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("config", [COLOR, GRAY], ids=["colour", "gray"])
+def test_equals_reference(config: InputConfig, size: tuple[int, int]) -> None:
+    """Odd, tiny, tall and wide frames, colour and gray."""
+    rgb = _pixels(*size, 3)
+    expected = _reference(config, Image.fromarray(rgb))
+    bgr = np.ascontiguousarray(rgb[..., ::-1])
+    np.testing.assert_allclose(_run(config, bgr), expected, atol=1e-5)
+    np.testing.assert_allclose(_run(config, rgb, "rgb"), expected, atol=1e-5)
+    gray = _pixels(*size)
+    expected = _reference(config, Image.fromarray(gray))
+    np.testing.assert_allclose(_run(config, gray), expected, atol=1e-5)
+    np.testing.assert_allclose(_run(config, gray[..., None]), expected, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    resize=st.integers(4, 40),
+    margin=st.integers(0, 36),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    gray=st.booleans(),
+)
+def test_any_shape_equals_reference(
+    height: int, width: int, resize: int, margin: int, interpolation: str, gray: bool
+) -> None:
+    """Every output pixel is written and is the reference's."""
+    config = InputConfig.model_validate(
+        (GRAY if gray else COLOR).model_dump()
+        | {"resize": resize, "crop": max(4, resize - margin), "interpolation": interpolation}
+    )
+    rgb = _pixels(height, width, 3)
+    expected = _reference(config, Image.fromarray(rgb))
+    np.testing.assert_allclose(_run(config, rgb, "rgb"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("color_order", ["bgr", "rgb"])
+def test_color_order(color_order: ColorOrder) -> None:
+    """The profile's order, unless the call says another."""
+    config = COLOR.model_copy(update={"color_order": color_order})
+    other: ColorOrder = "rgb" if color_order == "bgr" else "bgr"
+    frame = _pixels(20, 20, 3)
+    np.testing.assert_array_equal(_run(config, frame), _run(config, frame, color_order))
+    np.testing.assert_array_equal(_run(config, frame), _run(config, frame[..., ::-1], other))
+    assert np.abs(_run(config, frame) - _run(config, frame, other)).max() > 0.1
+
+
+def test_pure_red() -> None:
+    """Red is channel 0 of the model, wherever the frame had it."""
+    bgr = np.zeros((16, 16, 3), np.uint8)
+    bgr[..., 2] = 255
+    high = (1 - np.array(COLOR.mean)) / COLOR.std
+    low = -np.array(COLOR.mean) / COLOR.std
+    expected = [high[0], low[1], low[2]]
+    np.testing.assert_allclose(_run(COLOR, bgr).mean(axis=(1, 2)), expected, atol=1e-5)
+
+
+def test_gray_weights() -> None:
+    """A gray model weighs colours as ITU-R 601; green counts most, blue least."""
+    values = [
+        _run(GRAY, np.full((16, 16, 3), np.eye(3, dtype=np.uint8)[c] * 200)) for c in range(3)
+    ]
+    luma = [(v.mean() * 0.26 + 0.13) * 255 / 200 for v in values]  # frames are BGR
+    np.testing.assert_allclose(luma, [0.114, 0.587, 0.299], atol=0.005)
+
+
+@pytest.mark.parametrize("config", [COLOR, GRAY], ids=["colour", "gray"])
+@pytest.mark.parametrize("size", [(20, 24), (33, 47)], ids=["as is", "resized"])
+def test_memory_layout_does_not_matter(config: InputConfig, size: tuple[int, int]) -> None:
+    """Views, flips, steps, Fortran order and read-only frames; none of them is changed."""
+    base = _pixels(2 * size[0], 2 * size[1], 3)
+    views = {
+        "step": base[::2, ::2],
+        "flip": base[::2, ::2][::-1, ::-1],
+        "transposed": base[::2, ::2].transpose(1, 0, 2),
+        "fortran": np.asfortranarray(base[::2, ::2]),
+        "one channel": base[::2, ::2, 1],
+        "swapped": base[::2, ::2, ::-1],
+    }
+    frozen = base[::2, ::2].copy()
+    frozen.flags.writeable = False
+    for name, view in (views | {"read-only": frozen}).items():
+        before = view.copy()
+        np.testing.assert_array_equal(
+            _run(config, view), _run(config, np.ascontiguousarray(view).copy()), err_msg=name
+        )
+        np.testing.assert_array_equal(view, before, err_msg=name)
+
+
+def test_crop_is_centred() -> None:
+    """With a short side that fits, the crop is cut out of the middle, without resampling."""
+    config = GRAY.model_copy(update={"resize": 20, "crop": 10})
+    frame = _pixels(20, 41)
+    np.testing.assert_array_equal(resize_and_crop(frame, config), frame[5:15, 15:25])
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (None, "found NoneType; decode files first"),
+        ("photo.jpg", "found str; decode files first"),
+        ([[0, 1], [2, 3]], "found list"),
+        (Image.new("RGB", (8, 8)), "found Image"),
+        (np.zeros((8, 8, 3), np.float32), "found float32; convert it first"),
+        (np.zeros((8, 8, 3), np.int8), "found int8"),
+        (np.zeros((8, 8), bool), "found bool"),
+        (np.zeros((8, 8), object), "found object"),
+        (np.uint8(3), "found uint8"),
+        (np.zeros((), np.uint8), r"shape \[H, W, 3\] or \[H, W\], found \[\]"),
+        (np.zeros(8, np.uint8), r"found \[8\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"found \[8, 8, 4\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"found \[8, 8, 2\]"),
+        (np.zeros((8, 8, 0), np.uint8), r"found \[8, 8, 0\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"found \[3, 8, 8\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"found \[1, 8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"no pixels: shape \[0, 8, 3\]"),
+        (np.zeros((8, 0), np.uint8), "no pixels"),
+        (np.zeros((0, 0, 1), np.uint8), "no pixels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_frames(frame: object, message: str) -> None:
+    """Each message says what was found; nothing is written to the backend's memory."""
+    with pytest.raises(FrameError, match=message):
+        check_frame(frame)
+    out = np.full(Preprocessor(COLOR).shape, 7, np.float32)
+    with pytest.raises(FrameError, match=message):
+        Preprocessor(COLOR)(frame, out)
+    assert (out == 7).all()

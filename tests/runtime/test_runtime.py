@@ -1,0 +1,390 @@
+"""The Runtime on the demo bundle: sources, budgets, threads, batches, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from dvt_edge import Prediction, Profile, Runtime
+from dvt_edge.bundle import COSTS, MANIFEST, RECORDS, Bundle, file_sha256, write_records
+from dvt_edge.errors import (
+    BackendError,
+    BudgetError,
+    BundleError,
+    ClosedError,
+    ConfigError,
+    DataError,
+    FrameError,
+)
+from dvt_edge.policy import Records
+from dvt_edge.profile import BudgetConfig
+from dvt_edge.runtime.costs import Costs
+
+if TYPE_CHECKING:
+    from tests.runtime.conftest import FakeBackend
+
+Frame = npt.NDArray[np.uint8]
+MIDDLE = BudgetConfig(latency_ms=2.0)
+"""Exits of the bundle cost 1, 2 and 4 ms."""
+
+
+@pytest.fixture
+def runtime(costed_bundle: Path) -> Iterator[Runtime]:
+    """The demo under a budget that makes frames leave at different exits."""
+    with Runtime(costed_bundle) as opened:
+        opened.set_budget(MIDDLE)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def frames(samples: Path) -> list[Frame]:
+    """A few dozen test scenes."""
+    from dvt_edge.datasets import find_images, load_image
+
+    paths = find_images(samples / "demo" / "scenes" / "test")
+    return [load_image(path) for path in paths[:: len(paths) // 40]]
+
+
+@pytest.fixture
+def write_profile(
+    demo_profile: Path, own_bundle: Path, tmp_path: Path
+) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
+    """A function that changes the demo profile's values and writes it for :func:`own_bundle`."""
+
+    def write(change: Callable[[dict[str, Any]], object]) -> Path:
+        values = yaml.safe_load(demo_profile.read_text(encoding="utf-8"))
+        values["output"] = str(own_bundle)
+        change(values)
+        path = tmp_path / "changed.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+def _unchanged(values: dict[str, Any]) -> None:
+    pass
+
+
+def _answers(predictions: list[Prediction]) -> list[tuple[int, int]]:
+    return [(p.class_id, p.exit_stage) for p in predictions]
+
+
+def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_sources_agree(
+    write_profile: Callable[..., Path], own_bundle: Path, frames: list[Frame]
+) -> None:
+    """A profile's path as text or Path, a Profile, and a bundle folder: one behaviour."""
+    path = write_profile(lambda values: values["budget"].update(latency_ms=2.0))
+    _edit_manifest(own_bundle, lambda manifest: manifest["budget"].update(latency_ms=2.0))
+    answers = []
+    for source in (path, str(path), Profile.from_yaml(path), own_bundle, str(own_bundle)):
+        with Runtime(source) as opened:
+            answers.append((opened.solution.cost, _answers(opened.classify_batch(frames))))
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_profile_budget_beats_the_bundles(
+    write_profile: Callable[..., Path], own_bundle: Path
+) -> None:
+    """A budget edited in the YAML holds without a new build."""
+    path = write_profile(lambda values: values["budget"].update(latency_ms=1.0))
+    _edit_manifest(own_bundle, lambda manifest: manifest["budget"].update(latency_ms=4.0))
+    with Runtime(path) as from_profile, Runtime(own_bundle) as from_bundle:
+        assert from_profile.solution.exit_fraction[0] == 1
+        assert from_bundle.solution.exit_fraction[0] < 1
+
+
+def test_fields_are_consistent(runtime: Runtime, frames: list[Frame]) -> None:
+    """Labels, exits, thresholds and latencies of every prediction fit together."""
+    names = runtime.bundle.manifest.class_names
+    exits = set()
+    for p in [*(runtime.classify(f) for f in frames), *runtime.classify_batch(frames)]:
+        assert p.label == names[p.class_id]
+        assert 0 < p.confidence <= 1 + 1e-6
+        assert p.thresholds == tuple(runtime.solution.thresholds)
+        at = p.exit_stage - 1
+        assert p.confidence >= p.thresholds[at]
+        assert len(p.stage_latency_ms) == p.exit_stage
+        assert p.latency_ms >= p.preprocess_ms + sum(p.stage_latency_ms) - 1e-9
+        exits.add(p.exit_stage)
+    assert len(exits) > 1, "the budget should spread the frames over the exits"
+
+
+def test_batch_equals_single(runtime: Runtime, frames: list[Frame]) -> None:
+    """More frames than the largest batch size; answers in input order."""
+    size = max(runtime.bundle.manifest.engine.batch_sizes)
+    many = (frames * (2 * size // len(frames) + 1))[: size + 5]
+    single = [runtime.classify(frame) for frame in many]
+    batch = runtime.classify_batch(many)
+    assert _answers(batch) == _answers(single)
+    np.testing.assert_allclose(
+        [p.confidence for p in batch], [p.confidence for p in single], atol=1e-4
+    )
+
+
+def test_batch_is_cut_into_parts(
+    costed_bundle: Path,
+    fake_backend: type[FakeBackend],
+) -> None:
+    """No part is larger than the backend's batch, the last one holds the rest."""
+    backend = fake_backend(np.ones((1, 3)), shape=(1, 48, 48), max_batch=4)
+    with Runtime(costed_bundle, backend=backend) as opened:
+        opened.set_budget(BudgetConfig(latency_ms=1.0))
+        stack = np.zeros((11, 48, 48), np.uint8)
+        assert len(opened.classify_batch(list(stack))) == 11
+        assert [count for _, count in backend.runs] == [4, 4, 3]
+        backend.runs.clear()
+        assert opened.classify_batch([]) == []
+        assert backend.runs == []
+    assert backend.closed == 1
+
+
+def test_array_of_frames(runtime: Runtime, frames: list[Frame]) -> None:
+    """A stack [N, H, W] is a sequence of frames."""
+    assert _answers(runtime.classify_batch(np.stack(frames))) == _answers(
+        runtime.classify_batch(frames)
+    )
+
+
+def test_threads_agree(runtime: Runtime, frames: list[Frame]) -> None:
+    """Several threads give the answers that one gives."""
+    expected = _answers([runtime.classify(frame) for frame in frames])
+
+    def work(worker: int) -> list[tuple[int, int]]:
+        if worker % 2:
+            return _answers(runtime.classify_batch(frames))
+        return _answers([runtime.classify(frame) for frame in frames])
+
+    with ThreadPoolExecutor(6) as pool:
+        for answers in pool.map(work, range(6)):
+            assert answers == expected
+
+
+def test_budget_changed_by_another_thread(runtime: Runtime, frames: list[Frame]) -> None:
+    """A frame is judged by one budget's thresholds, never by a mixture."""
+    valid = {
+        tuple(runtime.set_budget(BudgetConfig(latency_ms=ms)).thresholds) for ms in (1.0, 2.0, 4.0)
+    }
+
+    def classify(worker: int) -> set[tuple[float, ...]]:
+        return {runtime.classify(frame).thresholds for frame in frames}
+
+    with ThreadPoolExecutor(3) as pool:
+        seen = [pool.submit(classify, i) for i in range(2)]
+        for _ in range(3):
+            for ms in (1.0, 2.0, 4.0):
+                runtime.set_budget(BudgetConfig(latency_ms=ms))
+        assert set().union(*(s.result() for s in seen)) <= valid
+
+
+def test_tighter_budget_moves_exits_earlier(runtime: Runtime, frames: list[Frame]) -> None:
+    """Less to spend: earlier exits, and the expected mean keeps to the budget."""
+    mean_exit, accuracy, cost = [], [], []
+    for ms in (4.0, 3.0, 2.0, 1.5, 1.0):
+        solution = runtime.set_budget(BudgetConfig(latency_ms=ms))
+        assert solution is runtime.solution
+        assert solution.cost <= ms * (1 + 1e-9)
+        accuracy.append(solution.accuracy)
+        cost.append(solution.cost)
+        mean_exit.append(np.mean([p.exit_stage for p in runtime.classify_batch(frames)]))
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert cost == sorted(cost, reverse=True)
+    assert mean_exit[0] > mean_exit[-1] == 1
+
+
+def test_infeasible_budget_keeps_the_thresholds(runtime: Runtime, frames: list[Frame]) -> None:
+    """The error names the smallest possible budget, which then works."""
+    before, solution = runtime.classify(frames[0]).thresholds, runtime.solution
+    with pytest.raises(BudgetError, match=r"smallest possible is 1$"):
+        runtime.set_budget(BudgetConfig(latency_ms=0.999))
+    assert runtime.solution is solution
+    assert runtime.classify(frames[0]).thresholds == before
+    assert runtime.set_budget(BudgetConfig(latency_ms=1.0)).cost == pytest.approx(1)
+
+
+def test_infeasible_budget_at_the_start(
+    costed_bundle: Path,
+    write_profile: Callable[..., Path],
+    fake_backend: type[FakeBackend],
+) -> None:
+    """The Runtime does not open, and frees what it had opened."""
+    path = write_profile(lambda values: values["budget"].update(latency_ms=0.5))
+    backend = fake_backend(np.ones((1, 3)), shape=(1, 48, 48))
+    with pytest.raises(BudgetError, match="smallest possible is 1"):
+        Runtime(path, backend=backend)
+    assert backend.closed == 1
+
+
+def test_unneeded_stages_are_not_run(costed_bundle: Path, fake_backend: type[FakeBackend]) -> None:
+    """With a budget of the first exit only the first stage is run."""
+    backend = fake_backend(np.full((1, 3), 0.5), shape=(1, 48, 48))
+    with Runtime(costed_bundle, backend=backend) as opened:
+        frame = np.full((48, 48), 33, np.uint8)
+        opened.set_budget(BudgetConfig(latency_ms=1.0))
+        assert backend.runs == []  # costs were known: nothing to measure
+        backend.confidence[:] = 1.0
+        opened.classify(frame)
+        assert backend.runs == [(0, 1)]
+
+
+def test_costs_are_measured_where_unknown(
+    own_bundle: Path, fake_backend: type[FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without stored costs the exits are timed at the start, and nothing is written."""
+    monkeypatch.setattr("dvt_edge.runtime.runtime.QUICK_MEASUREMENT_S", 1e-9)
+    (own_bundle / COSTS).unlink()
+    backend = fake_backend(np.ones((1, 3)), shape=(1, 48, 48))
+    with Runtime(own_bundle, backend=backend) as opened:
+        assert [len(cost.stage_ms) for cost in opened.costs.exits] == [1, 2, 3]
+    assert {stage for stage, _ in backend.runs} == {0, 1, 2}
+    assert not (own_bundle / COSTS).exists()
+
+
+def test_measure_keeps_the_thresholds(runtime: Runtime, known_costs: Callable[..., Costs]) -> None:
+    """Measuring again tells; it does not change what is in force."""
+    before = runtime.solution
+    shares: list[float] = []
+    costs = runtime.measure(0.01, shares.append)
+    assert [len(exit_.stage_ms) for exit_ in costs.exits] == [1, 2, 3]
+    assert shares
+    assert runtime.solution is before
+    assert runtime.costs == known_costs(runtime.bundle)
+
+
+def test_color_order(runtime: Runtime, frames: list[Frame]) -> None:
+    """The demo is gray: colour frames count as BGR unless the call says RGB."""
+    rgb = np.stack([frames[0], frames[1], frames[2]], axis=2)
+    as_rgb = runtime.classify(rgb, color_order="rgb")
+    as_bgr = runtime.classify(rgb[..., ::-1])
+    assert as_rgb.confidence == as_bgr.confidence
+    assert runtime.classify(rgb).confidence != as_rgb.confidence
+    assert runtime.classify_batch([rgb], color_order="rgb")[0].class_id == as_rgb.class_id
+
+
+@pytest.mark.parametrize("frame", [None, "a.png", np.zeros((4, 4)), np.zeros((0, 4), np.uint8)])
+def test_bad_frames(runtime: Runtime, frames: list[Frame], frame: object) -> None:
+    """A bad frame is refused; the Runtime goes on."""
+    expected = runtime.classify(frames[0])
+    with pytest.raises(FrameError):
+        runtime.classify(frame)
+    with pytest.raises(FrameError):
+        runtime.classify_batch([frames[0], frame])
+    assert runtime.classify(frames[0]).confidence == expected.confidence
+
+
+def test_batch_needs_a_sequence(runtime: Runtime, frames: list[Frame]) -> None:
+    """A generator has no length."""
+    with pytest.raises(DataError, match="sequence of frames, found generator"):
+        runtime.classify_batch(frame for frame in frames)  # type: ignore[arg-type]
+
+
+def test_closed(costed_bundle: Path, frames: list[Frame]) -> None:
+    """After the with block every use says so; closing again does nothing."""
+    with Runtime(costed_bundle) as opened:
+        opened.classify(frames[0])
+    uses: list[Callable[[], object]] = [
+        lambda: opened.classify(frames[0]),
+        lambda: opened.classify_batch(frames),
+        lambda: opened.classify_batch([]),
+        lambda: opened.measure(0.01),
+    ]
+    for use in uses:
+        with pytest.raises(ClosedError, match="closed; open another one"):
+            use()
+    opened.close()
+
+
+def test_closed_after_an_error(costed_bundle: Path, fake_backend: type[FakeBackend]) -> None:
+    """An exception in the with block frees the memory as well."""
+    backend = fake_backend(np.ones((1, 3)), shape=(1, 48, 48))
+    with pytest.raises(RuntimeError, match="mine"), Runtime(costed_bundle, backend=backend):
+        raise RuntimeError("mine")
+    assert backend.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("input", {"mean": [0.5]}),
+        ("input", {"interpolation": "bicubic"}),
+        ("engine", {"threads": 2}),
+        ("engine", {"precision": "fp32"}),
+    ],
+)
+def test_profile_that_does_not_match(
+    write_profile: Callable[..., Path], section: str, change: dict[str, Any]
+) -> None:
+    """A profile whose bundle was built otherwise asks for a build, naming the section."""
+    path = write_profile(lambda values: values[section].update(change))
+    with pytest.raises(BundleError, match=f"built with another '{section}' .*dvt-edge build"):
+        Runtime(path)
+
+
+def test_profile_without_bundle(write_profile: Callable[..., Path], tmp_path: Path) -> None:
+    """Nothing was built yet."""
+    path = write_profile(lambda values: values.update(output=str(tmp_path / "nothing")))
+    with pytest.raises(BundleError, match=r"nothing: no bundle here .*dvt-edge build"):
+        Runtime(path)
+
+
+def test_source_that_is_nothing(tmp_path: Path) -> None:
+    """A path where there is nothing, and a folder that is no bundle."""
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
+        Runtime(tmp_path / "gone.yaml")
+    with pytest.raises(BundleError, match="no bundle here"):
+        Runtime(tmp_path)
+
+
+def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> None:
+    """A bundle whose stage was swapped is not run."""
+    shutil.copy(own_bundle / "stage1.onnx", own_bundle / "stage2.onnx")
+    for source in (own_bundle, write_profile(_unchanged)):
+        with pytest.raises(BundleError, match=r"stage2\.onnx: changed since the build \(SHA-256"):
+            Runtime(source)
+
+
+def test_tensorrt_bundle_is_refused(own_bundle: Path) -> None:
+    """Stages quantized for TensorRT are not run by another engine."""
+    _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
+    with pytest.raises(BackendError, match=r"quantized for tensorrt.*engine\.backend: onnxruntime"):
+        Runtime(own_bundle)
+
+
+def test_unusable_stage(own_bundle: Path) -> None:
+    """A stage that the engine cannot read is our error, in one line."""
+    (own_bundle / "stage1.onnx").write_bytes(b"no graph")
+    digest = file_sha256(own_bundle / "stage1.onnx")
+    _edit_manifest(own_bundle, lambda manifest: manifest["files"].update({"stage1.onnx": digest}))
+    with pytest.raises(BackendError, match="refused a stage"):
+        Runtime(own_bundle)
+
+
+def test_exits_that_are_never_worth_it(own_bundle: Path, frames: list[Frame]) -> None:
+    """Where early exits are always wrong and the budget is wide, all frames go to the end."""
+    old = Bundle(own_bundle).records()
+    wrong = old.prediction.copy()
+    assert old.label is not None
+    wrong[:, :-1] = (old.label[:, None] + 1) % 10
+    wrong[:, -1] = old.label
+    write_records(own_bundle / RECORDS, Records(old.confidence, wrong, old.label))
+    digest = file_sha256(own_bundle / RECORDS)
+    _edit_manifest(own_bundle, lambda manifest: manifest["files"].update({RECORDS: digest}))
+    with Runtime(own_bundle) as opened:
+        opened.set_budget(BudgetConfig(latency_ms=4.0))
+        assert {p.exit_stage for p in opened.classify_batch(frames)} == {3}
