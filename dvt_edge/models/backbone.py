@@ -54,10 +54,7 @@ def resampled_kernel(weight: Tensor, size: int) -> Tensor:
     The inner product of the result with a patch is that of ``weight`` with the patch scaled from
     ``size`` to k by antialiased bilinear interpolation.
     """
-    old = weight.shape[-1]
-    scale = F.interpolate(  # (old, size): what scaling does to each pixel
-        torch.eye(size)[None], (old,), mode="linear"
-    )[0].T if size <= old else _shrinking(size, old)
+    scale = _scaling(size, weight.shape[-1])
     return torch.einsum("dcij,ia,jb->dcab", weight, scale, scale)
 
 
@@ -70,7 +67,7 @@ def resampled_positions(table: Tensor, grid: int, extra: int = 1) -> Tensor:
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _shrinking(source: int, target: int) -> Tensor:
+def _scaling(source: int, target: int) -> Tensor:
     """Matrix [target, source] of antialiased bilinear interpolation in one dimension."""
     image = torch.eye(source)[:, None, :, None].expand(-1, -1, -1, 2)
     scaled = F.interpolate(image, (target, 2), mode="bilinear", antialias=True)

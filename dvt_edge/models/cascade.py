@@ -9,8 +9,9 @@ before is marked ``'``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -216,15 +217,22 @@ class Cascade(nn.Module):
             own.update({k: v for k, v in first.items() if k in own and v.shape == own[k].shape})
             stage.load_state_dict(own)
 
-    def save(self, path: str | Path, *, half: bool = False) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        half: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write weights and configuration as one safetensors file; an old file is replaced whole.
 
-        ``half`` stores the weights in float16.
+        ``half`` stores the weights in float16. ``metadata`` is kept in the header as JSON;
+        :func:`~dvt_edge.models.checkpoint.read_metadata` reads it.
         Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
         """
         from dvt_edge.models.checkpoint import save_cascade
 
-        save_cascade(self, Path(path), half=half)
+        save_cascade(self, Path(path), half=half, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Cascade:
@@ -236,3 +244,17 @@ class Cascade(nn.Module):
         from dvt_edge.models.checkpoint import load_cascade
 
         return load_cascade(Path(path))
+
+    @classmethod
+    def load_official(cls, state: Mapping[str, Tensor], architecture: str | None = None) -> Cascade:
+        """A cascade with the weights of a state dict of the authors' release, in eval mode.
+
+        Names may begin with ``module.``, and the head may have any number of classes. Without
+        ``architecture`` (a name of the registry) names and shapes tell which cascade it is.
+
+        Raises :class:`~dvt_edge.errors.CheckpointError` naming every missing, unexpected or
+        misshapen tensor, and :class:`~dvt_edge.errors.ConfigError` for an unknown architecture.
+        """
+        from dvt_edge.models.official import cascade_from_official
+
+        return cascade_from_official(state, architecture)
