@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -103,12 +104,13 @@ def _read_header(path: Path) -> dict[str, str]:
 
 def load_cascade(path: Path) -> Cascade:
     """Read a cascade; see :meth:`Cascade.load`."""
-    cascade = Cascade(read_config(path))
+    config = read_config(path)
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); copy it again") from None
-    expected = cascade.state_dict()
+    with torch.device("meta"):
+        expected = Cascade(config).state_dict()
     wrong = [name for name in expected if name not in tensors]
     wrong += [name for name in tensors if name not in expected]
     wrong += [n for n, t in tensors.items() if n in expected and t.shape != expected[n].shape]
@@ -117,5 +119,13 @@ def load_cascade(path: Path) -> Cascade:
             f"{path}: {len(wrong)} tensors are missing, unexpected or misshapen: "
             f"{', '.join(sorted(wrong)[:8])}"
         )
-    cascade.load_state_dict(tensors)
+    return cascade_from_tensors(config, tensors)
+
+
+def cascade_from_tensors(config: CascadeConfig, tensors: Mapping[str, torch.Tensor]) -> Cascade:
+    """A cascade in float32 and eval mode that takes over ``tensors``, which fit ``config``."""
+    with torch.device("meta"):  # no draws for weights that are replaced at once
+        cascade = Cascade(config)
+    own = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+    cascade.load_state_dict(own, assign=True)
     return cascade.eval()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models.cascade import Cascade
+from dvt_edge.models.checkpoint import cascade_from_tensors
 from dvt_edge.models.config import CascadeConfig, StageConfig
 from dvt_edge.models.registry import ARCHITECTURES, adapted, architecture
 
@@ -83,10 +84,9 @@ def cascade_from_official(state: StateDict, name: str | None = None) -> Cascade:
             "'dvt-edge import --stage-from FILE --architecture NAME'"
         )
     tensors = {own_name(key): tensor for key, tensor in state.items()}
-    config = recognise(tensors, name).config
-    cascade = Cascade(config)
-    cascade.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-    return cascade.eval()
+    return cascade_from_tensors(
+        recognise(tensors, name).config, {key: tensor.clone() for key, tensor in tensors.items()}
+    )
 
 
 def recognise(tensors: StateDict, name: str | None = None) -> Recognised:

@@ -86,6 +86,8 @@ def adapted(
     grids: Sequence[int] | None = None,
 ) -> CascadeConfig:
     """``config`` with other classes, image size or grids; raises as :func:`create`."""
+    if classes is None and image_size is None and grids is None:
+        return config
     values = config.model_dump()
     if classes is not None and classes != config.classes:
         values |= {"classes": classes, "class_names": None}
