@@ -115,9 +115,7 @@ def stage_calls(cascade: Cascade, batch: int, threads: int) -> list[dict[str, Ca
         models = (plain, int8(plain, feeds), ours, int8(ours, feeds))
         sessions = [open_session(model.SerializeToString(), threads) for model in models]
 
-        def eager(
-            stage: nn.Module = stage, upstream: StageOutput | None = upstream
-        ) -> object:
+        def eager(stage: nn.Module = stage, upstream: StageOutput | None = upstream) -> object:
             with torch.inference_mode():
                 return stage(torch.from_numpy(image), upstream)
 
@@ -162,7 +160,7 @@ def main() -> None:
         calls = {batch: stage_calls(cascade, batch, options.threads) for batch in BATCHES}
         console.print(f"measuring {name}")
         figures = {
-            batch: measure(calls[batch], max(3, options.rounds // batch)) for batch in BATCHES
+            batch: measure(calls[batch], max(2, options.rounds // batch)) for batch in BATCHES
         }
         for batch, result in figures.items():
             console.print(table(f"{name}, batch {batch}, ms", result))

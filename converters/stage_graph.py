@@ -228,7 +228,9 @@ class _StageGraph:
             of_q, of_k, of_v = bias.reshape(3, heads, 1, head)
             q = g.node("Add", [q, g.constant(f"{name}.q.bias", of_q)], name=f"{name}.q/add_bias")
             if self.gives_relations:  # otherwise softmax takes k's share of every row away again
-                k = g.node("Add", [k, g.constant(f"{name}.k.bias", of_k)], name=f"{name}.k/add_bias")
+                k = g.node(
+                    "Add", [k, g.constant(f"{name}.k.bias", of_k)], name=f"{name}.k/add_bias"
+                )
             shift = of_v.reshape(-1) @ proj  # the weights of a row sum to one
             proj_bias = shift if proj_bias is None else proj_bias + shift
         k = g.transpose(k, [0, 1, 3, 2], f"{name}/k_transposed")

@@ -73,7 +73,9 @@ def _patch_product(
     rest = kernel * grid - config.image_size - padding  # the far side; negative cuts pixels off
     if padding or rest:
         pads = np.asarray([0, 0, padding, padding, 0, 0, rest, rest], np.int64)
-        image = g.node("Pad", [image, g.constant("patch_embed.border", pads)], name="patch_embed/pad")
+        image = g.node(
+            "Pad", [image, g.constant("patch_embed.border", pads)], name="patch_embed/pad"
+        )
     x = g.reshape(image, [0, channels, grid, kernel, grid, kernel], "patch_embed/cut")
     x = g.transpose(x, [0, 2, 4, 1, 3, 5], "patch_embed/patches_first")
     x = g.reshape(x, [0, grid * grid, channels * kernel * kernel], "patch_embed/patches")
@@ -105,12 +107,25 @@ def _performer(
 ) -> str:
     """Unfold and performer: [N, C, n', n'] -> [N, 64, n, n]; ``unfold`` is C, kernel, stride,
     padding, n."""
-    channels, kernel, stride, padding, side = unfold
     w = {k.removeprefix(f"{layer}."): v for k, v in weights.items() if k.startswith(f"{layer}.")}
     name = f"patch_embed.{layer}"
-    tokens = side * side
+    k, q, v = _keys_queries_values(g, x, w, name, epsilon, unfold)
+    side = unfold[-1]
+    y = _linear_attention(g, (k, q, v), w, name, side * side)
+    y = g.reshape(y, [0, TOKEN_WIDTH, side, side], f"{name}/grid")
+    return _add_mlp(g, y, w, name, epsilon)
 
-    # LN over the patch and the Linear behind it: (N, 192, n, n)
+
+def _keys_queries_values(
+    g: GraphBuilder,
+    x: str,
+    w: Weights,
+    name: str,
+    epsilon: float,
+    unfold: tuple[int, int, int, int, int],
+) -> list[str]:
+    """Unfold, LayerNorm and Linear as one convolution: three times (N, 64, T)."""
+    channels, kernel, stride, padding, side = unfold
     scaled = w["kqv.weight"] * w["norm1.weight"]
     bias = w["kqv.bias"] + w["kqv.weight"] @ w["norm1.bias"]
     kernels = (scaled - scaled.mean(axis=1, keepdims=True)).reshape(-1, channels, kernel, kernel)
@@ -131,9 +146,15 @@ def _performer(
     kqv = g.node("Mul", [kqv, rate], name=f"{name}/kqv_scaled")
     shift = g.constant(f"{name}.kqv.shift", bias.reshape(-1, 1, 1))
     kqv = g.node("Add", [kqv, shift], name=f"{name}/kqv_shifted")
-    kqv = g.reshape(kqv, [0, 3 * TOKEN_WIDTH, tokens], f"{name}/flat")
-    k, q, v = g.split(kqv, [TOKEN_WIDTH] * 3, 1, f"{name}/parts")  # each (N, 64, T)
+    kqv = g.reshape(kqv, [0, 3 * TOKEN_WIDTH, side * side], f"{name}/flat")
+    return g.split(kqv, [TOKEN_WIDTH] * 3, 1, f"{name}/parts")
 
+
+def _linear_attention(
+    g: GraphBuilder, kqv: tuple[str, str, str], w: Weights, name: str, tokens: int
+) -> str:
+    """v + proj(phi(q) (phi(k)^T v) / (phi(q) sum phi(k) + 1e-8)): (N, 64, T)."""
+    k, q, v = kqv
     # phi(k) and phi(q), shifted so that no exponent is above zero: (N, 32, T)
     log_k, log_q = (_log_features(g, t, w["w"], f"{name}/{p}") for t, p in ((k, "k"), (q, "q")))
     peak_k = g.node("ReduceMax", [log_k], name=f"{name}/k_max", axes=[2], keepdims=1)
@@ -142,8 +163,7 @@ def _performer(
     peak_q = g.node("ReduceMax", [log_q], name=f"{name}/q_max", axes=[1], keepdims=1)
     phi_q = g.node("Exp", [g.node("Sub", [log_q, peak_q], name=f"{name}/q_sub")], name=f"{name}/q")
 
-    # y = v + proj(phi(q) (phi(k)^T v) / (phi(q) sum phi(k) + 1e-8)), sums over tokens as means and
-    # proj applied to the small matrix between them.
+    # Sums over tokens as means, and proj applied to the small matrix between them.
     phi_k_t = g.transpose(phi_k, [0, 2, 1], f"{name}/k_transposed")  # (N, T, 32)
     outer = g.node("MatMul", [v, phi_k_t], name=f"{name}/vk")  # (N, 64, 32)
     outer = g.node(
@@ -155,20 +175,23 @@ def _performer(
     total = g.node("MatMul", [sums, phi_q], name=f"{name}/total")  # (N, 1, T)
     log_epsilon = math.log(PERFORMER_EPSILON * RANDOM_FEATURES / tokens)
     guard = g.node(
-        "Sub", [g.constant(f"{name}.log_epsilon", np.float32(log_epsilon)), peak_q],
+        "Sub",
+        [g.constant(f"{name}.log_epsilon", np.float32(log_epsilon)), peak_q],
         name=f"{name}/guard_log",
     )
     guard = g.node("Exp", [guard], name=f"{name}/guard")
     total = g.node("Add", [total, guard], name=f"{name}/denominator")
     y = g.node("Div", [mixed, total], name=f"{name}/divide")
     y = g.node("Add", [y, v], name=f"{name}/residual")
-    y = g.node(
-        "Add", [y, g.constant(f"{name}.proj.bias", w["proj.bias"].reshape(-1, 1))],
+    return g.node(
+        "Add",
+        [y, g.constant(f"{name}.proj.bias", w["proj.bias"].reshape(-1, 1))],
         name=f"{name}/proj_bias",
     )
-    y = g.reshape(y, [0, TOKEN_WIDTH, side, side], f"{name}/grid")
 
-    # y + MLP(LN(y)), the LayerNorm folded as above
+
+def _add_mlp(g: GraphBuilder, y: str, w: Weights, name: str, epsilon: float) -> str:
+    """y + MLP(LN(y)) over the channels of (N, 64, n, n), the LayerNorm folded as above."""
     scaled = w["mlp.0.weight"] * w["norm2.weight"]
     bias = w["mlp.0.bias"] + w["mlp.0.weight"] @ w["norm2.bias"]
     centred = (scaled - scaled.mean(axis=1, keepdims=True))[:, :, None, None]
@@ -197,7 +220,7 @@ def _inverse_sigma(g: GraphBuilder, mean: str, square: str, epsilon: float, name
 
 def _log_features(g: GraphBuilder, x: str, w: Array, name: str) -> str:
     """w x - |x|^2 / 2 for ``x`` (N, 64, T): logarithms of the random features (N, 32, T)."""
-    product = g.node("MatMul", [g.constant("%s.w" % name, w), x], name=f"{name}_random")
+    product = g.node("MatMul", [g.constant(f"{name}.w", w), x], name=f"{name}_random")
     square = g.node("ReduceSumSquare", [x], name=f"{name}_norm2", axes=[1], keepdims=1)
     half = g.node("Mul", [square, g.constant("half", np.float32(0.5))], name=f"{name}_half_norm2")
     return g.node("Sub", [product, half], name=f"{name}_log")

@@ -24,7 +24,9 @@ def test_reference_is_up_to_date() -> None:
     )
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+)
 def test_links_lead_somewhere(page: Path | str) -> None:
     """Relative links in Markdown pages name files that exist."""
     path = ROOT / page

@@ -172,8 +172,8 @@ def import_command(
 ) -> None:
     """Import a checkpoint of the authors' release, or start a cascade from one backbone.
 
-    FILE is the authors' .pth.tar, a state dict, or a model fine-tuned from either. With --stage-from
-    there is no FILE; --architecture says what the new cascade is.
+    FILE is the authors' .pth.tar, a state dict, or a model fine-tuned from either. With
+    --stage-from there is no FILE; --architecture says what the new cascade is.
     """
     if (file is None) == (stage_from is None):
         raise click.UsageError("give either FILE or --stage-from FILE")

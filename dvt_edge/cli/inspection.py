@@ -23,6 +23,7 @@ def inspect_bundle(folder: Path, *, as_json: bool) -> None:
     sizes = [bundle.stage_path(k).stat().st_size for k in range(len(manifest.stages))]
     console = Console(markup=False)
     console.print(_stage_table(f"{folder} for {manifest.device}", manifest.stages, sizes))
+    console.print(_handed_on(manifest.stages))
     console.print(
         f"{manifest.engine.backend}, {manifest.engine.precision}, budget "
         f"{manifest.budget.latency_ms:g} ms; {len(manifest.class_names)} classes; built with "
@@ -59,6 +60,7 @@ def inspect_checkpoint(path: Path, *, as_json: bool) -> None:
         return
     console = Console(markup=False)
     console.print(_stage_table(str(path), specs))
+    console.print(_handed_on(specs))
     console.print(
         f"{metadata.get('architecture') or 'cascade'}, tokenizer {config.tokenizer}, "
         f"{config.channels}x{config.image_size}x{config.image_size} px, {config.classes} classes"
@@ -67,12 +69,17 @@ def inspect_checkpoint(path: Path, *, as_json: bool) -> None:
         console.print(f"metadata: {', '.join(metadata)}")
 
 
+def _handed_on(stages: Sequence[StageSpec]) -> str:
+    sizes = ", ".join(f"{stage.handed_on_bytes / 1000:,.0f}" for stage in stages[:-1])
+    return f"handed on per image, kB: {sizes or 'nothing'}"
+
+
 def _stage_table(title: str, stages: Sequence[StageSpec], sizes: Sequence[int] = ()) -> Table:
     table = Table(title=title)
-    for column in ("stage", "inputs", "outputs", "parameters", "MMACs", "hands on, kB"):
+    for column in ("stage", "inputs", "outputs", "parameters", "MMACs"):
         table.add_column(column, justify="left" if column.endswith("puts") else "right")
     if sizes:
-        table.add_column("file, kB", justify="right")
+        table.add_column("kB", justify="right")
     for k, stage in enumerate(stages):
         inputs, outputs = (
             "\n".join(f"{t.name} {list(t.shape)}" for t in tensors)
@@ -84,7 +91,6 @@ def _stage_table(title: str, stages: Sequence[StageSpec], sizes: Sequence[int] =
             outputs,
             f"{stage.parameters:,}",
             f"{stage.macs / 1e6:,.1f}",
-            f"{stage.handed_on_bytes / 1000:,.0f}",
             *([f"{sizes[k] / 1000:,.0f}"] if sizes else []),
         )
     return table

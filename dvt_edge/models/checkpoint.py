@@ -64,8 +64,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """What :meth:`Cascade.save` was given as ``metadata``, empty if nothing.
 
     In an imported checkpoint: ``source``, ``sha256``, ``architecture`` and, from the authors' file,
-    ``flops`` (GFLOPs when leaving at each exit), ``anytime_classification`` (top-1 of each exit, %),
-    ``dynamic_threshold`` ([points, exits]; infinities as the strings ``inf`` and ``-inf``) and
+    ``flops`` (GFLOPs when leaving at each exit), ``anytime_classification`` (top-1 of each exit,
+    %), ``dynamic_threshold`` ([points, exits]; infinities as the strings ``inf`` and ``-inf``) and
     ``budgeted_batch_classification`` ([GFLOPs of each point, top-1 of each point]).
     Raises as :meth:`Cascade.load`.
     """

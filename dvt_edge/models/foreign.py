@@ -133,11 +133,13 @@ def _load_pickle(path: Path) -> Any:
 
 def _numpy_globals() -> list[Any]:
     """What a pickle of NumPy arrays and scalars names, under NumPy 1's and 2's module names."""
-    array_parts = np.zeros(1).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
+    functions: dict[str, Any] = {
+        "_reconstruct": np.zeros(1).__reduce__()[0],
+        "scalar": np.float64(0).__reduce__()[0],
+    }
     aliases = [
-        (function, f"{module}.multiarray.{function.__name__}")
-        for function in (array_parts, scalar)
+        (function, f"{module}.multiarray.{name}")
+        for name, function in functions.items()
         for module in ("numpy.core", "numpy._core")
     ]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]

@@ -103,7 +103,6 @@ def adapted(
         return CascadeConfig.model_validate(values)
     except ValidationError as error:
         reasons = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ")
-            for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()
         )
         raise ConfigError(f"no such cascade: {reasons}") from None

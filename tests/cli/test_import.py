@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dvt_edge.models import Cascade, CascadeConfig
-from dvt_edge.models import registry
+from dvt_edge.models import Cascade, CascadeConfig, registry
 from dvt_edge.models.official import official_name
 
 Run = Callable[..., Any]

@@ -115,7 +115,7 @@ def tiny_official() -> Callable[..., CascadeConfig]:
 
     def make(tokenizer: str = "patch", **changes: Any) -> CascadeConfig:
         values: dict[str, Any] = {
-            "image_size": 32,
+            "image_size": 32 if tokenizer == "patch" else 64,
             "classes": 7,
             "tokenizer": tokenizer,
             "qkv_bias": tokenizer == "patch",

@@ -49,7 +49,7 @@ def test_official_file(state: State, cascade: Cascade, tmp_path: Path) -> None:
     torch.save(_official_file(state, epoch=3), tmp_path / "a.pth.tar")
     result = import_cascade(tmp_path / "a.pth.tar")
     assert result.ignored == ("epoch",)
-    images = torch.rand(1, 3, 32, 32)
+    images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         for mine, theirs in zip(result.cascade(images), cascade(images), strict=True):
             assert torch.equal(mine.logits, theirs.logits)

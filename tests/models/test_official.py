@@ -122,7 +122,7 @@ def test_heads_that_disagree(state: State) -> None:
 
 
 def test_wrong_architecture(state: State) -> None:
-    with pytest.raises(CheckpointError, match="do not fit dvt_t2t_vit_12: missing .*attention1"):
+    with pytest.raises(CheckpointError, match=r"do not fit dvt_t2t_vit_12: missing .*attention1"):
         Cascade.load_official(state, "dvt_t2t_vit_12")
 
 
