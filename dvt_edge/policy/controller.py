@@ -112,7 +112,7 @@ class Controller:
         self._speed = SpeedTracker(np.diff(self._profiled, prepend=0.0))
         self._mix = MixTracker(records)
         self._floor = np.full(records.exits, -np.inf)
-        self._frame = self._changed = 0
+        self._frame = self._changed = self._strange = 0
         self._dwell, self._steady = DWELL_FRAMES, STEADY_FRAMES
         self._pacer: Pacer | None = None
         self._feasible = True
@@ -191,9 +191,14 @@ class Controller:
     def _check(self) -> Change | None:
         waited = self._frame - self._changed
         if self._pacer is None:
-            why = self._drift(waited)
+            ready = waited >= DWELL_FRAMES or not self._changed
+            why = self._drift(waited) if ready else None
             return self._adapt(why) if why else None
-        if waited >= self._steady and self._as_profiled(self._pacer):
+        if not self._speeds_as_profiled():
+            self._strange = self._frame
+        if self._frame - max(self._strange, self._changed) >= self._steady and (
+            self._images_as_profiled(self._pacer)
+        ):
             return self._return()
         if waited < self._dwell:
             return None
@@ -300,14 +305,15 @@ class Controller:
         self._dwell = min(2 * self._dwell, MAX_DWELL_FRAMES)
         return self._change(found, reason)
 
-    def _as_profiled(self, pacer: Pacer) -> bool:
-        """Whether speeds and images are those that the certificate was made for."""
-        planned = self._certified.cost
+    def _speeds_as_profiled(self) -> bool:
         now = float(self._certified.exit_fraction @ self._speed.usual_ms(SPEED_FRAMES))
+        return abs(now / self._certified.cost - 1) < TOLERANCE
+
+    def _images_as_profiled(self, pacer: Pacer) -> bool:
+        """Whether confidences at exit 1 are those of the records, and so is what follows."""
         distance, chance = self._mix.distance(STEADY_FRAMES)
         return (
             not np.isfinite(self._floor).any()
-            and abs(now / planned - 1) < TOLERANCE * 2 / 3
             and distance < chance
             and abs(pacer.model_bias()) < TOLERANCE
         )

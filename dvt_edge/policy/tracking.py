@@ -51,21 +51,15 @@ class SpeedTracker:
         frames = min(frames, self._count, SPEED_FRAMES)
         if not frames:
             return np.ones(len(self.reference_ms)), np.zeros(len(self.reference_ms))
-        recent = self._ring[(self._count - 1 - np.arange(frames)) % SPEED_FRAMES]
-        known = np.isfinite(recent)
-        seen = known.sum(axis=0)
-        ordered = np.sort(recent, axis=0)  # NaN last
-        columns = np.arange(len(seen))
-        middle = (ordered[(seen - 1) // 2, columns] + ordered[seen // 2, columns]) / 2
-        middle = np.where(seen > 0, middle, 1.0)
-        cut = np.where(known, np.minimum(recent, SPIKE * middle), 0.0)
+        kept = min(self._count, SPEED_FRAMES)
+        ring = self._ring[(self._count - 1 - np.arange(kept)) % SPEED_FRAMES]
+        usual, _, long_spread, _ = _winsorised(ring, None)
+        middle, mean, spread, seen = _winsorised(ring[:frames], usual)
         common = float(np.average(middle, weights=seen)) if seen.any() else 1.0
-        mean = cut.sum(axis=0) / np.maximum(seen, 1)
-        spread = np.where(known, (cut - mean) ** 2, 0.0).sum(axis=0) / np.maximum(seen - 1, 1)
-        # Where one stage ran once, its spread is unknown: take the usual share of its mean.
-        error = np.sqrt(np.maximum(spread, (0.02 * mean) ** 2) / np.maximum(seen, 1))
-        weight = seen / (seen + _FEW * (1 - np.minimum(seen, frames) / frames))
-        return weight * mean + (1 - weight) * common, weight * error
+        # Of a few latencies the spread is not known: take that of all kept, or 2 % if larger.
+        spread = np.maximum(np.maximum(spread, long_spread), (0.02 * mean) ** 2)
+        weight = seen / (seen + _FEW * (1 - seen / frames))
+        return weight * mean + (1 - weight) * common, weight * np.sqrt(spread / np.maximum(seen, 1))
 
     def usual_ms(self, frames: int) -> Floats:
         """Cumulative latency [K] of leaving at each exit over the last ``frames``."""
@@ -172,3 +166,22 @@ def resample(records: Records, bins: npt.NDArray[np.int64], share: Floats, count
     rows = np.concatenate(chosen)
     label = None if records.label is None else records.label[rows]
     return Records(records.confidence[rows], records.prediction[rows], label)
+
+
+def _winsorised(
+    ratios: Floats, usual: Floats | None
+) -> tuple[Floats, Floats, Floats, npt.NDArray[np.int64]]:
+    """Median, mean, variance and number [K] of the known values in each column of ``ratios``.
+
+    ``usual`` [K] sets what counts as a spike; where left out, the median does.
+    """
+    known = np.isfinite(ratios)
+    seen = known.sum(axis=0)
+    ordered, columns = np.sort(ratios, axis=0), np.arange(ratios.shape[1])  # NaN last
+    low, high = np.maximum(seen - 1, 0) // 2, np.minimum(seen // 2, len(ratios) - 1)
+    middle = np.where(seen > 0, (ordered[low, columns] + ordered[high, columns]) / 2, 1.0)
+    limit = SPIKE * (middle if usual is None else usual)
+    cut = np.where(known, np.minimum(ratios, limit), 0.0)
+    mean = cut.sum(axis=0) / np.maximum(seen, 1)
+    spread = np.where(known, (cut - mean) ** 2, 0.0).sum(axis=0) / np.maximum(seen - 1, 1)
+    return middle, mean, spread, seen

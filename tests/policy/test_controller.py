@@ -84,13 +84,16 @@ def share(after, count=FRAMES):
     return np.where(np.arange(count) < START, 0.2, after)
 
 
-SCENES = {
+OVER = {
     "stages take twice as long within 100 frames": (4.2, ramp(2.0), share(0.2)),
     "hard images rise from 20 to 80 %": (3.0, ramp(1.0), share(0.8)),
     "both at once": (4.2, ramp(2.0), share(0.8)),
+}
+UNDER = {  # nothing is broken, so more certainty is asked for before accuracy is gained
     "stages become faster": (2.5, ramp(0.7), share(0.2)),
     "hard images vanish": (2.5, ramp(1.0), share(0.0)),
 }
+SCENES = OVER | UNDER
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -106,12 +109,13 @@ def test_the_budget_is_kept_through(name, seed):
     assert not any(change.certificate_holds for change in found.changes)
     assert not controller.certificate_holds
     assert len(found.changes) <= 5
-    assert found.changes[0].frame <= END + SETTLED
-    assert (np.abs(found.means(END + SETTLED) / budget - 1) <= 0.03).all()
+    assert found.changes[0].frame <= END + (SETTLED if name in OVER else 1000)
+    settled = max(END, found.changes[0].frame) + SETTLED
+    assert (np.abs(found.means(settled) / budget - 1) <= 0.03).all()
 
     # As accurate as thresholds solved by an oracle that knows the new latencies and images.
     oracle = solve(images(99, float(hard[-1]), 2000), COSTS * speed[-1], budget)
-    late = slice(END + SETTLED, None)
+    late = slice(settled, None)
     judged = replay(
         Records(live.confidence[late], live.prediction[late], live.label[late]),
         COSTS * speed[-1],
@@ -178,7 +182,9 @@ def test_what_cannot_be_kept_falls_to_the_cheapest_and_comes_back():
     assert found.latency_ms[1000:1400].max() <= 4 * (COSTS[0]) * 1.5
     assert found.changes[-1].feasible
     assert controller.feasible
-    assert (np.abs(found.means(1900) / 4.0 - 1) <= 0.03).all()
+    back = [change.frame for change in found.changes if change.certificate_holds]
+    paced = found.latency_ms[1900 : back[0] if back else count]
+    assert abs(paced.mean() / 4.0 - 1) <= 0.03
 
 
 def test_a_single_exit():
@@ -315,7 +321,7 @@ def test_records_are_resampled_to_the_mix():
     live = resample(RECORDS, mix.record_bin, mix.share(3000), 1000)
     assert len(live) == pytest.approx(1000, abs=12)
     assert live.accuracy == pytest.approx(hard.accuracy, abs=0.06)
-    assert abs(RECORDS.accuracy[0] - hard.accuracy[0]) > 0.2
+    assert abs(RECORDS.accuracy[0] - hard.accuracy[0]) > 0.15
     again = resample(RECORDS, mix.record_bin, mix.share(3000), 1000)
     assert (again.confidence == live.confidence).all()
 
