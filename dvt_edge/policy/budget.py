@@ -10,7 +10,8 @@ A budget of L on the p-quantile is kept when the mixture's share, the sum of exi
 q_k(L), is at most 1 - p. It is conservative: q is the largest share that the figures allow, never
 less than the measured one. Where noise makes a later exit look better than an earlier one, it
 counts as that one. So a few frames may leave at exits slower than L, and only as many as the other
-exits' own tails leave room for. ``max`` forbids every exit whose longest measured frame took longer than L.
+exits' own tails leave room for. ``max`` closes every exit whose longest measured frame took longer
+than L, for any frame.
 """
 
 from __future__ import annotations
@@ -185,10 +186,12 @@ def budget_limits(
                 f"the {budget.statistic} latency budget of {budget.latency_ms:g} ms is smaller "
                 f"than the first exit's; the smallest possible is {round_up(least):g} ms"
             )
+        share = latency.exceeding(budget.latency_ms)
         if budget.statistic == "mean":
             limits.append(Limit(latency.mean, budget.latency_ms))
+        elif budget.statistic == "max":
+            exits = min(exits, int((share == 0).sum()))
         else:
-            share = latency.exceeding(budget.latency_ms)
             limits.append(Limit(share, TAIL_SHARE[budget.statistic]))
     if budget.energy_mj is not None:
         if energy_mj is None:

@@ -147,8 +147,9 @@ def uniform_margin(cost: npt.ArrayLike, count: int, delta: float) -> float:
     """
     steps = np.diff(np.asarray(cost, float))
     each = delta / max(1, len(steps))
-    factor = [1, *(k * (count + 1) for k in range(2, len(steps) + 1))]
-    return float(sum(s * np.sqrt(np.log(f / each) / 2 / count) for s, f in zip(steps, factor)))
+    factors = [1 if k == 1 else k * (count + 1) for k in range(1, len(steps) + 1)]
+    widths = [np.sqrt(np.log(factor / each) / 2 / count) for factor in factors]
+    return float(steps @ np.array(widths)) if widths else 0.0
 
 
 def upper_bound(values: npt.NDArray[np.float64], delta: float) -> Floats:
@@ -209,23 +210,26 @@ def _ladder(
         _half_width(limit.cost[at], float(np.ptp(limit.cost)), judges, delta) for limit in limits
     ]
     right = chooser.correct[np.arange(len(chooser)), at].astype(float)
-    proposals: list[Floats] = []
-    for distance in LADDER:
-        tighter = [
+
+    def tighter(distance: float) -> list[Limit]:
+        return [
             Limit(limit.cost, max(limit.most - distance * width, float(limit.cost[0])))
-            for limit, width in zip(limits, widths)
+            for limit, width in zip(limits, widths, strict=True)
         ]
+
+    proposals: list[Floats] = []
+    if budget.min_accuracy is not None:  # before all others, the most accurate there is
+        proposals.append(solve_limits(chooser, price, tighter(LADDER[0]), exits))
+    for distance in LADDER:
         accuracy = budget.min_accuracy
         if accuracy is not None:
             accuracy = min(1.0, accuracy + distance * _half_width(right, 1.0, judges, delta))
         try:
-            found = solve_limits(chooser, price, tighter, exits, accuracy)
+            found = solve_limits(chooser, price, tighter(distance), exits, accuracy)
         except BudgetError:
             continue
         if not proposals or found.tolist() != proposals[-1].tolist():
             proposals.append(found)
-    if budget.min_accuracy is not None:  # before all: the most accurate there is
-        proposals.insert(0, solve_limits(chooser, price, limits, exits))
     return proposals
 
 
@@ -238,8 +242,6 @@ def _half_width(values: Floats, span: float, count: int, delta: float) -> float:
 def _rejected(values: Floats, limit: Limit, delta: float) -> bool:
     """Whether a mean above the limit is ruled out."""
     low, span = float(limit.cost[0]), float(np.ptp(limit.cost))
-    if not values.max() > low:
-        values = np.full(len(values), low)
     scaled = np.clip((values - low) / span, 0, 1)
     bound = np.array((limit.most - low) / span)
     return bool(_wealth(scaled, _bets(scaled, delta), bound) >= np.log(1 / delta))

@@ -71,13 +71,14 @@ def solve(
     ``cost`` [K] is the cumulative cost of leaving at each exit, positive and increasing, in the
     unit of ``limit``. ``statistic`` says what the limit is on: the mean over the samples, or a
     quantile of it (at most 50, 5, 1 or 0 % of the samples may leave at exits that cost more than
-    ``limit``), every sample of an exit costing the same; for exits with a spread of their own use
-    :func:`~dvt_edge.policy.budget.solve_budget`. Thresholds lie halfway between neighbouring
-    confidences.
+    ``limit``; for 0 % such exits are closed), every sample of an exit costing the same. For exits
+    with a spread of their own use :func:`~dvt_edge.policy.budget.solve_budget`. Thresholds lie
+    halfway between neighbouring confidences.
 
-    Exact for up to four exits. O(N log N) with up to three (50,000 records: about 0.2 s); four cost
-    O(N^2 log N) at worst and are bounded by branch and bound in practice (2,000 records: about a
-    second, 10,000: tens of seconds); with five or more, a search over pairs of thresholds.
+    Exact for up to four exits. O(N log N) with up to three (50,000 records: about 0.15 s on two
+    cores). Four are solved by branch and bound: O(N^2 log N) at worst, far less where accuracy
+    depends on the thresholds as a trained cascade's does (2,000 records: about 0.2 s, 10,000:
+    about 2 s). With five or more, a search over pairs of thresholds.
 
     Raises :class:`~dvt_edge.errors.BudgetError`, with the smallest feasible limit, when even
     leaving at the first exit costs more than ``limit``, and
@@ -92,13 +93,14 @@ def solve(
             f"the budget of {limit:g} is smaller than the first exit's cost; the smallest possible "
             f"is {round_up(costs[0]):g}"
         )
-    if statistic == "mean":
-        limits = [(costs, limit)]
-    else:
+    exits, limits = records.exits, [(costs, limit)]
+    if statistic == "max":
+        exits = int((costs <= limit).sum())
+    elif statistic != "mean":
         limits = [(costs, np.inf), ((costs > limit).astype(float), TAIL_SHARE[statistic])]
-    found = search(make_problem(records, limits))
+    found = search(make_problem(records, limits, exits))
     assert found is not None  # leaving at the first exit keeps the limit
-    return replay(records, costs, found.thresholds)
+    return replay(records, costs, [*found.thresholds, *[-np.inf] * (records.exits - exits)])
 
 
 def frontier(
