@@ -228,16 +228,16 @@ def solve_limits(
     else:
         found = cheapest(problem, math.ceil(min_accuracy * len(records) - _ROUNDING))
     if found is None:
-        _refuse(problem, min_accuracy)
+        raise _refusal(problem, min_accuracy)
     return np.array([*found.thresholds, *[-np.inf] * (records.exits - exits)])
 
 
-def _refuse(problem: Problem, min_accuracy: float | None) -> None:
+def _refusal(problem: Problem, min_accuracy: float | None) -> BudgetError:
     best = search(problem)
     if best is None:
-        raise BudgetError("not even leaving at the first exit keeps all limits; raise them")
+        return BudgetError("not even leaving at the first exit keeps all limits; raise them")
     reached = math.floor(best.value / len(problem.confidence) * 1e4) / 1e4
-    raise BudgetError(
+    return BudgetError(
         f"min_accuracy {min_accuracy} is more than the cascade reaches on the records within the "
         f"other limits; the highest possible is {reached:g}"
     )

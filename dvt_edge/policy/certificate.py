@@ -94,8 +94,8 @@ def solve_certified(
         )
         if budget.min_accuracy is not None:
             right = judge.correct[np.arange(len(judge)), at].astype(float)
-            bound = 1 - upper_bound(1 - right, delta / 2)
-            provable = max(provable, float(bound))
+            bound = 1 - float(upper_bound(1 - right, delta / 2))
+            provable = max(provable, bound)
             passed = passed and bound >= budget.min_accuracy
         if not passed:
             break
@@ -254,7 +254,7 @@ def _bets(values: npt.NDArray[np.float64], delta: float) -> Floats:
     mean = (0.5 + np.cumsum(values, axis=-1)) / (seen + 1)
     variance = (0.25 + np.cumsum((values - mean) ** 2, axis=-1)) / (seen + 1)
     before = np.concatenate([np.full((*values.shape[:-1], 1), 0.25), variance[..., :-1]], axis=-1)
-    return np.minimum(LARGEST_BET, np.sqrt(2 * np.log(1 / delta) / (count * before)))
+    return np.asarray(np.minimum(LARGEST_BET, np.sqrt(2 * np.log(1 / delta) / count / before)))
 
 
 def _wealth(values: npt.NDArray[np.float64], bets: Floats, mean: Floats) -> Floats:

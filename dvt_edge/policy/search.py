@@ -86,7 +86,7 @@ class Problem:
 
 def integer_prices(cost: npt.NDArray[np.float64]) -> Ints:
     """[K]: ``cost`` in units of its last, dearest one / SCALE, correctly rounded."""
-    return np.rint(cost / cost[-1] * SCALE).astype(np.int64)
+    return np.asarray(np.rint(cost / cost[-1] * SCALE), np.int64)
 
 
 def integer_limit(limit: float, cost: npt.NDArray[np.float64], count: int) -> int:
