@@ -215,14 +215,17 @@ def solve_limits(
     limits: list[Limit],
     exits: int,
     min_accuracy: float | None = None,
+    like: Problem | None = None,
 ) -> Floats:
     """Thresholds [K] that use the first ``exits`` within ``limits``; ``price`` [K] decides ties.
 
-    With ``min_accuracy`` the cheapest that are so accurate. Raises
-    :class:`~dvt_edge.errors.BudgetError` where there are none.
+    With ``min_accuracy`` the cheapest that are so accurate. ``like`` is the problem of the same
+    records under limits on the same costs; it saves time. Raises
+    :class:`~dvt_edge.errors.BudgetError` where there are no such thresholds.
     """
-    pairs = [(price, np.inf), *((limit.cost, limit.most) for limit in limits)]
-    problem = make_problem(records, pairs, exits)
+    problem = limit_problem(records, price, limits, exits)
+    if like is not None:
+        problem = like.limited(problem.allowance, None)
     if min_accuracy is None:
         found = search(problem)
     else:
@@ -230,6 +233,12 @@ def solve_limits(
     if found is None:
         raise _refusal(problem, min_accuracy)
     return np.array([*found.thresholds, *[-np.inf] * (records.exits - exits)])
+
+
+def limit_problem(records: Records, price: Floats, limits: list[Limit], exits: int) -> Problem:
+    """The search problem that :func:`solve_limits` solves."""
+    pairs = [(price, np.inf), *((limit.cost, limit.most) for limit in limits)]
+    return make_problem(records, pairs, exits)
 
 
 def _refusal(problem: Problem, min_accuracy: float | None) -> BudgetError:

@@ -1,11 +1,10 @@
 """Thresholds whose budget holds for unseen frames, with a stated probability.
 
-Thresholds chosen on records look better there than they are. Three ways out were compared: half of
-the records for choosing and half for judging one choice; bounds that hold for all thresholds at
-once (:func:`uniform_margin`, Massart 1990 and Naaman 2021), which need no split; and *learn then
-test* (Angelopoulos et al. 2021, arXiv 2110.01052; for early exits Jazbec et al. 2024, arXiv
-2405.20915), which is used here because it costs the least accuracy; ``benchmarks/policy.py``
-measures how much.
+Thresholds chosen on records look better there than they are. Bounds that hold for all thresholds at
+once (:func:`uniform_margin`, Massart 1990 and Naaman 2021) need no split of the records, but say
+nothing about accuracy and are wide. Used here is *learn then test* (Angelopoulos et al. 2021, arXiv
+2110.01052; for early exits Jazbec et al. 2024, arXiv 2405.20915); ``benchmarks/policy.py`` measures
+what both cost.
 
 One half of the records proposes thresholds for a ladder of budgets, from well inside the wanted one
 up to the wanted one. The other half tests "the true mean exceeds the limit" for one after the
@@ -18,21 +17,29 @@ exit costs what was measured. Drift and clocks are for the controller and the au
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy.budget import Budget, ExitLatency, Limit, budget_limits, solve_limits
+from dvt_edge.policy.budget import (
+    Budget,
+    ExitLatency,
+    Limit,
+    budget_limits,
+    limit_problem,
+    solve_limits,
+)
 from dvt_edge.policy.records import Floats, Records
 from dvt_edge.policy.solver import Solution, replay
 
-LADDER = (1.6, 1.35, 1.1, 0.9, 0.7, 0.5, 0.3, 0.1)
+LADDER = (3.0, 2.5, 2.1, 1.8, 1.5, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Distances to the wanted limit that are tested in turn, in half-widths of a confidence bound."""
 LARGEST_BET = 0.75
 MINIMUM_RECORDS = 20
-_BISECTIONS = 40
+_BISECTIONS = 24  # to 6e-8 of the range, rounded up
 
 
 @dataclass(frozen=True)
@@ -199,10 +206,11 @@ def _ladder(
     exits: int,
     budget: Budget,
     delta: float,
-) -> list[Floats]:
+) -> Iterator[Floats]:
     """Proposals, the safest first, one for every distance that leaves something to choose."""
+    like = limit_problem(chooser, price, limits, exits)
     try:
-        plain = solve_limits(chooser, price, limits, exits, budget.min_accuracy)
+        plain = solve_limits(chooser, price, limits, exits, budget.min_accuracy, like)
     except BudgetError:
         plain = np.array([np.inf] * (exits - 1) + [-np.inf] * (chooser.exits - exits + 1))
     at = leave_at(chooser, plain)
@@ -217,20 +225,21 @@ def _ladder(
             for limit, width in zip(limits, widths, strict=True)
         ]
 
-    proposals: list[Floats] = []
+    last: Floats | None = None
     if budget.min_accuracy is not None:  # before all others, the most accurate there is
-        proposals.append(solve_limits(chooser, price, tighter(LADDER[0]), exits))
+        last = solve_limits(chooser, price, tighter(LADDER[0]), exits, None, like)
+        yield last
     for distance in LADDER:
         accuracy = budget.min_accuracy
         if accuracy is not None:
             accuracy = min(1.0, accuracy + distance * _half_width(right, 1.0, judges, delta))
         try:
-            found = solve_limits(chooser, price, tighter(distance), exits, accuracy)
+            found = solve_limits(chooser, price, tighter(distance), exits, accuracy, like)
         except BudgetError:
             continue
-        if not proposals or found.tolist() != proposals[-1].tolist():
-            proposals.append(found)
-    return proposals
+        if last is None or found.tolist() != last.tolist():
+            last = found
+            yield found
 
 
 def _half_width(values: Floats, span: float, count: int, delta: float) -> float:

@@ -72,6 +72,13 @@ class Problem:
         x = self.confidence[:, 0] if self.exits == 3 else None
         return Plane(x, self.confidence[:, self.exits - 2], options)
 
+    def limited(self, allowance: Ints, need: int | None) -> Problem:
+        """The same problem under other limits; what was prepared for it is used again."""
+        other = replace(self, allowance=allowance, need=need)
+        if self.exits in (2, 3):
+            vars(other)["plane"] = self.plane
+        return other
+
     def key(self, value: int, price: int) -> _Key:
         """What is minimised."""
         return (-value, price) if self.need is None else (price, -value)
@@ -267,8 +274,3 @@ def _interval_bound(
         return choice, value + choice.value, int(spent[0]) + choice.price
 
     return bound
-
-
-def with_need(problem: Problem, need: int) -> Problem:
-    """The same problem, for the lowest first price with ``need`` right answers."""
-    return replace(problem, need=need)

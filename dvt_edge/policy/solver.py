@@ -22,7 +22,6 @@ from dvt_edge.policy.search import (
     integer_limit,
     integer_prices,
     search,
-    with_need,
 )
 
 Statistic = Literal["mean", "p50", "p95", "p99", "max"]
@@ -128,7 +127,7 @@ def frontier(
     found = [highest]
     for need in reversed(needs[1:-1]):
         if need <= found[-1].value:
-            point = search(with_need(problem, int(need)))
+            point = search(problem.limited(problem.allowance, int(need)))
             assert point is not None  # a higher accuracy was possible
             if point.price < found[-1].price:
                 found.append(point)
@@ -186,12 +185,12 @@ def make_problem(
 
 def cheapest(problem: Problem, need: int) -> Found | None:
     """The lowest first price with ``need`` right answers, and the most accurate of that price."""
-    found = search(with_need(problem, need))
+    found = search(problem.limited(problem.allowance, need))
     if found is None:
         return None
     allowance = problem.allowance.copy()
     allowance[0] = min(int(allowance[0]), found.price)
-    return search(Problem(problem.confidence, problem.right, problem.price, allowance))
+    return search(problem.limited(allowance, None))
 
 
 def round_up(value: float) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import Records, frontier, replay, solve
-from dvt_edge.policy.search import integer_prices, search, with_need
+from dvt_edge.policy.search import integer_prices, search
 from dvt_edge.policy.solver import TAIL_SHARE, cheapest, make_problem
 
 TOLERANCE = 1e-9
@@ -92,11 +92,12 @@ def test_cheapest_of_an_accuracy_equals_brute_force(
         price = spent[outcomes[:, 0] >= need].min()
         value = outcomes[spent == price, 0].max()
 
-        found = cheapest(make_problem(records, [(costs, np.inf)]), need)
+        problem = make_problem(records, [(costs, np.inf)])
+        found = cheapest(problem, need)
 
         assert found is not None
         assert (found.price, found.value) == (price, value)
-        assert search(with_need(make_problem(records, [(costs, np.inf)]), len(records) + 1)) is None
+        assert search(problem.limited(problem.allowance, len(records) + 1)) is None
 
 
 @pytest.mark.parametrize("exits", [2, 3, 4])
