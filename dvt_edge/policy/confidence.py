@@ -35,7 +35,7 @@ def confidence(
     if not np.isfinite(temperature) or temperature <= 0:
         raise ConfigError(f"a temperature is a positive number, found {temperature}; 1 is neutral")
     values = _check_logits(logits)
-    finite: npt.NDArray[np.bool_] = np.isfinite(values).all(axis=1)
+    finite = np.asarray(np.isfinite(values).all(axis=1))
     log_p = _log_softmax(np.where(finite[:, None], values, 0.0), 1 / temperature)
     p = np.exp(log_p)
     if kind == "max_softmax":

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -36,10 +38,13 @@ class World:
         return frame, int(self.classes[y + 48, x + 48]), 1 + (margin < 25) + (margin < 8)
 
 
+made_world = cache(World)
+
+
 def video(seed, count, still=0.8):
     """Pans with pauses, and a cut to another picture about every 150 frames."""
     rng = np.random.default_rng(seed)
-    worlds = [World(s) for s in range(4)]
+    worlds = [made_world(s) for s in range(4)]
     world, place, speed = worlds[0], rng.integers(0, 204, 2), np.zeros(2, int)
     for _ in range(count):
         if rng.random() < 1 / 150:
@@ -90,7 +95,7 @@ def test_pans_pauses_and_cuts(seed):
 
 def test_a_scene_that_never_rests_keeps_nothing_and_stops_looking():
     policy = VideoPolicy(COSTS, REUSE)
-    rng, worlds = np.random.default_rng(0), [World(s) for s in range(3)]
+    rng, worlds = np.random.default_rng(0), [made_world(s) for s in range(3)]
     frames = (worlds[i].view(*rng.integers(0, 204, 2), rng) for i in rng.integers(0, 3, 5000))
     looks = []
 
@@ -107,7 +112,7 @@ def test_a_scene_that_never_rests_keeps_nothing_and_stops_looking():
 
 def test_nothing_is_kept_where_looking_costs_more_than_running():
     policy = VideoPolicy(COSTS, REUSE)
-    still, _, _ = World(0).view(50, 50, np.random.default_rng(0))
+    still, _, _ = made_world(0).view(50, 50, np.random.default_rng(0))
     for t in range(1500):
         plan = policy.plan(thumbnail(still), t * FRAME_MS, 100.0)
         assert plan == Plan(False)
