@@ -421,7 +421,6 @@ def test_two_processes_train_what_one_does(
         text=True,
         timeout=120,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     shape = (16, 1, 16, 16)
