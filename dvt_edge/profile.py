@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dvt_edge.documents import Document, DocumentPath
+from dvt_edge.policy.confidence import ConfidenceKind
+from dvt_edge.policy.solver import Statistic
 
 ColorOrder = Literal["bgr", "rgb", "gray"]
-ConfidenceKind = Literal["max_softmax", "margin", "entropy"]
-Statistic = Literal["mean", "p50", "p95", "p99", "max"]
 
 
 class InputConfig(Document):

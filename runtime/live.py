@@ -40,7 +40,8 @@ Event: TypeAlias = Change | AuditEvent | NotFinite
 class LivePolicy:
     """The thresholds in force, and everything in the budget that acts on single frames.
 
-    One per budget; used under the Runtime's lock. ``report`` is called with every event.
+    One per budget; used under the Runtime's lock. Without a budget the thresholds stay as they
+    are. ``report`` is called with every event.
     """
 
     def __init__(
@@ -48,28 +49,30 @@ class LivePolicy:
         records: Records,
         costs: Costs,
         solution: Solution,
-        budget: BudgetConfig,
+        budget: BudgetConfig | None,
         report: Callable[[Event], None],
     ) -> None:
         self.thresholds = tuple(float(t) for t in solution.thresholds)
         self._records, self._report = records, report
         self._deadline = Deadline(costs.stage_p99_ms)
-        self._deadline_ms = budget.deadline_ms
+        self._deadline_ms = budget.deadline_ms if budget else None
         self._controller: Controller | None = None
+        self._audit: Audit | None = None
+        self._video: VideoPolicy | None = None
+        self._last: Prediction | None = None
+        if budget is None:
+            return
         if budget.adapt and budget.latency_ms is not None:
             self._controller = Controller(
                 records, costs.mean_ms, budget.latency_ms, solution.thresholds
             )
-        self._audit: Audit | None = None
         if budget.audit:
             promised = early_agreement(records, solution.thresholds) - TOLERATED_DISAGREEMENT
             self._audit = Audit(budget.audit, max(0.0, promised))
-        self._video: VideoPolicy | None = None
         if budget.video:
             # Every stage reads the reuse tensors of the one before, so none can be left out; what
             # not asking an exit saves here, two numbers read from memory, is next to nothing.
             self._video = VideoPolicy(costs.mean_ms, np.zeros(len(costs.exits) - 1))
-        self._last: Prediction | None = None
 
     def classify(
         self,

@@ -36,7 +36,7 @@ class Prediction:
     truncated: bool = False
     """Whether a deadline ended the work before the thresholds did."""
     reason: str | None = None
-    """Why the thresholds did not decide, where they did not: a deadline, an audit, a kept answer."""
+    """What decided where the thresholds did not: a deadline, an audit, a kept answer."""
 
     def explain(self) -> str:
         """One sentence: why the answer came from this exit and from no other."""

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 from pydantic import ValidationError
-
 from typing_extensions import Self
 
 from dvt_edge.bundle import Bundle
@@ -41,7 +40,8 @@ class Runtime:
     ``source`` is a profile (a :class:`~dvt_edge.profile.Profile` or the path of its YAML file),
     whose ``output`` names the bundle and whose budget is kept, or the folder of a bundle, whose
     own budget is kept. ``on_event`` is called, from the classifying thread, when thresholds change,
-    an audit fails or logits are not finite. Safe to use from several threads; frames are then worked on in turn.
+    an audit fails or logits are not finite. Safe to use from several threads; frames are then
+    worked on in turn.
 
         with dvt_edge.Runtime("demo-cpu.yaml") as runtime:
             print(runtime.classify(frame).label)
@@ -121,9 +121,7 @@ class Runtime:
 
     def use(self, solution: Solution) -> None:
         """Leave by the thresholds of ``solution``, whatever the budget; from the next frame on."""
-        self._live = LivePolicy(
-            self._records, self._costs, solution, BudgetConfig(max_stage=1), self._report
-        )
+        self._live = LivePolicy(self._records, self._costs, solution, None, self._report)
         self._solution, self._certificate = solution, None
 
     def replay(self, thresholds: Sequence[float], cost: Sequence[float] | None = None) -> Solution:
@@ -228,7 +226,7 @@ def _open(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
             return bundle, bundle.manifest.budget
         source = Profile.from_yaml(path)
     bundle = Bundle(source.output)
-    for name in ("input", "engine"):
+    for name in ("input", "engine", "exits"):
         if getattr(bundle.manifest, name) != getattr(source, name):
             raise BundleError(
                 f"{bundle.folder}: was built with another '{name}' than the profile has; rebuild "

@@ -24,7 +24,7 @@ from dvt_edge.converters.chain import Chain
 from dvt_edge.converters.graph_facts import stage_spec
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models import Cascade, CascadeConfig
-from dvt_edge.profile import Profile
+from dvt_edge.profile import ExitsConfig, Profile
 
 Profiles = Callable[..., Profile]
 Feeds = Mapping[str, npt.NDArray[np.float32]]
@@ -239,11 +239,11 @@ def test_nan_in_the_weights_is_refused(built: BuildResult, tiny_profile: Profile
 def test_graph_that_differs_from_pytorch_is_refused(
     tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def wrong(cascade: Cascade, index: int) -> onnx.ModelProto:
+    def wrong(cascade: Cascade, index: int, exits: ExitsConfig) -> onnx.ModelProto:
         with torch.no_grad():
             bias = cascade.stages[index].head.bias
             bias += 1e-2
-            graph = original(cascade, index)
+            graph = original(cascade, index, exits)
             bias -= 1e-2
         return graph
 
