@@ -196,4 +196,5 @@ def cheapest(problem: Problem, need: int) -> Found | None:
 def round_up(value: float) -> float:
     """``value`` rounded up to four digits, so that the number named is feasible."""
     digits = 10.0 ** (3 - int(np.floor(np.log10(value))))
-    return float(np.ceil(value * digits) / digits)
+    units = float(np.ceil(value * digits))
+    return units / digits if units / digits >= value else (units + 1) / digits
