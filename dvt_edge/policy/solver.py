@@ -196,5 +196,5 @@ def cheapest(problem: Problem, need: int) -> Found | None:
 def round_up(value: float) -> float:
     """``value`` rounded up to four digits, so that the number named is feasible."""
     digits = 10.0 ** (3 - int(np.floor(np.log10(value))))
-    steps = np.ceil(value * digits)
-    return float((steps if steps / digits >= value else steps + 1) / digits)
+    units = float(np.ceil(value * digits))
+    return units / digits if units / digits >= value else (units + 1) / digits

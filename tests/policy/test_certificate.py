@@ -45,7 +45,7 @@ def test_certified_budgets_hold_as_often_as_stated(everybody: Records) -> None:
     delta, limit = 0.1, 1.8
     over = gap = naive = 0
     for draw in range(DRAWS):
-        sample = take(everybody, rng.integers(0, len(everybody), 100))
+        sample = take(everybody, rng.integers(0, len(everybody), 300))
         solution, certificate = solve_certified(
             sample, LATENCY, None, Budget(latency_ms=limit), 1 - delta, seed=draw
         )
