@@ -111,7 +111,8 @@ def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
                 "expected_ms": solution.cost,
                 "expected_accuracy": solution.accuracy,
                 "thresholds": [
-                    float(t) if np.isfinite(t) else None  # nobody leaves: JSON has no infinity
+                    # JSON has no infinity: null where nobody leaves, 0 where all do.
+                    None if t == np.inf else max(float(t), 0.0)
                     for t in solution.thresholds[:-1]
                 ],
                 "exit_fraction": solution.exit_fraction.tolist(),
