@@ -17,9 +17,10 @@ import yaml
 from safetensors.torch import load_file
 
 from dvt_edge.errors import CheckpointError, ConfigError, DataError
-from dvt_edge.models import Cascade, CascadeConfig
+from dvt_edge.models import Cascade, CascadeConfig, training
 from dvt_edge.models.training import Trainer, schedule
 from dvt_edge.models.training_config import TrainingConfig
+from dvt_edge.models.training_data import TrainingImages, loader
 
 Configs = Callable[..., TrainingConfig]
 OFTEN = 1e-9
@@ -240,6 +241,25 @@ def test_seed_decides_the_weights(training_config: Configs, tmp_path: Path) -> N
         Trainer(training_config(output=output, seed=seed, epochs=1)).run()
     assert _weights(outputs[0]) == _weights(outputs[1])
     assert _weights(outputs[0]) != _weights(outputs[2])
+
+
+def test_every_epoch_draws_its_own_order_and_images(
+    training_config: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed epoch would hide a draw that never changes."""
+    orders, epochs = [], []
+
+    def spy(images: TrainingImages, batches: Any, workers: int) -> Any:
+        if images.epoch is not None:
+            orders.append(np.concatenate(batches).tolist())
+            epochs.append(images.epoch)
+        return loader(images, batches, workers)
+
+    monkeypatch.setattr(training, "loader", spy)
+    Trainer(training_config(epochs=3)).run()
+    assert epochs == [0, 1, 2]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def test_worker_processes_change_nothing(
