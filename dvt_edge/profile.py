@@ -123,6 +123,19 @@ class BudgetConfig(Document):
     """Frames are consecutive: keep the last answer while the picture hardly changes, and do not
     decide at exits that the last frames passed, where measurements say that it pays."""
 
+    def __str__(self) -> str:
+        """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""
+        parts = []
+        if self.latency_ms is not None:
+            parts.append(f"{self.statistic} latency {self.latency_ms:g} ms")
+        if self.energy_mj is not None:
+            parts.append(f"mean energy {self.energy_mj:g} mJ")
+        if self.min_accuracy is not None:
+            parts.append(f"accuracy from {self.min_accuracy:g}")
+        if self.max_stage is not None:
+            parts.append(f"stages up to {self.max_stage}")
+        return ", ".join(parts)
+
     @model_validator(mode="after")
     def _has_a_limit(self) -> BudgetConfig:
         limits = (self.latency_ms, self.energy_mj, self.min_accuracy, self.max_stage)

@@ -70,7 +70,8 @@ class Runtime:
             manifest.class_names,
         )
         try:
-            self._records = self.bundle.records()
+            self.records = self.bundle.records()
+            """Answers of all exits to the calibration images."""
             self._costs = load_costs(self.bundle) or measure_costs(
                 self._loop, self.bundle, QUICK_MEASUREMENT_S
             )
@@ -110,18 +111,18 @@ class Runtime:
             config.max_stage,
         )
         certificate = None
-        arguments = (self._records, self._costs.latency, self._costs.energy_mj, limits)
+        arguments = (self.records, self._costs.latency, self._costs.energy_mj, limits)
         if config.confidence_level is None:
             solution = solve_budget(*arguments)
         else:
             solution, certificate = solve_certified(*arguments, config.confidence_level)
-        self._live = LivePolicy(self._records, self._costs, solution, config, self._report)
+        self._live = LivePolicy(self.records, self._costs, solution, config, self._report)
         self.budget, self._solution, self._certificate = config, solution, certificate
         return solution
 
     def use(self, solution: Solution) -> None:
         """Leave by the thresholds of ``solution``, whatever the budget; from the next frame on."""
-        self._live = LivePolicy(self._records, self._costs, solution, None, self._report)
+        self._live = LivePolicy(self.records, self._costs, solution, None, self._report)
         self._solution, self._certificate = solution, None
 
     def replay(self, thresholds: Sequence[float], cost: Sequence[float] | None = None) -> Solution:
@@ -130,7 +131,7 @@ class Runtime:
         ``cost`` [K] is that of leaving at each exit elsewhere, such as another power mode's; this
         machine's where absent.
         """
-        return replay(self._records, self._costs.mean_ms if cost is None else cost, thresholds)
+        return replay(self.records, self._costs.mean_ms if cost is None else cost, thresholds)
 
     def classify(
         self,
@@ -162,6 +163,8 @@ class Runtime:
         """
         if not isinstance(frames, Sequence) and not hasattr(frames, "__len__"):
             raise DataError(f"frames must be a sequence of frames, found {type(frames).__name__}")
+        if getattr(frames, "ndim", 4) == 2 or getattr(frames, "shape", (0,))[1:][1:] == (3,):
+            raise DataError("classify_batch takes several frames; give one frame to classify()")
         answers: list[Prediction] = []
         with self._lock:
             loop = self._open_loop()

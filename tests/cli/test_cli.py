@@ -306,9 +306,9 @@ def test_profile_json(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> 
     assert (result.code, result.err) == (0, "")
     values = json.loads(result.out)
     assert [len(cost["stage_ms"]) for cost in values["exits"]] == [1, 2, 3]
-    assert values["budget_ms"] == 1e6
-    assert 0 < values["expected_ms"] <= 1e6
-    assert 0 < values["expected_accuracy"] <= 1
+    assert values["budget"]["latency_ms"] == 1e6
+    assert 0 < values["solution"]["mean_ms"] <= 1e6
+    assert 0 < values["solution"]["accuracy"] <= 1
     assert len(values["thresholds"]) == 2
     assert sum(values["exit_fraction"]) == pytest.approx(1)
     stored = json.loads((own_bundle / COSTS).read_text(encoding="utf-8"))

@@ -441,6 +441,7 @@ def test_two_processes_train_what_one_does(
         text=True,
         timeout=120,
         check=False,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # where the launcher keeps its logs
     )
     assert done.returncode == 0, done.stderr
     shape = (16, 1, 16, 16)
