@@ -1,6 +1,6 @@
 """The released architectures, stage by stage: PyTorch eager against the stage graphs.
 
-    python benchmarks/models.py [NAME ...] [--rounds 15] [--threads 2]
+    python benchmarks/models.py [NAME ...] [--rounds 15] [--threads 2] [--cpu-time]
                                 [--out benchmarks/results/models]
 
 Random weights, batch 1 and 8. Five variants take turns within one process, so that drifts of the
@@ -13,6 +13,9 @@ FP32, INT8    the graphs of ``dvt_edge.converters``
 
 ``plain`` has the model's own operations, with pixel-by-pixel unfolds in T2T. INT8 ranges come from
 noise: they decide accuracy, not speed. Prints tables and writes JSON.
+
+Where other programs use the machine too, two threads that wait for each other are stretched
+unevenly. ``--threads 1 --cpu-time`` then tells more: the processor time of the process.
 """
 
 from __future__ import annotations
@@ -127,16 +130,18 @@ def stage_calls(cascade: Cascade, batch: int, threads: int) -> list[dict[str, Ca
     return calls
 
 
-def measure(calls: list[dict[str, Call]], rounds: int) -> dict[str, list[float]]:
+def measure(
+    calls: list[dict[str, Call]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Median milliseconds of every variant, one number a stage; variants take turns."""
     taken: dict[tuple[int, str], list[float]] = {}
     for turn in range(rounds + 1):  # the first round warms up
         for i, stage in enumerate(calls):
             for variant, call in stage.items():
-                start = time.perf_counter()
+                start = clock()
                 call()
                 if turn:
-                    elapsed = 1e3 * (time.perf_counter() - start)
+                    elapsed = 1e3 * (clock() - start)
                     taken.setdefault((i, variant), []).append(elapsed)
     return {
         variant: [float(np.median(taken[i, variant])) for i in range(len(calls))]
@@ -149,9 +154,12 @@ def main() -> None:
     arguments.add_argument("names", nargs="*", default=NAMES)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--cpu-time", action="store_true")
     arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/models")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    kind = "cpu" if options.cpu_time else "wall"
     console = Console(width=110)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.names:
@@ -160,19 +168,25 @@ def main() -> None:
         calls = {batch: stage_calls(cascade, batch, options.threads) for batch in BATCHES}
         console.print(f"measuring {name}")
         figures = {
-            batch: measure(calls[batch], max(2, options.rounds // batch)) for batch in BATCHES
+            batch: measure(calls[batch], max(2, options.rounds // batch), clock)
+            for batch in BATCHES
         }
         for batch, result in figures.items():
-            console.print(table(f"{name}, batch {batch}, ms", result))
+            console.print(
+                table(f"{name}, batch {batch}, {kind} ms, {options.threads} threads", result)
+            )
         values = {
-            "command": f"python benchmarks/models.py {name} --rounds {options.rounds}",
+            "command": f"python benchmarks/models.py {name} --rounds {options.rounds} --threads "
+            f"{options.threads}{' --cpu-time' if options.cpu_time else ''}",
             "machine": machine_name(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "threads": options.threads,
+            "clock": kind,
             "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
             "stage_ms": {str(batch): result for batch, result in figures.items()},
         }
-        (options.out / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
+        file = options.out / f"{name}-{kind}-{options.threads}-threads.json"
+        file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def table(title: str, result: dict[str, list[float]]) -> Table:

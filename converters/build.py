@@ -35,14 +35,15 @@ from dvt_edge.converters.quantize import (
     quantizable_inputs,
     quantize,
 )
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.stage_graph import set_temperature, stage_graph_from_cascade
 from dvt_edge.datasets import ImageDataset, open_images
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import read_config
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.policy import Records, Solution, solve
-from dvt_edge.profile import Profile
+from dvt_edge.policy.confidence import fit_temperature
+from dvt_edge.profile import ExitsConfig, Profile
 from dvt_edge.runtime.preprocess import Preprocessor
 
 PARITY = 1e-4
@@ -93,8 +94,8 @@ def build(
     if not force and (bundle := _existing(profile, key)):
         return BuildResult(bundle, rebuilt=False)
     cascade = Cascade.load(profile.model)
-    graphs = _checked_graphs(cascade, calibration.images[:PARITY_IMAGES], report)
-    stages, figures, records = _quantized(profile, graphs, calibration, report)
+    graphs = _checked_graphs(cascade, calibration.images[:PARITY_IMAGES], profile.exits, report)
+    stages, figures, records, temperatures = _quantized(profile, graphs, calibration, report)
     with replaced_folder(profile.output) as folder:
         specs = []
         for i, model in enumerate(stages):
@@ -107,6 +108,8 @@ def build(
             device=profile.device.name,
             engine=profile.engine,
             input=profile.input,
+            exits=profile.exits,
+            temperatures=temperatures,
             budget=profile.budget,
             class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
             frame_shape=calibration.frame_shape,
@@ -172,6 +175,7 @@ def _build_key(profile: Profile, calibration_digest: str) -> str:
         "tolerance": profile.calibration.tolerance_points,
         "device": profile.device.name,
         "input": profile.input.model_dump(mode="json"),
+        "exits": profile.exits.model_dump(mode="json"),
         "engine": profile.engine.model_dump(mode="json"),
         "versions": _versions(),
     }
@@ -200,12 +204,14 @@ def _existing(profile: Profile, key: str) -> Bundle | None:
     return bundle
 
 
-def _checked_graphs(cascade: Cascade, images: Images, report: Progress) -> list[onnx.ModelProto]:
+def _checked_graphs(
+    cascade: Cascade, images: Images, exits: ExitsConfig, report: Progress
+) -> list[onnx.ModelProto]:
     """FP32 graphs of all stages, proven equal to PyTorch on ``images``."""
     total = len(cascade.stages)
     graphs = []
     for i in range(total):
-        graphs.append(stage_graph_from_cascade(cascade, i))
+        graphs.append(stage_graph_from_cascade(cascade, i, exits))
         report("stage graphs", i + 1, total)
     with torch.no_grad():
         expected = [o.logits.numpy() for o in cascade(torch.from_numpy(images))]
@@ -225,8 +231,8 @@ def _quantized(
     graphs: Sequence[onnx.ModelProto],
     calibration: _Calibration,
     report: Progress,
-) -> tuple[list[onnx.ModelProto], QuantizationFigures, Records]:
-    """Stages in the profile's precision, what that changed, and the records of the result."""
+) -> tuple[list[onnx.ModelProto], QuantizationFigures, Records, tuple[float, ...] | None]:
+    """Stages in the profile's precision, what that changed, their records and temperatures."""
     images, label = calibration.images, calibration.label
     total = 2 * len(graphs) + 1
     report("quantization", 0, total)
@@ -241,10 +247,33 @@ def _quantized(
     else:
         stages = _quantize_stages(profile, graphs, images, before, provisional, report)
         after = Chain(stages).records(images, label)
+    temperatures = None
+    if profile.exits.fit_temperature:
+        temperatures = _fit_temperatures(stages, graphs, images, label)
+        before, after = (Chain(m).records(images, label) for m in (graphs, stages))
+        provisional = solve(before, work, (work[0] + work[-1]) / 2)
     report("quantization", total, total)
     figures = _figures(profile, before, after, provisional)
     _check_tolerance(figures)
-    return stages, figures, after
+    return stages, figures, after, temperatures
+
+
+def _fit_temperatures(
+    stages: Sequence[onnx.ModelProto],
+    graphs: Sequence[onnx.ModelProto],
+    images: Images,
+    label: npt.NDArray[np.int32] | None,
+) -> tuple[float, ...]:
+    """Fit every exit's temperature on the finished stages, and set it in both kinds of graphs."""
+    chain = Chain(stages)
+    parts = [[o["logits"] for o in chain.run(part)] for part in batches(images)]
+    logits = [np.concatenate(exit_) for exit_ in zip(*parts, strict=True)]
+    truth = logits[-1].argmax(axis=1) if label is None else label
+    temperatures = tuple(fit_temperature(values, truth) for values in logits)
+    for models in (stages, graphs):
+        for model, temperature in zip(models, temperatures, strict=True):
+            set_temperature(model, temperature)
+    return temperatures
 
 
 def _quantize_stages(

@@ -63,7 +63,9 @@ def activation_ranges(
     inner = [name for name in names if name not in given]
     histograms = {name: MagnitudeHistogram() for name in names}
     for feeds in batches:
-        values = dict(zip(inner, session.run(inner, dict(feeds)), strict=True)) | dict(feeds)
+        values = dict(feeds)
+        if inner:  # without names, ONNX Runtime computes every output
+            values |= zip(inner, session.run(inner, dict(feeds)), strict=True)
         for name, histogram in histograms.items():
             histogram.add(values[name])
     return {name: histogram.clipping_value() for name, histogram in histograms.items()}

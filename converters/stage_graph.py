@@ -54,9 +54,8 @@ def stage_graph_from_cascade(
 def set_temperature(model: onnx.ModelProto, temperature: float) -> None:
     """Replace the temperature of a stage graph that was made with ``fit_temperature``."""
     constant = next(t for t in model.graph.initializer if t.name == TEMPERATURE)
-    constant.CopyFrom(
-        onnx.numpy_helper.from_array(np.float32(temperature).reshape(()), TEMPERATURE)
-    )
+    value = np.asarray(temperature, np.float32)
+    constant.CopyFrom(onnx.numpy_helper.from_array(value, TEMPERATURE))
 
 
 class _StageGraph:

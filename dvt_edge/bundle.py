@@ -26,7 +26,7 @@ from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
 from dvt_edge.files import replaced_file
 from dvt_edge.policy.records import Records
-from dvt_edge.profile import BudgetConfig, EngineConfig, InputConfig
+from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfig
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -92,6 +92,9 @@ class Manifest(Document):
     device: str
     engine: EngineConfig
     input: InputConfig
+    exits: ExitsConfig
+    temperatures: tuple[float, ...] | None = None
+    """Fitted temperature of every exit, where ``exits.fit_temperature`` asked for it."""
     budget: BudgetConfig
     class_names: tuple[str, ...]
     frame_shape: tuple[int, int]

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dvt_edge.documents import Document, DocumentPath
+from dvt_edge.policy.confidence import ConfidenceKind
+from dvt_edge.policy.solver import Statistic
 
 ColorOrder = Literal["bgr", "rgb", "gray"]
-ConfidenceKind = Literal["max_softmax", "margin", "entropy"]
-Statistic = Literal["mean", "p50", "p95", "p99", "max"]
 
 
 class InputConfig(Document):
@@ -122,6 +122,19 @@ class BudgetConfig(Document):
     video: bool = False
     """Frames are consecutive: keep the last answer while the picture hardly changes, and do not
     decide at exits that the last frames passed, where measurements say that it pays."""
+
+    def __str__(self) -> str:
+        """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""
+        parts = []
+        if self.latency_ms is not None:
+            parts.append(f"{self.statistic} latency {self.latency_ms:g} ms")
+        if self.energy_mj is not None:
+            parts.append(f"mean energy {self.energy_mj:g} mJ")
+        if self.min_accuracy is not None:
+            parts.append(f"accuracy from {self.min_accuracy:g}")
+        if self.max_stage is not None:
+            parts.append(f"stages up to {self.max_stage}")
+        return ", ".join(parts)
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> BudgetConfig:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from time import perf_counter
 
 import numpy as np
 
+from dvt_edge.policy.deadline import Deadline
 from dvt_edge.profile import ColorOrder
 from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
 
+AUDITED = "it was audited, which runs all stages"
+
 
 class CascadeLoop:
     """Runs frames through a backend's stages until their confidence reaches a threshold.
 
-    A confidence that is NaN reaches no threshold, so such a frame goes on to the last stage. Not
-    safe to use from several threads at once; :class:`~dvt_edge.runtime.runtime.Runtime` is.
+    No stage runs after the first whose threshold is -inf. A confidence that is NaN reaches no other
+    threshold. Not safe to use from several threads at once;
+    :class:`~dvt_edge.runtime.runtime.Runtime` is.
     """
 
     def __init__(
@@ -28,35 +33,60 @@ class CascadeLoop:
         self._names = tuple(class_names)
 
     def run_one(
-        self, frame: object, thresholds: tuple[float, ...], order: ColorOrder | None = None
+        self,
+        frame: object,
+        thresholds: tuple[float, ...],
+        order: ColorOrder | None = None,
+        *,
+        deadline: Deadline | None = None,
+        deadline_ms: float = inf,
+        slowdown: Sequence[float] = (),
+        audit: bool = False,
+        start_stage: int = 1,
     ) -> Prediction:
         """Classify one frame; ``thresholds`` [K], the last one -inf.
 
-        Raises :class:`~dvt_edge.errors.FrameError` for a frame that is no image.
+        A later stage starts only if ``deadline`` lets it within ``deadline_ms`` of the call's
+        start. With ``audit`` all stages run whatever the thresholds. Exits before ``start_stage``
+        (from 1) let nothing leave. Raises :class:`~dvt_edge.errors.FrameError` for a frame that is
+        no image.
         """
-        backend, last = self.backend, len(thresholds) - 1
         started = perf_counter()
+        backend = self.backend
+        last = len(thresholds) - 1 if audit else thresholds.index(-inf)
         self._preprocess(frame, backend.image_buffer(1)[0], order)
         ready = before = perf_counter()
-        times = []
-        for stage, threshold in enumerate(thresholds):
+        times: list[float] = []
+        confidences: list[float] = []
+        classes: list[int] = []
+        refused: str | None = None
+        for stage in range(last + 1):
+            if deadline is not None:
+                left = deadline_ms - 1e3 * (before - started)
+                refused = deadline.refuse(stage + 1, left, slowdown)
+                if refused:
+                    break
             answer = backend.run_stage(stage, 1)
-            confidence = float(answer.confidence[0])
+            confidences.append(float(answer.confidence[0]))
+            classes.append(int(answer.class_id[0]))
             now = perf_counter()
             times.append(1e3 * (now - before))
             before = now
-            if confidence >= threshold or stage == last:
+            if confidences[-1] >= thresholds[stage] and not audit and stage + 1 >= start_stage:
                 break
-        class_id = int(answer.class_id[0])
         return Prediction(
-            class_id,
-            self._names[class_id],
-            confidence,
-            stage + 1,
+            classes[-1],
+            self._names[classes[-1]],
+            confidences[-1],
+            len(classes),
             1e3 * (perf_counter() - started),
             1e3 * (ready - started),
             tuple(times),
             thresholds,
+            tuple(confidences),
+            tuple(classes),
+            refused is not None,
+            AUDITED if audit and not refused else refused,
         )
 
     def run_many(
@@ -70,7 +100,7 @@ class CascadeLoop:
         After each stage the frames that leave are answered and the others move together, so a
         later stage runs on as many frames as still need it.
         """
-        backend, last = self.backend, len(thresholds) - 1
+        backend, last = self.backend, thresholds.index(-inf)
         started = perf_counter()
         buffer = backend.image_buffer(len(frames))
         for row, frame in enumerate(frames):
@@ -79,27 +109,34 @@ class CascadeLoop:
         answers: dict[int, Prediction] = {}
         waiting = np.arange(len(frames))
         times: list[float] = []
-        for stage, threshold in enumerate(thresholds):
+        confidences: list[list[float]] = [[] for _ in frames]
+        classes: list[list[int]] = [[] for _ in frames]
+        for stage, threshold in enumerate(thresholds[: last + 1]):
             answer = backend.run_stage(stage, len(waiting))
             # In float64 as run_one: a threshold may lie between two neighbouring float32 values.
-            leaves = answer.confidence.astype(np.float64) >= threshold
+            confidence = answer.confidence.astype(np.float64)
+            leaves = confidence >= threshold
             if stage == last:
                 leaves[:] = True
             now = perf_counter()
             times.append(1e3 * (now - before))
             before = now
-            for row in np.flatnonzero(leaves).tolist():
-                class_id = int(answer.class_id[row])
-                answers[int(waiting[row])] = Prediction(
-                    class_id,
-                    self._names[class_id],
-                    float(answer.confidence[row]),
-                    stage + 1,
-                    1e3 * (now - started),
-                    1e3 * (ready - started),
-                    tuple(times),
-                    thresholds,
-                )
+            for row, frame_at in enumerate(waiting.tolist()):
+                confidences[frame_at].append(float(confidence[row]))
+                classes[frame_at].append(int(answer.class_id[row]))
+                if leaves[row]:
+                    answers[frame_at] = Prediction(
+                        classes[frame_at][-1],
+                        self._names[classes[frame_at][-1]],
+                        confidences[frame_at][-1],
+                        stage + 1,
+                        1e3 * (now - started),
+                        1e3 * (ready - started),
+                        tuple(times),
+                        thresholds,
+                        tuple(confidences[frame_at]),
+                        tuple(classes[frame_at]),
+                    )
             stays = np.flatnonzero(~leaves)
             if not len(stays):
                 break

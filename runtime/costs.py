@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from dvt_edge.bundle import COSTS, Bundle, write_aside
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
+from dvt_edge.policy.budget import ExitLatency
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.onnxruntime_backend import available_cores
 
@@ -47,6 +48,10 @@ class Costs(Document):
     frame_shape: tuple[int, int]
     """Height and width of the frames that were classified, in pixels."""
     exits: tuple[ExitCost, ...]
+    stage_p99_ms: tuple[float, ...]
+    """[K]: p99 of each stage alone with its exit's decision."""
+    energy_mj: tuple[float, ...] | None = None
+    """[K]: mean energy of leaving at each exit; None where nothing could measure it."""
 
     @property
     def mean_ms(self) -> list[float]:
@@ -56,6 +61,13 @@ class Costs(Document):
             floor = result[-1] * (1 + 1e-6) if result else 0.0
             result.append(max(cost.mean_ms, floor))
         return result
+
+    @property
+    def latency(self) -> ExitLatency:
+        """The same with percentiles, for budgets on other statistics than the mean."""
+        rows = [(c.p50_ms, c.p95_ms, c.p99_ms, c.max_ms) for c in self.exits]
+        p50, p95, p99, longest = np.asarray(rows).T
+        return ExitLatency(np.asarray(self.mean_ms), p50, p95, p99, longest)
 
 
 def machine_name() -> str:
@@ -109,6 +121,9 @@ def measure_costs(
         runs_per_exit=len(samples[0]),
         frame_shape=manifest.frame_shape,
         exits=tuple(_exit_cost(np.asarray(rows)) for rows in samples),
+        stage_p99_ms=tuple(
+            float(np.percentile([row[2 + k] for row in samples[-1]], 99)) for k in range(exits)
+        ),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dvt_edge.policy.explain import explain
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -14,7 +16,8 @@ class Prediction:
     label: str
     """Name of the class, or its number where the model has no names."""
     confidence: float
-    """Largest softmax probability at the exit that answered, 0..1."""
+    """Of the exit that answered, 0..1: the largest softmax probability, or what the profile's
+    ``exits.confidence`` says; NaN where its logits were not finite."""
     exit_stage: int
     """The stage that answered, from 1."""
     latency_ms: float
@@ -26,3 +29,22 @@ class Prediction:
     """Part of ``latency_ms``: each stage that ran (on the whole batch), in order."""
     thresholds: tuple[float, ...]
     """Thresholds in force: the frame left at the first exit whose confidence reached its own."""
+    confidences: tuple[float, ...] = ()
+    """Confidence of every exit that was asked, in order."""
+    classes: tuple[int, ...] = ()
+    """Class of every exit that was asked, in order."""
+    truncated: bool = False
+    """Whether a deadline ended the work before the thresholds did."""
+    reason: str | None = None
+    """What decided where the thresholds did not: a deadline, an audit, a kept answer."""
+
+    def explain(self) -> str:
+        """One sentence: why the answer came from this exit and from no other."""
+        return explain(
+            label=self.label,
+            confidence=self.confidence,
+            exit_stage=self.exit_stage,
+            thresholds=self.thresholds,
+            truncated=self.truncated,
+            reason=self.reason,
+        )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from pydantic import ValidationError
 from typing_extensions import Self
 
 from dvt_edge.bundle import Bundle
-from dvt_edge.errors import BackendError, BundleError, ClosedError, DataError
-from dvt_edge.policy import Solution, solve
+from dvt_edge.errors import BackendError, BudgetError, BundleError, ClosedError, DataError
+from dvt_edge.policy import Solution, replay
+from dvt_edge.policy.budget import Budget, solve_budget
+from dvt_edge.policy.certificate import Certificate, solve_certified
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs, load_costs, measure_costs
+from dvt_edge.runtime.live import Event, LivePolicy
 from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
@@ -24,12 +30,18 @@ QUICK_MEASUREMENT_S = 0.5
 """Spent at start-up where ``dvt-edge profile`` has not measured this bundle on this machine."""
 
 
+EVENTS_KEPT = 256
+"""Events that a Runtime remembers."""
+
+
 class Runtime:
     """Classifies frames with the stages of a bundle, leaving early within the budget.
 
     ``source`` is a profile (a :class:`~dvt_edge.profile.Profile` or the path of its YAML file),
     whose ``output`` names the bundle and whose budget is kept, or the folder of a bundle, whose
-    own budget is kept. Safe to use from several threads; frames are then worked on in turn.
+    own budget is kept. ``on_event`` is called, from the classifying thread, when thresholds change,
+    an audit fails or logits are not finite. Safe to use from several threads; frames are then
+    worked on in turn.
 
         with dvt_edge.Runtime("demo-cpu.yaml") as runtime:
             print(runtime.classify(frame).label)
@@ -39,9 +51,18 @@ class Runtime:
     :class:`~dvt_edge.errors.BudgetError` for a budget below the first exit's cost.
     """
 
-    def __init__(self, source: str | Path | Profile, *, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path | Profile,
+        *,
+        backend: Backend | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
         self._lock = threading.Lock()
-        self.bundle, budget = _open(source)
+        self._on_event = on_event
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        """What happened lately: thresholds changed, an audit failed, logits were not finite."""
+        self.bundle, self.budget = _open(source)
         manifest = self.bundle.manifest
         self._loop: CascadeLoop | None = CascadeLoop(
             backend or _open_backend(self.bundle),
@@ -49,11 +70,12 @@ class Runtime:
             manifest.class_names,
         )
         try:
-            self._records = self.bundle.records()
+            self.records = self.bundle.records()
+            """Answers of all exits to the calibration images."""
             self._costs = load_costs(self.bundle) or measure_costs(
                 self._loop, self.bundle, QUICK_MEASUREMENT_S
             )
-            self.set_budget(budget)
+            self.set_budget(self.budget)
         except BaseException:
             self.close()
             raise
@@ -68,48 +90,88 @@ class Runtime:
         """Measured latency of leaving at each exit on this machine."""
         return self._costs
 
-    def set_budget(self, budget: BudgetConfig) -> Solution:
+    @property
+    def certificate(self) -> Certificate | None:
+        """What holds for unseen frames, where the budget has a ``confidence_level``."""
+        return self._certificate
+
+    def set_budget(self, budget: BudgetConfig | None = None, /, **changes: Any) -> Solution:
         """Choose the thresholds for another budget; takes effect with the next frame.
 
-        Raises :class:`~dvt_edge.errors.BudgetError`, and keeps the old thresholds, for a budget
-        below the first exit's cost.
+        Give a whole budget, or the keys that change: ``set_budget(latency_ms=5)``. Solved from the
+        stored records; nothing is rebuilt. Raises :class:`~dvt_edge.errors.BudgetError`, and keeps
+        the old thresholds, for keys that do not exist and budgets that cannot be kept.
         """
-        solution = solve(self._records, self._costs.mean_ms, budget.latency_ms)
-        self.use(solution)
+        config = _changed(budget or self.budget, changes)
+        limits = Budget(
+            config.latency_ms,
+            config.statistic,
+            config.energy_mj,
+            config.min_accuracy,
+            config.max_stage,
+        )
+        certificate = None
+        arguments = (self.records, self._costs.latency, self._costs.energy_mj, limits)
+        if config.confidence_level is None:
+            solution = solve_budget(*arguments)
+        else:
+            solution, certificate = solve_certified(*arguments, config.confidence_level)
+        self._live = LivePolicy(self.records, self._costs, solution, config, self._report)
+        self.budget, self._solution, self._certificate = config, solution, certificate
         return solution
 
     def use(self, solution: Solution) -> None:
         """Leave by the thresholds of ``solution``, whatever the budget; from the next frame on."""
-        self._solution = solution
-        self._thresholds = tuple(float(t) for t in solution.thresholds)
+        self._live = LivePolicy(self.records, self._costs, solution, None, self._report)
+        self._solution, self._certificate = solution, None
 
-    def classify(self, frame: object, *, color_order: ColorOrder | None = None) -> Prediction:
+    def replay(self, thresholds: Sequence[float], cost: Sequence[float] | None = None) -> Solution:
+        """What ``thresholds`` [K] give on the stored records, without running anything.
+
+        ``cost`` [K] is that of leaving at each exit elsewhere, such as another power mode's; this
+        machine's where absent.
+        """
+        return replay(self.records, self._costs.mean_ms if cost is None else cost, thresholds)
+
+    def classify(
+        self,
+        frame: object,
+        *,
+        color_order: ColorOrder | None = None,
+        deadline_ms: float | None = None,
+    ) -> Prediction:
         """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W].
 
         Channels are in the profile's order (OpenCV's BGR by default) unless ``color_order`` says
-        otherwise. Raises :class:`~dvt_edge.errors.FrameError` for anything that is no frame and
+        otherwise. With ``deadline_ms``, counted from this call's start of work, a stage is started
+        only if its p99 fits the time left; otherwise the best answer so far is given, marked
+        ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is no frame,
+        :class:`~dvt_edge.errors.BudgetError` for a deadline that is not positive and
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
         with self._lock:
-            return self._open_loop().run_one(frame, self._thresholds, color_order)
+            return self._live.classify(self._open_loop(), frame, color_order, deadline_ms)
 
     def classify_batch(
         self, frames: Sequence[object], *, color_order: ColorOrder | None = None
     ) -> list[Prediction]:
         """Classify several frames, each as :meth:`classify` takes it; answers in input order.
 
-        Each stage runs on the frames that still need it. More frames than the profile's largest
+        Each stage runs on the frames that still need it. Deadlines, audits and adapting concern
+        single frames and do not act here. More frames than the profile's largest
         batch size are worked on in parts. Raises as :meth:`classify`.
         """
         if not isinstance(frames, Sequence) and not hasattr(frames, "__len__"):
             raise DataError(f"frames must be a sequence of frames, found {type(frames).__name__}")
+        if getattr(frames, "ndim", 4) == 2 or getattr(frames, "shape", (0,))[1:][1:] == (3,):
+            raise DataError("classify_batch takes several frames; give one frame to classify()")
         answers: list[Prediction] = []
         with self._lock:
             loop = self._open_loop()
             size = loop.backend.max_batch
             for start in range(0, len(frames), size):
                 part = frames[start : start + size]
-                answers += loop.run_many(part, self._thresholds, color_order)
+                answers += loop.run_many(part, self._live.thresholds, color_order)
         return answers
 
     def measure(self, seconds: float, progress: Callable[[float], None] | None = None) -> Costs:
@@ -138,10 +200,25 @@ class Runtime:
     ) -> None:
         self.close()
 
+    def _report(self, event: Event) -> None:
+        self.events.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
     def _open_loop(self) -> CascadeLoop:
         if self._loop is None:
             raise ClosedError("this Runtime is closed; open another one")
         return self._loop
+
+
+def _changed(budget: BudgetConfig, changes: dict[str, Any]) -> BudgetConfig:
+    try:
+        return BudgetConfig.model_validate({**budget.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "budget"
+        keys = ", ".join(BudgetConfig.model_fields)
+        raise BudgetError(f"{where}: {first['msg']}; the keys of a budget are {keys}") from None
 
 
 def _open(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
@@ -152,7 +229,7 @@ def _open(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
             return bundle, bundle.manifest.budget
         source = Profile.from_yaml(path)
     bundle = Bundle(source.output)
-    for name in ("input", "engine"):
+    for name in ("input", "engine", "exits"):
         if getattr(bundle.manifest, name) != getattr(source, name):
             raise BundleError(
                 f"{bundle.folder}: was built with another '{name}' than the profile has; rebuild "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from dvt_edge.models.cascade import Cascade
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Models this small only lose by threads, most of all on a busy machine. Read when torch starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: a busy machine must not fail a test. No database: nothing is kept in the repository.
 settings.register_profile("dvt-edge", deadline=None, database=None)

@@ -50,6 +50,7 @@ def folder(tmp_path: Path) -> Path:
         "device": "a board",
         "engine": {"backend": "onnxruntime"},
         "input": {"resize": 8, "crop": 8, "mean": [0], "std": [1], "color_order": "gray"},
+        "exits": {},
         "budget": {"latency_ms": 2.0},
         "class_names": ["cat", "dog"],
         "frame_shape": [8, 8],

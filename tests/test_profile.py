@@ -86,7 +86,7 @@ def _with(old: str, new: str) -> str:
         # missing keys
         (_with("  crop: 48\n", ""), [":4: input: the key 'crop' is missing"]),
         (_with("output: ../out/bundle\n", ""), [":1: the document: the key 'output' is missing"]),
-        (_with("  latency_ms: 1.5", "  {}"), [":16: budget: the key 'latency_ms' is missing"]),
+        (_with("  latency_ms: 1.5", "  {}"), [":16: budget: give latency_ms, "]),
         # wrong types
         (_with("resize: 48", "resize: big"), [":5: input.resize", "integer", "found 'big'"]),
         (_with("resize: 48", "resize: 48.5"), [":5: input.resize", "integer", "found 48.5"]),

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from math import isnan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dvt_edge.datasets import find_images, load_image
 from dvt_edge.errors import DataError
-from dvt_edge.runtime.prediction import Prediction
-from dvt_edge.runtime.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dvt_edge.runtime.prediction import Prediction
+    from dvt_edge.runtime.runtime import Runtime
 
 
-def classify_paths(runtime: Runtime, arguments: Sequence[str], *, as_json: bool) -> int:
+def classify_paths(
+    runtime: Runtime,
+    arguments: Sequence[str],
+    *,
+    as_json: bool,
+    explain: bool = False,
+    deadline_ms: float | None = None,
+) -> int:
     """Classify every image, one line each; returns the exit code: 1 if any image failed.
 
     A bad image is reported and the others are classified. Where the images stand in folders named
@@ -26,13 +37,17 @@ def classify_paths(runtime: Runtime, arguments: Sequence[str], *, as_json: bool)
     failed = 0
     for path in _expand(arguments):
         try:
-            prediction = runtime.classify(load_image(path), color_order="rgb")
+            prediction = runtime.classify(
+                load_image(path), color_order="rgb", deadline_ms=deadline_ms
+            )
         except DataError as error:
             failed += 1
             click.echo(f"error: {error}", err=True)
             continue
         answers.append((path, prediction))
         click.echo(_as_json(path, prediction) if as_json else _as_text(path, prediction))
+        if explain and not as_json:
+            click.echo(f"  {prediction.explain()}")
     if answers and not as_json:
         _print_summary(answers, names, len(runtime.costs.exits), failed)
     return 1 if failed or not answers else 0
@@ -58,11 +73,13 @@ def _as_json(path: Path, p: Prediction) -> str:
             "path": str(path),
             "class_id": p.class_id,
             "label": p.label,
-            "confidence": p.confidence,
+            "confidence": None if isnan(p.confidence) else p.confidence,
             "exit_stage": p.exit_stage,
             "latency_ms": p.latency_ms,
             "preprocess_ms": p.preprocess_ms,
             "stage_latency_ms": p.stage_latency_ms,
+            "truncated": p.truncated,
+            "explanation": p.explain(),
         }
     )
 

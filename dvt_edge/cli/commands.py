@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import dvt_edge
+from dvt_edge.cli.budget import show_budget, solution_values
 from dvt_edge.cli.classify import classify_paths
 from dvt_edge.cli.progress import step_progress
 from dvt_edge.errors import BuildError
@@ -107,14 +107,8 @@ def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
         _print_json(
             costs.model_dump(mode="json")
             | {
-                "budget_ms": profile.budget.latency_ms,
-                "expected_ms": solution.cost,
-                "expected_accuracy": solution.accuracy,
-                "thresholds": [
-                    float(t) if np.isfinite(t) else None  # nobody leaves: JSON has no infinity
-                    for t in solution.thresholds[:-1]
-                ],
-                "exit_fraction": solution.exit_fraction.tolist(),
+                "budget": profile.budget.model_dump(mode="json"),
+                "solution": solution_values(solution),
             }
         )
         return
@@ -136,7 +130,7 @@ def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
     console.print(table)
     thresholds = ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1])
     console.print(
-        f"Budget {profile.budget.latency_ms:g} ms: expected mean {solution.cost:.3f} ms, accuracy "
+        f"Budget ({profile.budget}): expected mean {solution.cost:.3f} ms, accuracy "
         f"{100 * solution.accuracy:.2f} % on the calibration records; thresholds {thresholds}"
     )
 
@@ -144,13 +138,48 @@ def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
 @cli.command()
 @profile_option
 @click.argument("paths", nargs=-1, required=True)
+@click.option("--deadline-ms", type=float, help="Best answer within this time, per image.")
+@click.option("--explain", is_flag=True, help="Say why each image left where it did.")
 @json_option
-def classify(profile_file: Path, paths: tuple[str, ...], as_json: bool) -> int:
+def classify(
+    profile_file: Path,
+    paths: tuple[str, ...],
+    deadline_ms: float | None,
+    explain: bool,
+    as_json: bool,
+) -> int:
     """Classify image files and folders; '-' reads a list of paths from standard input."""
     from dvt_edge.runtime.runtime import Runtime
 
-    with Runtime(profile_file) as runtime:
-        return classify_paths(runtime, paths, as_json=as_json)
+    with Runtime(
+        profile_file, on_event=lambda event: click.echo(f"note: {event.reason}", err=True)
+    ) as runtime:
+        return classify_paths(
+            runtime, paths, as_json=as_json, explain=explain, deadline_ms=deadline_ms
+        )
+
+
+@cli.command()
+@profile_option
+@click.option("--latency-ms", type=float, help="Another limit of the latency per frame.")
+@click.option("--statistic", type=click.Choice(["mean", "p50", "p95", "p99", "max"]))
+@click.option("--energy-mj", type=float, help="Limit of the mean energy per frame.")
+@click.option("--min-accuracy", type=float, help="Cheapest thresholds of this accuracy, 0..1.")
+@click.option("--max-stage", type=int, help="No stage after this one, from 1.")
+@click.option("--confidence-level", type=float, help="Certify, such as 0.95.")
+@click.option("--plot", type=_FILE, help="Write the frontier as a picture (PNG, SVG, PDF).")
+@json_option
+def budget(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any) -> None:
+    """Show what a budget gives, from the stored records; options replace the profile's keys."""
+    from dvt_edge.runtime.runtime import Runtime
+
+    profile = Profile.from_yaml(profile_file)
+    # The profile's own budget may be impossible; what counts here is the one that is asked about.
+    anything = profile.model_copy(update={"budget": BudgetConfig(max_stage=1)})
+    with Runtime(anything) as runtime:
+        given = {key: value for key, value in changes.items() if value is not None}
+        runtime.set_budget(profile.budget, **given)
+        show_budget(runtime, as_json=as_json, plot=plot)
 
 
 @cli.command("import")
@@ -191,6 +220,7 @@ def import_command(
     if as_json:
         _print_json(values)
         return
+<<<<<<< HEAD
     for line in values.pop("lines"):
         click.echo(line)
 
@@ -207,6 +237,32 @@ def inspect(path: Path, as_json: bool) -> None:
         inspect_checkpoint(path, as_json=as_json)
     else:
         inspect_bundle(path, as_json=as_json)
+=======
+    console = Console(markup=False)
+    table = Table(title=f"{bundle_folder} for {manifest.device}")
+    for column in ("stage", "inputs", "outputs", "parameters", "MMACs", "kB"):
+        table.add_column(column, justify="left" if column.endswith("puts") else "right")
+    for k, stage in enumerate(manifest.stages):
+        inputs, outputs = (
+            "\n".join(f"{t.name} {list(t.shape)}" for t in tensors)
+            for tensors in (stage.inputs, stage.outputs)
+        )
+        size = bundle.stage_path(k).stat().st_size
+        table.add_row(
+            str(k + 1),
+            inputs,
+            outputs,
+            f"{stage.parameters:,}",
+            f"{stage.macs / 1e6:.1f}",
+            f"{size / 1000:,.0f}",
+        )
+    console.print(table)
+    console.print(
+        f"{manifest.engine.backend}, {manifest.engine.precision}, budget: "
+        f"{manifest.budget}; {len(manifest.class_names)} classes; built with "
+        + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    )
+>>>>>>> main
 
 
 def _needs_torch(command: str) -> None:

@@ -59,6 +59,7 @@ def costed_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         runs_per_exit=10,
         frame_shape=bundle.manifest.frame_shape,
         exits=exits,
+        stage_p99_ms=(1.0, 1.0, 2.0),
     )
     save_costs(bundle, costs)
     return folder

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.stage_graph import set_temperature, stage_graph_from_cascade
 from dvt_edge.models import Cascade, CascadeConfig, StageConfig
+from dvt_edge.policy.confidence import ConfidenceKind, confidence
+from dvt_edge.profile import ExitsConfig
 
 Configs = Callable[..., CascadeConfig]
 Cascades = Callable[..., Cascade]
@@ -197,3 +199,40 @@ def test_equal_logits_choose_the_first_class(
     outputs = next(Chain(_graphs(cascade)[:1]).run(_images(cascade.config, 3)))
     assert outputs["class_id"].tolist() == [0, 0, 0]
     np.testing.assert_allclose(outputs["confidence"], 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("temperature", [None, 0.3, 2.0])
+@pytest.mark.parametrize("kind", ["max_softmax", "margin", "entropy"])
+def test_confidence_is_what_the_exits_ask_for(
+    tiny_config: Configs,
+    random_cascade: Cascades,
+    kind: ConfidenceKind,
+    temperature: float | None,
+    classes: int,
+) -> None:
+    """As the policy defines it, on logits near and far apart; the answers stay the same."""
+    cascade = random_cascade(tiny_config(classes=classes))
+    images = _images(cascade.config, 5)
+    exits = ExitsConfig(confidence=kind, fit_temperature=temperature is not None)
+    for gain in (1.0, 300.0):
+        with torch.no_grad():
+            cascade.stages[0].head.weight *= gain
+        plain = next(Chain([stage_graph_from_cascade(cascade, 0)]).run(images))
+        graph = stage_graph_from_cascade(cascade, 0, exits)
+        if temperature is not None:
+            set_temperature(graph, temperature)
+        outputs = next(Chain([graph]).run(images))
+        expected = confidence(plain["logits"], kind, temperature or 1.0)
+        assert outputs["confidence"].shape == (5,)
+        np.testing.assert_allclose(outputs["confidence"], expected, atol=1e-5)
+        np.testing.assert_array_equal(outputs["logits"], plain["logits"])
+        np.testing.assert_array_equal(outputs["class_id"], plain["class_id"])
+
+
+def test_temperature_is_one_until_it_is_set(tiny_config: Configs, random_cascade: Cascades) -> None:
+    cascade, exits = random_cascade(tiny_config()), ExitsConfig(fit_temperature=True)
+    images = _images(cascade.config, 3)
+    graphs = [stage_graph_from_cascade(cascade, 0, e) for e in (exits, ExitsConfig())]
+    cooled, plain = (next(Chain([graph]).run(images))["confidence"] for graph in graphs)
+    np.testing.assert_array_equal(cooled, plain)

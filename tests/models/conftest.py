@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+=======
+from collections.abc import Callable
+>>>>>>> main
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from dvt_edge.models import CascadeConfig, StageConfig
 from dvt_edge.models.training_config import TrainingConfig
 
 Labelled = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _bright_bands(count: int, seed: int) -> Labelled:

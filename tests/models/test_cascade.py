@@ -158,14 +158,17 @@ def test_gradients_reach_every_parameter(
     assert all(name.startswith("stages.2.blocks.1.feature_reuse.") for name in without)
 
 
-def test_first_stage_learns_from_the_last_exit_alone(
-    tiny_config: Configs, random_cascade: Cascades
+@pytest.mark.parametrize(
+    ("features", "relations"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_first_stage_learns_from_the_last_exit_through_either_reuse(
+    tiny_config: Configs, random_cascade: Cascades, features: bool, relations: bool
 ) -> None:
-    cascade = random_cascade(tiny_config())
+    cascade = random_cascade(tiny_config(feature_reuse=features, relation_reuse=relations))
     cascade(_images(cascade.config))[-1].logits.square().sum().backward()
     gradient = cascade.stages[0].patch_embed.proj.weight.grad
-    assert gradient is not None
-    assert gradient.abs().sum() > 0
+    learns = gradient is not None and bool(gradient.abs().sum() > 0)
+    assert learns == (features or relations)
 
 
 def test_share_start_copies_what_has_the_same_shape(

@@ -17,9 +17,10 @@ import yaml
 from safetensors.torch import load_file
 
 from dvt_edge.errors import CheckpointError, ConfigError, DataError
-from dvt_edge.models import Cascade, CascadeConfig
+from dvt_edge.models import Cascade, CascadeConfig, training
 from dvt_edge.models.training import Trainer, schedule
 from dvt_edge.models.training_config import TrainingConfig
+from dvt_edge.models.training_data import TrainingImages, loader
 
 Configs = Callable[..., TrainingConfig]
 OFTEN = 1e-9
@@ -242,6 +243,25 @@ def test_seed_decides_the_weights(training_config: Configs, tmp_path: Path) -> N
     assert _weights(outputs[0]) != _weights(outputs[2])
 
 
+def test_every_epoch_draws_its_own_order_and_images(
+    training_config: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed epoch would hide a draw that never changes."""
+    orders, epochs = [], []
+
+    def spy(images: TrainingImages, batches: Any, workers: int) -> Any:
+        if images.epoch is not None:
+            orders.append(np.concatenate(batches).tolist())
+            epochs.append(images.epoch)
+        return loader(images, batches, workers)
+
+    monkeypatch.setattr(training, "loader", spy)
+    Trainer(training_config(epochs=3)).run()
+    assert epochs == [0, 1, 2]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
 def test_worker_processes_change_nothing(
     training_values: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -421,7 +441,7 @@ def test_two_processes_train_what_one_does(
         text=True,
         timeout=120,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # where the launcher keeps its logs
     )
     assert done.returncode == 0, done.stderr
     shape = (16, 1, 16, 16)

@@ -155,6 +155,7 @@ def test_equals_plain_session(
         answer = backend.run_stage(k, count)
         np.testing.assert_allclose(answer.confidence, expected["confidence"], atol=1e-4)
         np.testing.assert_array_equal(answer.class_id, expected["class_id"])
+        np.testing.assert_allclose(backend.logits(k, count), expected["logits"], atol=1e-4)
 
 
 def test_batch_equals_single(backend: OnnxRuntimeBackend, stages: int) -> None:

@@ -1,0 +1,152 @@
+"""What our solver is compared with: the DVT authors' rule and a genetic search.
+
+Wang et al., "Not All Images are Worth 16x16 Words", NeurIPS 2021 (arXiv 2105.15075). Their release
+fixes the share of samples per exit by one parameter and takes the thresholds at those quantiles;
+the paper's method section describes a genetic search over thresholds. Neither knows the best
+thresholds for a budget; both are here for benchmarks alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy.records import Floats, Records
+from dvt_edge.policy.solver import Solution, check_cost, check_positive, replay, round_up
+
+AUTHORS_BUDGETS = range(1, 60)
+"""The values of p for which the authors' release computes thresholds."""
+POPULATION = 64
+GENERATIONS = 60
+_PARENTS = 3  # a parent is the best of so many drawn
+_ELITE = 4
+_MUTATION = 0.08  # standard deviation, of a quantile
+_CHUNK = 2**22  # confidences compared at once
+
+
+def authors_thresholds(records: Records, p: float) -> Floats:
+    """[K] thresholds of the authors' rule for their parameter ``p``, 1..59, more being dearer.
+
+    Shares per exit are proportional to (p/20)^k, k = 1..K; the threshold of exit k is the
+    confidence of the last of its share among the samples that have not left. Where a share is
+    empty, or more than are left, nobody leaves, as in their code. Labels are not looked at. Raises
+    :class:`~dvt_edge.errors.DataError` for p that is not positive.
+    """
+    if not np.isfinite(p) or p <= 0:
+        raise DataError(f"p is a positive number, 1..59 in the authors' release, found {p}")
+    share = (p / 20) ** np.arange(1, records.exits + 1)
+    share /= share.sum()
+    left = np.zeros(len(records), bool)
+    thresholds = np.full(records.exits, np.inf)
+    for k in range(records.exits - 1):
+        remaining = np.sort(records.confidence[~left, k])[::-1]
+        count = int(len(records) * share[k])
+        if 1 <= count <= len(remaining):
+            thresholds[k] = remaining[count - 1]
+        left |= records.confidence[:, k] >= thresholds[k]
+    thresholds[-1] = -np.inf
+    return thresholds
+
+
+def authors_rule(records: Records, cost: npt.ArrayLike) -> tuple[Solution, ...]:
+    """Their solutions for all 59 values of p on ``records``; ``cost`` [K] as in ``solve``."""
+    return tuple(replay(records, cost, authors_thresholds(records, p)) for p in AUTHORS_BUDGETS)
+
+
+def authors_best(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
+    """The most accurate of the 59 whose mean cost is at most ``limit``; the cheapest among equals.
+
+    Everybody leaves at the first exit where none is cheap enough. Raises as
+    :func:`~dvt_edge.policy.solver.solve`.
+    """
+    _check(records, cost, limit)
+    start = replay(records, cost, [-np.inf] * records.exits)
+    allowed = [start, *(s for s in authors_rule(records, cost) if s.cost <= limit)]
+    return max(allowed, key=lambda s: (s.accuracy, -s.cost))
+
+
+def genetic_search(
+    records: Records,
+    cost: npt.ArrayLike,
+    limit: float,
+    *,
+    seed: int = 0,
+    population: int = POPULATION,
+    generations: int = GENERATIONS,
+) -> Solution:
+    """The best thresholds that a genetic search finds for a mean cost of at most ``limit``.
+
+    An individual is one quantile of the confidence per exit but the last. Fitness is the accuracy
+    within the limit; beyond it, less the farther. Parents win a tournament of three, children mix
+    them per exit or blend them, a quarter of the genes is moved by a normal step that shrinks with
+    the generations, the four best survive. Deterministic for a ``seed``. Raises as
+    :func:`~dvt_edge.policy.solver.solve`, and :class:`~dvt_edge.errors.DataError` for a population
+    below eight or no generations.
+    """
+    costs = _check(records, cost, limit)
+    if population < 2 * _ELITE or generations < 1:
+        raise DataError(
+            f"a genetic search needs a population of {2 * _ELITE} and a generation at least, "
+            f"found {population} and {generations}"
+        )
+    if records.exits == 1:
+        return replay(records, costs, [-np.inf])
+    rng = np.random.default_rng(seed)
+    genes = records.exits - 1
+    ordered = np.sort(records.confidence[:, :-1], axis=0)
+    people = rng.random((population, genes))
+    people[0] = 0.0  # everybody leaves at the first exit: always within the limit
+    for generation in range(generations + 1):
+        accuracy, spent = _judge(records, costs, _thresholds(ordered, people))
+        over = spent - limit * (1 + 1e-12)
+        fitness = np.where(over <= 0, accuracy, -over / costs[-1])
+        people = people[np.argsort(-fitness, kind="stable")]
+        if generation == generations:
+            break
+        # People are in order of fitness, so the smallest of the drawn wins.
+        winners = rng.integers(0, population, (2, population - _ELITE, _PARENTS)).min(axis=2)
+        first, second = people[winners[0]], people[winners[1]]
+        share = np.where(
+            rng.random((len(first), 1)) < 0.5,
+            rng.integers(0, 2, first.shape),
+            rng.random(first.shape),
+        )
+        children = share * first + (1 - share) * second
+        step = rng.normal(0, _MUTATION * (1 - 0.9 * generation / generations), children.shape)
+        children += np.where(rng.random(children.shape) < 0.25, step, 0)
+        people = np.concatenate([people[:_ELITE], np.clip(children, 0, 1)])
+    return replay(records, costs, _thresholds(ordered, people[:1])[0])
+
+
+def _check(records: Records, cost: npt.ArrayLike, limit: float) -> Floats:
+    costs = check_cost(records, cost)
+    check_positive("a budget", limit)
+    if limit < costs[0]:
+        raise BudgetError(
+            f"the budget of {limit:g} is smaller than the first exit's cost; the smallest possible "
+            f"is {round_up(costs[0]):g}"
+        )
+    return costs
+
+
+def _thresholds(ordered: npt.NDArray[np.floating], people: Floats) -> Floats:
+    """[P, K]: quantiles [P, K-1] as confidences; 1 closes the exit."""
+    count = len(ordered)
+    place = np.ceil(people * count).astype(int)
+    closed = np.vstack([ordered, np.full(ordered.shape[1], np.inf)])
+    chosen = np.take_along_axis(closed, place, axis=0)
+    return np.column_stack([chosen, np.full(len(people), -np.inf)])
+
+
+def _judge(records: Records, costs: Floats, thresholds: Floats) -> tuple[Floats, Floats]:
+    """[P] accuracy and [P] mean cost of thresholds [P, K]."""
+    rows = np.arange(len(records))
+    accuracy, spent = np.empty(len(thresholds)), np.empty(len(thresholds))
+    size = max(1, _CHUNK // records.confidence.size)
+    for start in range(0, len(thresholds), size):
+        part = thresholds[start : start + size]
+        at = (records.confidence >= part[:, None, :]).argmax(axis=2)  # (size, N)
+        accuracy[start : start + size] = records.correct[rows, at].mean(axis=1)
+        spent[start : start + size] = costs[at].mean(axis=1)
+    return accuracy, spent

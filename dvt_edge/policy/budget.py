@@ -1,0 +1,252 @@
+"""Budgets in milliseconds, joules, accuracy and stages, turned into limits that are kept exactly.
+
+The latency of a frame is a mixture: a frame that leaves at exit k is as slow as exit k was measured
+to be. Of exit k five figures are known (mean, p50, p95, p99, max), so the share of its frames that
+take longer than L is at most
+
+    q_k(L) = 0 if max_k <= L,  0.01 if p99_k <= L,  0.05 if p95_k <= L,  0.5 if p50_k <= L,  else 1.
+
+A budget of L on the p-quantile is kept when the mixture's share, the sum of exit_fraction[k] *
+q_k(L), is at most 1 - p. It is conservative: q is the largest share that the figures allow, never
+less than the measured one. Where noise makes a later exit look better than an earlier one, it
+counts as that one. So a few frames may leave at exits slower than L, and only as many as the other
+exits' own tails leave room for. ``max`` closes every exit whose longest measured frame took longer
+than L, for any frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy.records import Floats, Records
+from dvt_edge.policy.search import Problem, search
+from dvt_edge.policy.solver import (
+    TAIL_SHARE,
+    Solution,
+    Statistic,
+    cheapest,
+    check_cost,
+    check_positive,
+    check_statistic,
+    make_problem,
+    replay,
+    round_up,
+)
+
+_ROUNDING = 1e-9  # of an accuracy that was given as a decimal fraction
+
+
+@dataclass(frozen=True)
+class ExitLatency:
+    """Measured latency of leaving at each of K exits, in milliseconds: arrays [K].
+
+    Raises :class:`~dvt_edge.errors.DataError` for figures that are not positive, shapes that
+    differ, means that do not increase and quantiles out of order.
+    """
+
+    mean: Floats
+    p50: Floats
+    p95: Floats
+    p99: Floats
+    max: Floats
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "p50", "p95", "p99", "max"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), float))
+        rows = [self.mean, self.p50, self.p95, self.p99, self.max]
+        if (
+            self.mean.ndim != 1
+            or not self.mean.size
+            or any(r.shape != self.mean.shape for r in rows)
+        ):
+            raise DataError(
+                f"latencies are arrays of one figure per exit, found {[r.shape for r in rows]}"
+            )
+        if not np.isfinite(rows).all() or np.min(rows) <= 0:
+            raise DataError("latencies must be positive milliseconds; measure them again")
+        if (np.diff(self.mean) <= 0).any():
+            raise DataError(
+                f"mean latencies must increase with the exit, found {self.mean.tolist()}"
+            )
+        if (np.diff(rows[1:], axis=0) < 0).any():
+            raise DataError("latencies must satisfy p50 <= p95 <= p99 <= max at every exit")
+
+    @classmethod
+    def constant(cls, cost: npt.ArrayLike) -> ExitLatency:
+        """Every frame of exit k takes exactly ``cost[k]`` milliseconds."""
+        costs = np.asarray(cost, float)
+        return cls(costs, costs, costs, costs, costs)
+
+    def exceeding(self, limit_ms: float) -> Floats:
+        """[K]: largest share of each exit's frames that takes longer than ``limit_ms``, 0..1."""
+        share = np.ones(len(self.mean))
+        for figures, beyond in ((self.p50, 0.5), (self.p95, 0.05), (self.p99, 0.01), (self.max, 0)):
+            share[figures <= limit_ms] = beyond
+        return np.asarray(np.maximum.accumulate(share))
+
+    def of_mixture(self, exit_fraction: npt.ArrayLike, statistic: Statistic) -> float:
+        """Upper bound in ms of a statistic, when ``exit_fraction`` [K] of the frames leave where.
+
+        The mean is exact; a quantile is the smallest figure that a budget could name and keep.
+        """
+        check_statistic(statistic)
+        fraction = np.asarray(exit_fraction, float)
+        if statistic == "mean":
+            return float(fraction @ self.mean)
+        figures = np.unique([self.p50, self.p95, self.p99, self.max])
+        kept = [
+            f for f in figures if fraction @ self.exceeding(f) <= TAIL_SHARE[statistic] + _ROUNDING
+        ]
+        return float(kept[0])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What must be kept; at least one field is set.
+
+    Without ``min_accuracy``, the most accurate thresholds within the limits are looked for; with
+    it, those of the lowest mean latency. Raises :class:`~dvt_edge.errors.BudgetError` for values
+    out of range.
+    """
+
+    latency_ms: float | None = None
+    """Limit of ``statistic`` of the latency per frame, more than 0."""
+    statistic: Statistic = "mean"
+    energy_mj: float | None = None
+    """Limit of the mean energy per frame, in millijoules, more than 0."""
+    min_accuracy: float | None = None
+    """Share of right answers on the records, more than 0, at most 1."""
+    max_stage: int | None = None
+    """Last stage that may run, counted from 1."""
+
+    def __post_init__(self) -> None:
+        limits = (self.latency_ms, self.energy_mj, self.min_accuracy, self.max_stage)
+        if all(limit is None for limit in limits):
+            raise BudgetError(
+                "a budget needs latency_ms, energy_mj, min_accuracy or max_stage; give one of them"
+            )
+        if self.latency_ms is not None:
+            check_positive("latency_ms", self.latency_ms)
+        if self.energy_mj is not None:
+            check_positive("energy_mj", self.energy_mj)
+        if self.min_accuracy is not None and not 0 < self.min_accuracy <= 1:
+            raise BudgetError(f"min_accuracy is a share in 0..1, found {self.min_accuracy}")
+        if self.max_stage is not None and self.max_stage < 1:
+            raise BudgetError(f"max_stage counts from 1, found {self.max_stage}")
+        check_statistic(self.statistic)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The mean of ``cost[exit]`` over the frames is at most ``most``."""
+
+    cost: Floats
+    """[K], never falling."""
+    most: float
+
+
+def solve_budget(
+    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Budget
+) -> Solution:
+    """The thresholds that ``budget`` asks for; ``cost`` of the solution is its mean latency in ms.
+
+    ``energy_mj`` [K] is the mean energy of leaving at each exit in millijoules, positive and
+    increasing; None where it was not measured. The optimum is exact for up to four exits, as in
+    :func:`~dvt_edge.policy.solver.solve`. Beyond ``max_stage`` all thresholds are -inf.
+
+    Raises :class:`~dvt_edge.errors.BudgetError`, naming the nearest feasible value, where no
+    thresholds keep the budget, and :class:`~dvt_edge.errors.DataError` for figures that do not fit
+    the records.
+    """
+    exits, limits = budget_limits(records, latency, energy_mj, budget)
+    thresholds = solve_limits(records, latency.mean, limits, exits, budget.min_accuracy)
+    return replay(records, latency.mean, thresholds)
+
+
+def budget_limits(
+    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Budget
+) -> tuple[int, list[Limit]]:
+    """Exits that may be used, and the limits of ``budget``; raises where exit 1 breaks one."""
+    check_cost(records, latency.mean)
+    exits = records.exits if budget.max_stage is None else budget.max_stage
+    if exits > records.exits:
+        raise BudgetError(
+            f"max_stage {exits} does not exist; the cascade has {records.exits} stages"
+        )
+    limits = []
+    if budget.latency_ms is not None:
+        least = float(getattr(latency, budget.statistic)[0])
+        if budget.latency_ms < least:
+            raise BudgetError(
+                f"the {budget.statistic} latency budget of {budget.latency_ms:g} ms is smaller "
+                f"than the first exit's; the smallest possible is {round_up(least):g} ms"
+            )
+        share = latency.exceeding(budget.latency_ms)
+        if budget.statistic == "mean":
+            limits.append(Limit(latency.mean, budget.latency_ms))
+        elif budget.statistic == "max":
+            exits = min(exits, int((share == 0).sum()))
+        else:
+            limits.append(Limit(share, TAIL_SHARE[budget.statistic]))
+    if budget.energy_mj is not None:
+        if energy_mj is None:
+            raise BudgetError(
+                "an energy budget needs the measured energy per exit, and none was measured; "
+                "set latency_ms instead"
+            )
+        energy = check_cost(records, energy_mj)
+        if budget.energy_mj < energy[0]:
+            raise BudgetError(
+                f"the energy budget of {budget.energy_mj:g} mJ is smaller than the first exit's "
+                f"energy; the smallest possible is {round_up(energy[0]):g} mJ"
+            )
+        limits.append(Limit(energy, budget.energy_mj))
+    return exits, limits
+
+
+def solve_limits(
+    records: Records,
+    price: Floats,
+    limits: list[Limit],
+    exits: int,
+    min_accuracy: float | None = None,
+    like: Problem | None = None,
+) -> Floats:
+    """Thresholds [K] that use the first ``exits`` within ``limits``; ``price`` [K] decides ties.
+
+    With ``min_accuracy`` the cheapest that are so accurate. ``like`` is the problem of the same
+    records under limits on the same costs; it saves time. Raises
+    :class:`~dvt_edge.errors.BudgetError` where there are no such thresholds.
+    """
+    problem = limit_problem(records, price, limits, exits)
+    if like is not None:
+        problem = like.limited(problem.allowance, None)
+    if min_accuracy is None:
+        found = search(problem)
+    else:
+        found = cheapest(problem, math.ceil(min_accuracy * len(records) - _ROUNDING))
+    if found is None:
+        raise _refusal(problem, min_accuracy)
+    return np.array([*found.thresholds, *[-np.inf] * (records.exits - exits)])
+
+
+def limit_problem(records: Records, price: Floats, limits: list[Limit], exits: int) -> Problem:
+    """The search problem that :func:`solve_limits` solves."""
+    pairs = [(price, np.inf), *((limit.cost, limit.most) for limit in limits)]
+    return make_problem(records, pairs, exits)
+
+
+def _refusal(problem: Problem, min_accuracy: float | None) -> BudgetError:
+    best = search(problem)
+    if best is None:
+        return BudgetError("not even leaving at the first exit keeps all limits; raise them")
+    reached = math.floor(best.value / len(problem.confidence) * 1e4) / 1e4
+    return BudgetError(
+        f"min_accuracy {min_accuracy} is more than the cascade reaches on the records within the "
+        f"other limits; the highest possible is {reached:g}"
+    )

@@ -1,0 +1,297 @@
+"""Thresholds whose budget holds for unseen frames, with a stated probability.
+
+Thresholds chosen on records look better there than they are. Bounds that hold for all thresholds at
+once (:func:`uniform_margin`, Massart 1990 and Naaman 2021) need no split of the records, but say
+nothing about accuracy and are wide. Used here is *learn then test* (Angelopoulos et al. 2021, arXiv
+2110.01052; for early exits Jazbec et al. 2024, arXiv 2405.20915); ``benchmarks/policy.py`` measures
+what both cost.
+
+One half of the records proposes thresholds for a ladder of budgets, from well inside the wanted one
+up to the wanted one. The other half tests "the true mean exceeds the limit" for one after the
+other, each at the full level, and stops at the first that cannot be rejected: fixed-sequence
+testing, which keeps the family-wise error without a correction. The last rejected one is returned.
+The test is a bet against the limit (Waudby-Smith and Ramdas 2024, arXiv 2010.09686), valid for any
+sample size. What it rests on: frames in the field are drawn like the records, and leaving at an
+exit costs what was measured. Drift and clocks are for the controller and the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy.budget import (
+    Budget,
+    ExitLatency,
+    Limit,
+    budget_limits,
+    limit_problem,
+    solve_limits,
+)
+from dvt_edge.policy.records import Floats, Records
+from dvt_edge.policy.solver import Solution, replay
+
+LADDER = (3.0, 2.5, 2.1, 1.8, 1.5, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5, 0.35, 0.2)
+"""Distances to the wanted limit that are tested in turn, in half-widths of a confidence bound."""
+LARGEST_BET = 0.75
+MINIMUM_RECORDS = 20
+_BISECTIONS = 24  # to 6e-8 of the range, rounded up
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All statements hold together with probability 1 - ``delta`` over the records drawn."""
+
+    n: int
+    """Records that the statements were tested on; the thresholds were chosen on others."""
+    delta: float
+    cost_bound: float
+    """The true mean cost (mean latency in ms) is at most this."""
+    accuracy_gap_bound: float
+    """The true accuracy is at most this much below the last exit's, 0..1."""
+    accuracy_bound: float | None
+    """The true accuracy is at least this; None where labels are missing."""
+    method: str
+    """How the statements were obtained: ``learn-then-test`` or ``fixed thresholds``."""
+
+
+def solve_certified(
+    records: Records,
+    latency: ExitLatency,
+    energy_mj: npt.ArrayLike | None,
+    budget: Budget,
+    confidence_level: float = 0.95,
+    *,
+    seed: int = 0,
+) -> tuple[Solution, Certificate]:
+    """The best thresholds found whose budget holds with probability ``confidence_level``.
+
+    Arguments as :func:`~dvt_edge.policy.budget.solve_budget`; every limit of the budget, tails,
+    energy and ``min_accuracy`` included, is certified. For a plain cost vector pass
+    ``ExitLatency.constant(cost)``. Half of the error goes to the budget, half to the reported
+    bounds. The solution's own figures are those on all records. ``seed`` draws the split.
+
+    Raises :class:`~dvt_edge.errors.BudgetError` as ``solve_budget`` does, and where the records
+    cannot prove ``min_accuracy``, with the accuracy that they can; limits alone never fail, as
+    leaving at the first exit keeps them. :class:`~dvt_edge.errors.DataError` for a
+    ``confidence_level`` outside 0..1 and fewer than 20 records.
+    """
+    delta = check_confidence(confidence_level)
+    if len(records) < MINIMUM_RECORDS:
+        raise DataError(
+            f"a certificate needs at least {MINIMUM_RECORDS} records, found {len(records)}; "
+            "record more images or drop confidence_level"
+        )
+    exits, limits = budget_limits(records, latency, energy_mj, budget)
+    if budget.min_accuracy is not None:  # refuses what even uncertified thresholds cannot reach
+        solve_limits(records, latency.mean, limits, exits, budget.min_accuracy)
+    order = np.random.default_rng(seed).permutation(len(records))
+    chooser, judge = (take(records, part) for part in np.array_split(order, 2))
+    best, provable = None, 0.0
+    each = delta / 4 / (len(LADDER) + 1)  # for bounds that hold for the whole ladder
+    for thresholds in _ladder(chooser, len(judge), latency.mean, limits, exits, budget, delta / 2):
+        at = leave_at(judge, thresholds)
+        passed = all(
+            float(limit.cost.max()) <= limit.most or _rejected(limit.cost[at], limit, delta / 2)
+            for limit in limits
+        )
+        if budget.min_accuracy is not None:
+            right = judge.correct[np.arange(len(judge)), at].astype(float)
+            bound = 1 - float(upper_bound(1 - right, delta / 2))
+            provable = max(provable, bound)
+            passed = passed and bound >= budget.min_accuracy
+        if not passed:
+            break
+        best = thresholds, at
+    if best is None and budget.min_accuracy is not None:
+        raise BudgetError(
+            f"{len(judge)} records prove an accuracy of {np.floor(provable * 1e4) / 1e4:g} within "
+            f"the other limits, not min_accuracy {budget.min_accuracy:g}; lower it or record more"
+        )
+    if best is None:  # leaving at the first exit keeps every limit, whatever the frames are
+        first = np.full(records.exits, -np.inf)
+        best = first, leave_at(judge, first)
+    thresholds, at = best
+    certificate = _bounds(judge, latency.mean, at, delta, each, "learn-then-test")
+    mean_limit = budget.latency_ms if budget.statistic == "mean" else None
+    if mean_limit is not None and mean_limit < certificate.cost_bound:
+        certificate = Certificate(**{**vars(certificate), "cost_bound": float(mean_limit)})
+    return replay(records, latency.mean, thresholds), certificate
+
+
+def certify(
+    records: Records,
+    cost: npt.ArrayLike,
+    thresholds: npt.ArrayLike,
+    confidence_level: float = 0.95,
+    *,
+    seed: int = 0,
+) -> Certificate:
+    """Bounds for ``thresholds`` [K] that were *not* chosen on ``records``.
+
+    ``cost`` [K] as in :func:`~dvt_edge.policy.solver.replay`; raises as it does. ``seed`` draws the
+    order of the records, which the bounds must not depend on.
+    """
+    delta = check_confidence(confidence_level)
+    solution = replay(records, cost, thresholds)
+    shuffled = take(records, np.random.default_rng(seed).permutation(len(records)))
+    at = leave_at(shuffled, solution.thresholds)
+    return _bounds(shuffled, np.asarray(cost, float), at, delta, delta / 2, "fixed thresholds")
+
+
+def uniform_margin(cost: npt.ArrayLike, count: int, delta: float) -> float:
+    """How far the true mean cost of *any* thresholds may lie above that on ``count`` records.
+
+    With probability 1 - ``delta`` for all thresholds at once, so that solving for ``limit`` minus
+    this margin needs no split. The mean is linear in the shares that pass exit 1, exits 1 and 2 and
+    so on: values of the joint distribution function of the confidences. Massart's constant for the
+    first, Naaman's k (n + 1) exp(-2 n e^2) for k dimensions (Statistics & Probability Letters 173,
+    2021), delta divided among the exits.
+    """
+    steps = np.diff(np.asarray(cost, float))
+    each = delta / max(1, len(steps))
+    factors = [1 if k == 1 else k * (count + 1) for k in range(1, len(steps) + 1)]
+    widths = [np.sqrt(np.log(factor / each) / 2 / count) for factor in factors]
+    return float(steps @ np.array(widths)) if widths else 0.0
+
+
+def upper_bound(values: npt.NDArray[np.float64], delta: float) -> Floats:
+    """Upper confidence bound of the mean of ``values`` [..., n] in 0..1, drawn independently.
+
+    Betting (Waudby-Smith and Ramdas 2024): whoever stakes ``1 + bet_i * (mean - values_i)`` on each
+    value multiplies the capital by 1 / delta at some time with probability delta at most, where
+    the mean is the true one; means that would make so rich are ruled out. Returns [...].
+    """
+    bets = _bets(values, delta)
+    low, high = np.zeros(values.shape[:-1]), np.ones(values.shape[:-1])
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        rich = _wealth(values, bets, middle) >= np.log(1 / delta)
+        low, high = np.where(rich, low, middle), np.where(rich, middle, high)
+    return np.asarray(high)
+
+
+def check_confidence(confidence_level: float) -> float:
+    """delta; raises DataError outside 0..1."""
+    if not 0 < confidence_level < 1:
+        raise DataError(
+            f"confidence_level is a probability between 0 and 1 such as 0.95, found "
+            f"{confidence_level}"
+        )
+    return 1 - confidence_level
+
+
+def take(records: Records, rows: npt.NDArray[np.int64]) -> Records:
+    """The records ``rows`` [n], in that order."""
+    label = None if records.label is None else records.label[rows]
+    return Records(records.confidence[rows], records.prediction[rows], label)
+
+
+def leave_at(records: Records, thresholds: Floats) -> npt.NDArray[np.int64]:
+    """[N]: the exit, from 0, at which each record leaves."""
+    leaves = records.confidence >= thresholds
+    leaves[:, -1] = True
+    return np.asarray(leaves.argmax(axis=1))
+
+
+def _ladder(
+    chooser: Records,
+    judges: int,
+    price: Floats,
+    limits: list[Limit],
+    exits: int,
+    budget: Budget,
+    delta: float,
+) -> Iterator[Floats]:
+    """Proposals, the safest first, one for every distance that leaves something to choose."""
+    like = limit_problem(chooser, price, limits, exits)
+    try:
+        plain = solve_limits(chooser, price, limits, exits, budget.min_accuracy, like)
+    except BudgetError:
+        plain = np.array([np.inf] * (exits - 1) + [-np.inf] * (chooser.exits - exits + 1))
+    at = leave_at(chooser, plain)
+    widths = [
+        _half_width(limit.cost[at], float(np.ptp(limit.cost)), judges, delta) for limit in limits
+    ]
+    right = chooser.correct[np.arange(len(chooser)), at].astype(float)
+
+    def tighter(distance: float) -> list[Limit]:
+        return [
+            Limit(limit.cost, max(limit.most - distance * width, float(limit.cost[0])))
+            for limit, width in zip(limits, widths, strict=True)
+        ]
+
+    last: Floats | None = None
+    if budget.min_accuracy is not None:  # before all others, the most accurate there is
+        last = solve_limits(chooser, price, tighter(LADDER[0]), exits, None, like)
+        yield last
+    for distance in LADDER:
+        accuracy = budget.min_accuracy
+        if accuracy is not None:
+            accuracy = min(1.0, accuracy + distance * _half_width(right, 1.0, judges, delta))
+        try:
+            found = solve_limits(chooser, price, tighter(distance), exits, accuracy, like)
+        except BudgetError:
+            continue
+        if last is None or found.tolist() != last.tolist():
+            last = found
+            yield found
+
+
+def _half_width(values: Floats, span: float, count: int, delta: float) -> float:
+    """About how far a bound from ``count`` values lies above their mean."""
+    log = np.log(1 / delta)
+    return float(values.std() * np.sqrt(2 * log / count) + span * log / 2 / count)
+
+
+def _rejected(values: Floats, limit: Limit, delta: float) -> bool:
+    """Whether a mean above the limit is ruled out."""
+    low, span = float(limit.cost[0]), float(np.ptp(limit.cost))
+    scaled = np.clip((values - low) / span, 0, 1)
+    bound = np.array((limit.most - low) / span)
+    return bool(_wealth(scaled, _bets(scaled, delta), bound) >= np.log(1 / delta))
+
+
+def _bets(values: npt.NDArray[np.float64], delta: float) -> Floats:
+    """[..., n]: stakes that depend on earlier values only."""
+    count = values.shape[-1]
+    seen = np.arange(1, count + 1)
+    mean = (0.5 + np.cumsum(values, axis=-1)) / (seen + 1)
+    variance = (0.25 + np.cumsum((values - mean) ** 2, axis=-1)) / (seen + 1)
+    before = np.concatenate([np.full((*values.shape[:-1], 1), 0.25), variance[..., :-1]], axis=-1)
+    return np.asarray(np.minimum(LARGEST_BET, np.sqrt(2 * np.log(1 / delta) / count / before)))
+
+
+def _wealth(values: npt.NDArray[np.float64], bets: Floats, mean: Floats) -> Floats:
+    """Largest logarithm of the capital at any time if ``mean`` [...] were the true one."""
+    steps = np.log1p(bets * (mean[..., None] - values))
+    return np.asarray(np.cumsum(steps, axis=-1).max(axis=-1))
+
+
+def _bounds(
+    records: Records,
+    cost: Floats,
+    at: npt.NDArray[np.int64],
+    delta: float,
+    each: float,
+    method: str,
+) -> Certificate:
+    """Bounds on cost and gap, each wrong with probability ``each``, of leaving at ``at`` [N]."""
+    span = float(cost[-1] - cost[0])
+    dear = np.clip((cost[at] - cost[0]) / span, 0, 1) if span else np.zeros(len(at))
+    right = records.correct[np.arange(len(at)), at].astype(float)
+    lost = (1 + records.correct[:, -1] - right) / 2
+    gap = 2 * float(upper_bound(lost, each / 2)) - 1
+    lowest = None if records.label is None else 1 - float(upper_bound(1 - right, each / 2))
+    return Certificate(
+        n=len(at),
+        delta=delta,
+        cost_bound=float(cost[0]) + span * float(upper_bound(dear, each)),
+        accuracy_gap_bound=min(1.0, gap),
+        accuracy_bound=lowest,
+        method=method,
+    )

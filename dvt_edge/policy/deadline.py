@@ -1,0 +1,107 @@
+"""Whether a stage may start: only if its p99 fits the time that is left.
+
+What this bounds. Call D the deadline and q the largest share of runs in which a stage takes longer
+than the p99 measured for it, 1 % where the machine behaves as when it was measured. The first stage
+always runs, for without it there is no answer. A later stage starts only with its p99 (times the
+slowdown handed in) plus the margin left. A frame whose first stage ended in time is thus late only
+if one of the K - 1 later stages outlasted its p99: for at most a share q (K - 1) of the frames, and
+then by what that single stage took beyond its p99, for nothing starts after it. The paper's cascade
+has no such bound: any frame may run all stages.
+
+What this does not bound. Preprocessing and the first stage, which take the time they take; a stage
+that is running, which nothing interrupts; the tail beyond p99, since the operating system, a clock
+change or another process may hold any stage for any time; and a p99 that is out of date: hand in
+the controller's ``slowdown``, or measure anew. Waiting for another thread's frame counts only if
+the caller takes it off the time left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.errors import BudgetError, DataError
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The rule for one cascade; it holds no clock: the caller says how much time is left.
+
+    Raises :class:`~dvt_edge.errors.DataError` without stages or for a negative margin.
+    """
+
+    stage_p99_ms: tuple[float | None, ...]
+    """[K]: p99 of each stage alone with its exit's decision. A figure that is missing (None), NaN,
+    infinite or negative is unknown, and a stage after the first does not start without it."""
+    margin_ms: float = 0.0
+    """Kept free for the work after the last stage."""
+
+    def __post_init__(self) -> None:
+        if not self.stage_p99_ms:
+            raise DataError("a deadline needs the p99 of at least one stage, found none")
+        if not isfinite(self.margin_ms) or self.margin_ms < 0:
+            raise DataError(f"margin_ms must be 0 or more, found {self.margin_ms}")
+
+    def refuse(self, stage: int, left_ms: float, slowdown: Sequence[float] = ()) -> str | None:
+        """Why ``stage`` (from 1) may not start with ``left_ms`` left, or None if it may.
+
+        The caller then returns the best answer so far, the one of exit ``stage - 1``, marked
+        truncated, with this text as its reason. ``left_ms`` may be infinite (no deadline); NaN
+        counts as no time. ``slowdown`` [K] multiplies the p99s, 1 where it is not known; what is
+        faster than measured is not trusted, so values below 1 count as 1. Raises
+        :class:`~dvt_edge.errors.DataError` for a stage that the cascade does not have.
+        """
+        if not 1 <= stage <= len(self.stage_p99_ms):
+            raise DataError(f"stage must be 1..{len(self.stage_p99_ms)}, found {stage}")
+        if stage == 1 or left_ms == float("inf"):
+            return None
+        known = self.stage_p99_ms[stage - 1]
+        p99 = nan if known is None else float(known)
+        if not isfinite(p99) or p99 < 0:
+            return (
+                f"stage {stage} has no measured p99, so it is not started under a deadline "
+                "(run 'dvt-edge profile')"
+            )
+        factor = float(slowdown[stage - 1]) if len(slowdown) >= stage else 1.0
+        need = p99 * (max(1.0, factor) if isfinite(factor) else 1.0) + self.margin_ms
+        if need <= left_ms:
+            return None
+        left = "no" if not left_ms > 0 else f"only {left_ms:.3g} ms of"
+        return f"stage {stage} needs {need:.3g} ms (p99) and {left} time is left"
+
+    def worst_case_ms(self, deadline_ms: float, first_ms: float) -> float:
+        """The longest a frame takes where preprocessing and the first stage take at most
+        ``first_ms`` and no later stage outlasts its p99."""
+        return max(check_deadline(deadline_ms), first_ms)
+
+
+def check_deadline(deadline_ms: float) -> float:
+    """``deadline_ms`` as a float; raises :class:`~dvt_edge.errors.BudgetError` unless positive."""
+    if not deadline_ms > 0:  # NaN too
+        raise BudgetError(
+            f"a deadline is a positive number of milliseconds, found {deadline_ms}; leave it out "
+            "to run without one"
+        )
+    return float(deadline_ms)
+
+
+def stage_p99(stage_latency_ms: npt.ArrayLike) -> tuple[float | None, ...]:
+    """The p99 of each stage from samples [R, K] in milliseconds, NaN where a stage did not run.
+
+    An order statistic, rounded up: at least 99 % of the samples are not above it; with fewer than
+    100 samples it is the largest. None for a stage without samples. Raises
+    :class:`~dvt_edge.errors.DataError` unless the samples have two dimensions.
+    """
+    samples = np.asarray(stage_latency_ms, float)
+    if samples.ndim != 2:
+        raise DataError(f"stage latencies must have shape [R, K], found {list(samples.shape)}")
+    result: list[float | None] = []
+    for column in samples.T:
+        known = np.sort(column[np.isfinite(column)])
+        at = int(np.ceil(0.99 * len(known) - 1e-9)) - 1
+        result.append(float(known[at]) if len(known) else None)
+    return tuple(result)

@@ -1,0 +1,78 @@
+"""A cascade, calibration images and a profile that build in a second."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dvt_edge.converters.build import BuildResult, build
+from dvt_edge.models import Cascade, CascadeConfig
+from dvt_edge.profile import Profile
+
+
+def _profile(folder: Path, **changes: Any) -> Profile:
+    values: dict[str, Any] = {
+        "device": {"name": "any"},
+        "model": folder / "model.safetensors",
+        "input": {
+            "resize": 16,
+            "crop": 16,
+            "mean": (0.5,),
+            "std": (0.25,),
+            "color_order": "gray",
+        },
+        "engine": {"backend": "onnxruntime", "precision": "int8", "threads": 1},
+        "calibration": {"data": folder / "calibration.npz", "tolerance_points": 100},
+        "budget": {"latency_ms": 1000},
+        "output": folder / "out" / "bundle",
+    }
+    return Profile.model_validate(values | changes)
+
+
+def _balance_heads(cascade: Cascade, images: torch.Tensor) -> None:
+    """Scale and shift the heads so that all classes and many confidences occur."""
+    with torch.no_grad():
+        for stage, output in zip(cascade.stages, cascade(images), strict=True):
+            gain = 2 / output.logits.std(dim=0)
+            stage.head.weight *= gain[:, None]
+            stage.head.bias.copy_((stage.head.bias - output.logits.mean(dim=0)) * gain)
+
+
+@pytest.fixture(scope="session")
+def tiny_build(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_config: Callable[..., CascadeConfig],
+    random_cascade: Callable[..., Cascade],
+) -> Path:
+    """A folder with checkpoint, 60 labelled calibration images and, in ``out``, their bundle."""
+    folder = tmp_path_factory.mktemp("tiny")
+    blocks = np.random.default_rng(0).integers(0, 2, (60, 4, 4), np.uint8) * 255
+    images = blocks.repeat(4, axis=1).repeat(4, axis=2)
+    cascade = random_cascade(tiny_config())
+    _balance_heads(cascade, (torch.from_numpy(images)[:, None] / 255 - 0.5) / 0.25)
+    cascade.save(folder / "model.safetensors")
+    np.savez(folder / "calibration.npz", images=images, labels=np.arange(60) % 5)
+    build(_profile(folder))
+    return folder
+
+
+@pytest.fixture
+def tiny_profile(tiny_build: Path, tmp_path: Path) -> Callable[..., Profile]:
+    """A function giving a profile of :func:`tiny_build`'s checkpoint and images, copied to
+    ``tmp_path``; keywords replace top-level keys. Its output, ``out/bundle``, is not there yet."""
+    for name in ("model.safetensors", "calibration.npz"):
+        shutil.copy(tiny_build / name, tmp_path / name)
+    return lambda **changes: _profile(tmp_path, **changes)
+
+
+@pytest.fixture
+def built(tiny_build: Path, tiny_profile: Callable[..., Profile]) -> BuildResult:
+    """What building :func:`tiny_profile` gives, at its output."""
+    shutil.copytree(tiny_build / "out" / "bundle", tiny_profile().output)
+    return build(tiny_profile())

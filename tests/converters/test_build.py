@@ -1,0 +1,583 @@
+"""Builds: what is rebuilt, what is refused, and that a failure leaves the old bundle whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import dvt_edge
+from dvt_edge.bundle import MANIFEST, RECORDS, Bundle
+from dvt_edge.converters import build as build_module
+from dvt_edge.converters.build import BuildResult, build
+from dvt_edge.converters.chain import Chain
+from dvt_edge.converters.graph_facts import stage_spec
+from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
+from dvt_edge.models import Cascade, CascadeConfig
+from dvt_edge.profile import ExitsConfig, Profile
+
+Profiles = Callable[..., Profile]
+Feeds = Mapping[str, npt.NDArray[np.float32]]
+
+
+def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and identity of every file in ``folder``."""
+    return {p.name: (p.read_bytes(), p.stat().st_ino) for p in sorted(folder.iterdir())}
+
+
+def _without_manifest(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {name: file for name, file in _files(folder).items() if name != MANIFEST}
+
+
+def _changed(profile: Profile, section: str, **values: Any) -> Profile:
+    part = getattr(profile, section).model_copy(update=values)
+    return profile.model_copy(update={section: part})
+
+
+def _operators(bundle: Bundle, stage: int) -> set[str]:
+    return {node.op_type for node in onnx.load(bundle.stage_path(stage)).graph.node}
+
+
+def test_bundle_holds_stages_records_and_manifest(tiny_profile: Profiles, tmp_path: Path) -> None:
+    built = build(tiny_profile())
+    assert built.rebuilt
+    assert built.bundle.folder == tmp_path / "out" / "bundle"
+    names = ["manifest.json", "records.npz", "stage1.onnx", "stage2.onnx", "stage3.onnx"]
+    assert sorted(os.listdir(built.bundle.folder)) == names
+    assert os.listdir(tmp_path / "out") == ["bundle"]
+
+
+def test_manifest_describes_the_bundle(
+    built: BuildResult, tiny_profile: Profiles, tmp_path: Path
+) -> None:
+    profile, manifest = tiny_profile(), Bundle(built.bundle.folder).manifest
+    assert manifest.files == {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in built.bundle.folder.iterdir()
+        if p.name != MANIFEST
+    }
+    for i, stage in enumerate(manifest.stages):
+        model = onnx.load(built.bundle.stage_path(i))
+        assert stage == stage_spec(model, f"stage{i + 1}.onnx")
+    assert manifest.schema_version == 1
+    assert (manifest.input, manifest.engine) == (profile.input, profile.engine)
+    assert (manifest.budget, manifest.device) == (profile.budget, "any")
+    assert manifest.class_names == ("0", "1", "2", "3", "4")
+    assert manifest.frame_shape == (16, 16)
+    assert manifest.versions["dvt_edge"] == dvt_edge.__version__
+    assert manifest.versions["onnxruntime"] == onnxruntime.__version__
+
+
+def test_class_names_come_from_the_model(
+    tiny_profile: Profiles,
+    tiny_config: Callable[..., CascadeConfig],
+    random_cascade: Callable[..., Cascade],
+) -> None:
+    profile = tiny_profile()
+    names = ("ant", "bee", "cat", "dog", "eel")
+    random_cascade(tiny_config(class_names=names)).save(profile.model)
+    assert build(profile).bundle.manifest.class_names == names
+
+
+def test_unchanged_inputs_rebuild_nothing(built: BuildResult, tiny_profile: Profiles) -> None:
+    """Nor does it matter where they lie: the bundle of ``built`` is a copy."""
+    assert not built.rebuilt
+    before = _files(built.bundle.folder)
+    again = build(tiny_profile())
+    assert not again.rebuilt
+    assert again.bundle.manifest == built.bundle.manifest
+    assert _files(built.bundle.folder) == before
+
+
+def test_another_budget_rebuilds_nothing_but_is_stored(
+    built: BuildResult, tiny_profile: Profiles
+) -> None:
+    before = _without_manifest(built.bundle.folder)
+    result = build(tiny_profile(budget={"latency_ms": 7.5}))
+    assert not result.rebuilt
+    assert _without_manifest(built.bundle.folder) == before
+    manifest = Bundle(built.bundle.folder).manifest
+    assert manifest.budget.latency_ms == 7.5
+    assert manifest.model_copy(update={"budget": built.bundle.manifest.budget}) == (
+        built.bundle.manifest
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("input", {"mean": (0.4,)}),
+        ("engine", {"precision": "fp32"}),
+        ("engine", {"backend": "tensorrt"}),
+        ("engine", {"batch_sizes": (1, 4)}),
+        ("calibration", {"samples": 50}),
+        ("calibration", {"tolerance_points": 99.0}),
+        ("device", {"name": "another"}),
+    ],
+)
+def test_another_profile_rebuilds(
+    built: BuildResult, tiny_profile: Profiles, section: str, values: dict[str, Any]
+) -> None:
+    result = build(_changed(tiny_profile(), section, **values))
+    assert result.rebuilt
+    assert result.bundle.manifest.build_key != built.bundle.manifest.build_key
+    assert len(os.listdir(built.bundle.folder.parent)) == 1
+
+
+def test_another_calibration_image_rebuilds(built: BuildResult, tiny_profile: Profiles) -> None:
+    profile = tiny_profile()
+    with np.load(profile.calibration.data) as archive:
+        images, labels = archive["images"], archive["labels"]
+    images[17, 3, 3] ^= 1
+    np.savez(profile.calibration.data, images=images, labels=labels)
+    assert build(profile).rebuilt
+    labels[17] = (labels[17] + 1) % 5
+    np.savez(profile.calibration.data, images=images, labels=labels)
+    assert build(profile).rebuilt
+    assert not build(profile).rebuilt
+
+
+def test_another_checkpoint_rebuilds(
+    built: BuildResult,
+    tiny_profile: Profiles,
+    tiny_config: Callable[..., CascadeConfig],
+    random_cascade: Callable[..., Cascade],
+) -> None:
+    profile = tiny_profile()
+    random_cascade(tiny_config(), 1).save(profile.model)
+    assert build(profile).rebuilt
+
+
+def test_damaged_bundle_is_rebuilt(built: BuildResult, tiny_profile: Profiles) -> None:
+    built.bundle.stage_path(1).write_bytes(b"damaged")
+    assert build(tiny_profile()).rebuilt
+    onnx.checker.check_model(onnx.load(built.bundle.stage_path(1)))
+
+
+def test_force_rebuilds_to_the_same_stages(built: BuildResult, tiny_profile: Profiles) -> None:
+    result = build(tiny_profile(), force=True)
+    assert result.rebuilt
+    assert result.bundle.manifest.content_hash == built.bundle.manifest.content_hash
+
+
+def _ruin_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ranges(model: object, names: Iterable[str], feeds: object) -> dict[str, float]:
+        return dict.fromkeys(names, 1e-4)
+
+    monkeypatch.setattr(build_module, "activation_ranges", ranges)
+
+
+def _unlabelled(profile: Profile, tolerance: float) -> Profile:
+    """Calibrated without labels: then the last FP32 exit is right by definition."""
+    path = profile.calibration.data.with_name("unlabelled.npz")
+    with np.load(profile.calibration.data) as archive:
+        np.savez(path, images=archive["images"])
+    return _changed(profile, "calibration", data=path, tolerance_points=tolerance)
+
+
+def test_accuracy_lost_beyond_the_tolerance_is_refused(
+    built: BuildResult, tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _files(built.bundle.folder)
+    _ruin_ranges(monkeypatch)
+    with pytest.raises(BuildError, match=r"quantization costs exit \d") as caught:
+        build(_unlabelled(tiny_profile(), 1.0))
+    assert "calibration.tolerance_points allows (1)" in str(caught.value)
+    assert "engine.precision to fp32" in str(caught.value)
+    assert _files(built.bundle.folder) == before
+    assert os.listdir(built.bundle.folder.parent) == ["bundle"]
+
+
+def test_tolerance_decides(tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    _ruin_ranges(monkeypatch)
+    figures = build(_unlabelled(tiny_profile(), 100.0)).bundle.manifest.quantization
+    drops = [100 * (e.accuracy_before - e.accuracy_after) for e in figures.exits]
+    assert figures.exits[-1].accuracy_before == 1.0
+    assert max(drops) > 20
+    worst = max(drops)
+    with pytest.raises(BuildError, match="tolerance_points"):
+        build(_unlabelled(tiny_profile(), worst - 0.01))
+    assert build(_unlabelled(tiny_profile(), worst + 0.01)).rebuilt
+
+
+def test_precision_fp32_cannot_lose_accuracy(
+    tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ruin_ranges(monkeypatch)
+    profile = _changed(_unlabelled(tiny_profile(), 0.0), "engine", precision="fp32")
+    bundle = build(profile).bundle
+    figures = bundle.manifest.quantization
+    assert figures.precision == "fp32"
+    assert figures.changed_decisions == 0
+    assert all(e.accuracy_before == e.accuracy_after for e in figures.exits)
+    assert all("QuantizeLinear" not in _operators(bundle, i) for i in range(3))
+
+
+def test_nan_in_the_weights_is_refused(built: BuildResult, tiny_profile: Profiles) -> None:
+    profile = tiny_profile()
+    before = _files(built.bundle.folder)
+    cascade = Cascade.load(profile.model)
+    with torch.no_grad():
+        cascade.stages[1].blocks[0].mlp.fc1.weight[0, 0] = float("nan")
+    cascade.save(profile.model)
+    with pytest.raises(BuildError, match=r"stage 2: .* may hold NaN"):
+        build(profile)
+    assert _files(built.bundle.folder) == before
+    assert os.listdir(built.bundle.folder.parent) == ["bundle"]
+
+
+def test_graph_that_differs_from_pytorch_is_refused(
+    tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def wrong(cascade: Cascade, index: int, exits: ExitsConfig) -> onnx.ModelProto:
+        with torch.no_grad():
+            bias = cascade.stages[index].head.bias
+            bias += 1e-2
+            graph = original(cascade, index, exits)
+            bias -= 1e-2
+        return graph
+
+    original = build_module.stage_graph_from_cascade
+    monkeypatch.setattr(build_module, "stage_graph_from_cascade", wrong)
+    with pytest.raises(BuildError, match=r"stage 1: the graph's logits differ from PyTorch's"):
+        build(tiny_profile())
+    assert not (tmp_path / "out").exists()
+
+
+Old = dict[str, tuple[bytes, int]]
+
+
+@pytest.fixture(params=["old bundle", "no bundle"])
+def old(request: pytest.FixtureRequest) -> Old:
+    """The files of a bundle that a failing build must not touch; empty where there is none."""
+    if request.param == "no bundle":
+        return {}
+    built: BuildResult = request.getfixturevalue("built")
+    return _files(built.bundle.folder)
+
+
+def _check_old(output: Path, old: Old) -> None:
+    """The old bundle is whole and nothing lies beside it."""
+    assert (os.listdir(output) if output.exists() else []) == (["bundle"] if old else [])
+    if old:
+        assert _files(output / "bundle") == old
+
+
+def _interrupt(*args: object, **kwargs: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("what", ["calibration images", "stage graphs", "quantization"])
+def test_interrupted_computation_leaves_everything(
+    old: Old, tiny_profile: Profiles, tmp_path: Path, what: str
+) -> None:
+    def progress(now: str, done: int, total: int) -> None:
+        if now == what and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_profile(), progress, force=True)
+    _check_old(tmp_path / "out", old)
+
+
+@pytest.mark.parametrize("step", ["write_records", "file_sha256", "Manifest", "stage_spec"])
+def test_interrupted_writing_leaves_everything(
+    tiny_profile: Profiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    old: Old,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, step, _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(tiny_profile(), force=True)
+    _check_old(tmp_path / "out", old)
+    assert build(tiny_profile()).rebuilt == (not old)
+
+
+def test_folder_of_something_else_is_not_replaced(tiny_profile: Profiles) -> None:
+    profile = tiny_profile()
+    profile.output.mkdir(parents=True)
+    (profile.output / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(BundleError, match="holds something else than a bundle"):
+        build(profile)
+    assert os.listdir(profile.output) == ["thesis.tex"]
+    assert os.listdir(profile.output.parent) == ["bundle"]
+
+
+def _empty_folder(profile: Profile) -> Profile:
+    folder = profile.model.with_name("images")
+    folder.mkdir()
+    return _changed(profile, "calibration", data=folder)
+
+
+def _without_calibration(profile: Profile) -> Profile:
+    return _changed(profile, "calibration", data=profile.model.with_name("nowhere"))
+
+
+def _labels_of_another_model(profile: Profile) -> Profile:
+    with np.load(profile.calibration.data) as archive:
+        images, labels = archive["images"], archive["labels"]
+    np.savez(profile.calibration.data, images=images, labels=labels + 1)
+    return profile
+
+
+def _classes_of_another_model(profile: Profile) -> Profile:
+    cascade = Cascade.load(profile.model)
+    names = ("a", "b", "c", "d", "e")
+    Cascade(cascade.config.model_copy(update={"class_names": names})).save(profile.model)
+    folder = profile.model.with_name("images")
+    (folder / "zebra").mkdir(parents=True)
+    Image.new("L", (16, 16)).save(folder / "zebra" / "1.png")
+    return _changed(profile, "calibration", data=folder)
+
+
+def _damaged_calibration_image(profile: Profile) -> Profile:
+    folder = profile.model.with_name("images")
+    folder.mkdir()
+    Image.new("L", (16, 16)).save(folder / "1.png")
+    (folder / "2.png").write_bytes(b"no image")
+    return _changed(profile, "calibration", data=folder)
+
+
+def _without_checkpoint(profile: Profile) -> Profile:
+    profile.model.unlink()
+    return profile
+
+
+def _truncated_checkpoint(profile: Profile) -> Profile:
+    profile.model.write_bytes(profile.model.read_bytes()[:-100])
+    return profile
+
+
+def _pickled_checkpoint(profile: Profile) -> Profile:
+    torch.save({"weight": torch.zeros(3)}, profile.model)
+    return profile
+
+
+def _another_size(profile: Profile) -> Profile:
+    return _changed(profile, "input", crop=14)
+
+
+def _another_colour(profile: Profile) -> Profile:
+    return _changed(profile, "input", mean=(0.5,) * 3, std=(0.25,) * 3, color_order="rgb")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (_empty_folder, DataError, "images: holds no images"),
+        (_without_calibration, DataError, "nowhere: no such folder"),
+        (_labels_of_another_model, DataError, "classes run from 1 to 5, the model has 5"),
+        (_classes_of_another_model, DataError, "subfolder 'zebra' is not one of the 5 classes"),
+        (_damaged_calibration_image, DataError, "2.png: not a readable image"),
+        (_without_checkpoint, CheckpointError, "model.safetensors: no readable checkpoint"),
+        (_truncated_checkpoint, CheckpointError, "model.safetensors: truncated"),
+        (_pickled_checkpoint, CheckpointError, "model.safetensors: this is a pickle"),
+        (_another_size, CheckpointError, "takes 1x16x16, the profile's input gives 1x14x14"),
+        (_another_colour, CheckpointError, "takes 1x16x16, the profile's input gives 3x16x16"),
+    ],
+)
+def test_unusable_inputs_are_named_and_nothing_is_written(
+    tiny_profile: Profiles,
+    tmp_path: Path,
+    spoil: Callable[[Profile], Profile],
+    error: type[Exception],
+    message: str,
+    old: Old,
+) -> None:
+    profile = spoil(tiny_profile())
+    with pytest.raises(error) as caught:
+        build(profile)
+    assert message in str(caught.value)
+    _check_old(tmp_path / "out", old)
+
+
+def test_unlabelled_calibration(tiny_profile: Profiles) -> None:
+    bundle = build(_unlabelled(tiny_profile(), 100.0)).bundle
+    records = bundle.records()
+    assert records.label is None
+    assert bundle.manifest.quantization.exits[-1].accuracy_before == 1.0
+
+
+def _answers(bundle: Bundle, images: npt.NDArray[np.float32]) -> tuple[Any, Any]:
+    """Confidence and class of every exit, by running the stage files one after the other."""
+    handed: dict[str, Any] = {}
+    confidence, prediction = [], []
+    for i in range(len(bundle.manifest.stages)):
+        session = onnxruntime.InferenceSession(
+            bundle.stage_path(i), providers=["CPUExecutionProvider"]
+        )
+        wanted = {value.name for value in session.get_inputs()}
+        feeds = {name: v for name, v in {"image": images, **handed}.items() if name in wanted}
+        names = [value.name for value in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
+        handed = {
+            name.removeprefix("next_"): outputs[name] for name in names if name.startswith("next_")
+        }
+        confidence.append(outputs["confidence"])
+        prediction.append(outputs["class_id"])
+    return np.stack(confidence, axis=1), np.stack(prediction, axis=1)
+
+
+def _normalised(profile: Profile) -> npt.NDArray[np.float32]:
+    with np.load(profile.calibration.data) as archive:
+        pixels = archive["images"].astype(np.float32)[:, None]
+    return (pixels / 255 - np.float32(0.5)) / np.float32(0.25)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"backend": "onnxruntime", "precision": "int8"},
+        {"backend": "onnxruntime", "precision": "fp32"},
+        {"backend": "tensorrt", "precision": "int8"},
+    ],
+)
+def test_records_are_the_answers_of_the_stages_in_the_bundle(
+    tiny_profile: Profiles, engine: dict[str, str]
+) -> None:
+    profile = tiny_profile(engine=engine)
+    bundle = build(profile).bundle
+    records = bundle.records()
+    confidence, prediction = _answers(bundle, _normalised(profile))
+    np.testing.assert_allclose(records.confidence, confidence, atol=1e-4)
+    np.testing.assert_array_equal(records.prediction, prediction)
+    assert records.label is not None
+    np.testing.assert_array_equal(records.label, np.arange(60) % 5)
+    figures = bundle.manifest.quantization
+    after = [(prediction[:, k] == records.label).mean() for k in range(3)]
+    assert [e.accuracy_after for e in figures.exits] == pytest.approx(after)
+    with torch.no_grad():
+        exact = [o.logits for o in Cascade.load(profile.model)(torch.tensor(_normalised(profile)))]
+    before = [float((o.argmax(-1).numpy() == records.label).mean()) for o in exact]
+    assert [e.accuracy_before for e in figures.exits] == pytest.approx(before)
+    exact_confidence = torch.stack([o.softmax(-1).amax(-1) for o in exact], dim=1).numpy()
+    moved = float(np.abs(records.confidence - exact_confidence).max())
+    assert (moved > 1e-4) == (engine["precision"] == "int8")
+
+
+@pytest.mark.parametrize(("backend", "convolutions"), [("onnxruntime", 0), ("tensorrt", 1)])
+def test_backend_decides_about_convolutions(
+    tiny_profile: Profiles, backend: str, convolutions: int
+) -> None:
+    bundle = build(tiny_profile(engine={"backend": backend})).bundle
+    for i in range(3):
+        graph = onnx.load(bundle.stage_path(i)).graph
+        made_by = {output: node.op_type for node in graph.node for output in node.output}
+        quantized = [
+            node.name
+            for node in graph.node
+            if node.op_type == "Conv" and made_by.get(node.input[1]) == "DequantizeLinear"
+        ]
+        assert len(quantized) == convolutions
+        assert "QuantizeLinear" in _operators(bundle, i)
+
+
+def test_stages_are_calibrated_on_what_reaches_them(
+    tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On fewer images from stage to stage, with the reuse tensors of the quantized stages."""
+    seen: list[list[dict[str, npt.NDArray[np.float32]]]] = []
+    original = build_module.activation_ranges
+
+    def spy(model: onnx.ModelProto, names: list[str], feeds: Iterable[Feeds]) -> dict[str, float]:
+        seen.append([dict(part) for part in feeds])
+        return original(model, names, seen[-1])
+
+    monkeypatch.setattr(build_module, "activation_ranges", spy)
+    profile = tiny_profile()
+    bundle = build(profile).bundle
+    images = _normalised(profile)
+    reached = []
+    for i, feeds in enumerate(seen):
+        given = np.concatenate([part["image"] for part in feeds])
+        rows = [int(np.abs(images - image).sum(axis=(1, 2, 3)).argmin()) for image in given]
+        reached.append(set(rows))
+        assert len(reached[-1]) == len(rows)
+        np.testing.assert_allclose(images[rows], given, atol=1e-6)
+        assert feeds[0].keys() == ({"image", "features", "relations"} if i else {"image"})
+    assert reached[0] == set(range(60))
+    assert reached[0] > reached[1] > reached[2]
+    stages = [onnx.load(bundle.stage_path(i)) for i in range(2)]
+    for i, feeds in enumerate(seen[1:], start=1):
+        expected = Chain(stages[:i]).next_feeds(feeds[0]["image"])
+        for name in ("features", "relations"):
+            np.testing.assert_allclose(feeds[0][name], expected[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(("samples", "used"), [(7, 7), (60, 60), (1000, 60), (1, 1)])
+def test_samples_are_spread_over_the_data(tiny_profile: Profiles, samples: int, used: int) -> None:
+    profile = _changed(tiny_profile(), "calibration", samples=samples)
+    records = build(profile).bundle.records()
+    assert len(records) == used
+    assert records.label is not None
+    if used == 7:
+        np.testing.assert_array_equal(records.label, np.array([0, 10, 20, 30, 39, 49, 59]) % 5)
+
+
+def test_frame_shape_is_that_of_the_images(tiny_profile: Profiles) -> None:
+    profile = tiny_profile()
+    folder = profile.model.with_name("images")
+    folder.mkdir()
+    for i, width in enumerate((20, 30, 40)):
+        Image.new("RGB", (width, 24), (i, 0, 0)).save(folder / f"{i}.png")
+    bundle = build(_changed(profile, "calibration", data=folder)).bundle
+    assert bundle.manifest.frame_shape == (24, 30)
+    assert len(bundle.records()) == 3
+
+
+def test_colour_calibration_files_are_rgb(
+    tiny_profile: Profiles,
+    tiny_config: Callable[..., CascadeConfig],
+    random_cascade: Callable[..., Cascade],
+) -> None:
+    """Files are read as RGB, whatever order the profile promises for frames."""
+    profile = tiny_profile()
+    random_cascade(tiny_config(channels=3)).save(profile.model)
+    red = np.zeros((4, 16, 16, 3), np.uint8)
+    red[..., 0] = [[[50]], [[100]], [[150]], [[200]]]
+    np.savez(profile.calibration.data, images=red, labels=np.arange(4))
+    values = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "color_order": "bgr"}
+    profile = _changed(_changed(profile, "input", **values), "engine", precision="fp32")
+    records = build(profile).bundle.records()
+    images = torch.from_numpy(red.transpose(0, 3, 1, 2)).float()
+    with torch.no_grad():
+        expected = Cascade.load(profile.model)((images / 255 - 0.5) / 0.25)
+    confidence = torch.stack([o.logits.softmax(-1).amax(-1) for o in expected], dim=1)
+    np.testing.assert_allclose(records.confidence, confidence.numpy(), atol=1e-4)
+
+
+def test_progress_ends_complete(tiny_profile: Profiles) -> None:
+    calls: list[tuple[str, int, int]] = []
+    build(tiny_profile(), lambda *call: calls.append(call))
+    assert list(dict.fromkeys(what for what, _, _ in calls)) == [
+        "calibration images",
+        "stage graphs",
+        "quantization",
+    ]
+    for what in ("calibration images", "stage graphs", "quantization"):
+        steps = [(done, total) for name, done, total in calls if name == what]
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[-1][0] == steps[-1][1]
+
+
+def test_demo_bundle_keeps_its_accuracy(demo_bundle: Path) -> None:
+    """The shipped checkpoint, quantized: every exit close to FP32, decisions mostly unchanged."""
+    figures = Bundle(demo_bundle).manifest.quantization
+    assert figures.precision == "int8"
+    assert max(e.accuracy_before - e.accuracy_after for e in figures.exits) <= 0.03
+    assert figures.changed_decisions < 0.1
+    assert figures.exits[-1].accuracy_after > figures.exits[0].accuracy_after
+    assert (demo_bundle / RECORDS).stat().st_size > 0

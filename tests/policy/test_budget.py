@@ -1,0 +1,187 @@
+"""Budgets: every field, what tail statistics mean, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy import Budget, ExitLatency, Records, solve, solve_budget
+
+LATENCY = ExitLatency(
+    mean=np.array([1.0, 2.0, 4.0]),
+    p50=np.array([0.9, 1.8, 3.8]),
+    p95=np.array([1.4, 2.6, 5.0]),
+    p99=np.array([1.8, 3.2, 6.0]),
+    max=np.array([3.0, 5.0, 9.0]),
+)
+ENERGY = np.array([3.0, 8.0, 20.0])
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    rng = np.random.default_rng(0)
+    hard = rng.random(500)[:, None]
+    logits = (np.array([0.6, 0.8, 0.95]) - hard) * 8 + rng.normal(0, 0.8, (500, 3))
+    confidence = 1 / (1 + np.exp(-logits))
+    prediction = (rng.random((500, 3)) > confidence).astype(np.int32)
+    return Records(confidence.astype(np.float32), prediction, np.zeros(500, np.int32))
+
+
+def test_mean_latency_is_what_solve_gives(records: Records) -> None:
+    found = solve_budget(records, LATENCY, None, Budget(latency_ms=2.2))
+    expected = solve(records, LATENCY.mean, 2.2)
+    assert found.thresholds.tolist() == expected.thresholds.tolist()
+    assert found.cost == expected.cost <= 2.2
+
+
+def test_both_limits_hold_at_once(records: Records) -> None:
+    both = solve_budget(records, LATENCY, ENERGY, Budget(latency_ms=2.2, energy_mj=7.0))
+    assert both.cost <= 2.2
+    assert both.exit_fraction @ ENERGY <= 7.0 + 1e-9
+    for alone in (Budget(latency_ms=2.2), Budget(energy_mj=7.0)):
+        assert both.accuracy <= solve_budget(records, LATENCY, ENERGY, alone).accuracy
+
+
+@pytest.mark.parametrize(
+    ("limit_ms", "share"),
+    [
+        (0.8, [1, 1, 1]),
+        (0.9, [0.5, 1, 1]),
+        (1.8, [0.01, 0.5, 1]),
+        (3.0, [0, 0.05, 1]),
+        (5.0, [0, 0, 0.05]),
+        (9.0, [0, 0, 0]),
+    ],
+)
+def test_share_of_an_exit_beyond_a_limit(limit_ms: float, share: list[float]) -> None:
+    assert LATENCY.exceeding(limit_ms).tolist() == share
+
+
+def test_a_later_exit_never_counts_as_faster() -> None:
+    noisy = dataclasses.replace(LATENCY, p99=np.array([1.8, 5.0, 5.0]), p95=LATENCY.p50)
+    assert (np.diff(noisy.exceeding(4.0)) >= 0).all()
+
+
+@pytest.mark.parametrize("statistic", ["p50", "p95", "p99", "max"])
+@pytest.mark.parametrize("limit_ms", [3.0, 3.5, 5.0, 7.0])
+def test_a_tail_budget_holds_for_any_latencies_with_those_figures(
+    records: Records,
+    statistic: str,
+    limit_ms: float,
+) -> None:
+    budget = Budget(latency_ms=limit_ms, statistic=statistic)  # type: ignore[arg-type]
+    found = solve_budget(records, LATENCY, None, budget)
+    assert LATENCY.of_mixture(found.exit_fraction, budget.statistic) <= limit_ms
+    # The slowest latencies that have the measured figures: every frame at its quantile's top.
+    percent = np.arange(100_000) / 100_000  # share of frames below each one
+    slowest = [
+        np.select(
+            [percent < 0.5, percent < 0.95, percent < 0.99],
+            [LATENCY.p50[k], LATENCY.p95[k], LATENCY.p99[k]],
+            LATENCY.max[k],
+        )
+        for k in range(3)
+    ]
+    beyond = sum(f * (slowest[k] > limit_ms).mean() for k, f in enumerate(found.exit_fraction))
+    allowed = {"p50": 0.5, "p95": 0.05, "p99": 0.01, "max": 0.0}[statistic]
+    assert beyond <= allowed + 1e-4
+
+
+def test_a_tail_budget_uses_the_slow_exit_as_far_as_it_may(records: Records) -> None:
+    found = solve_budget(records, LATENCY, None, Budget(latency_ms=5.0, statistic="p99"))
+    assert 0 < found.exit_fraction[2] <= 0.01 / 0.05 + 1e-9  # 5 % of exit 3's frames are slower
+    longest = solve_budget(records, LATENCY, None, Budget(latency_ms=5.0, statistic="max"))
+    assert longest.exit_fraction[2] == 0
+
+
+def test_min_accuracy_gives_the_cheapest(records: Records) -> None:
+    found = solve_budget(records, LATENCY, None, Budget(min_accuracy=0.7))
+    assert found.accuracy >= 0.7
+    with pytest.raises(AssertionError):
+        assert solve(records, LATENCY.mean, found.cost - 1e-6).accuracy >= 0.7
+    dearer = Budget(min_accuracy=0.7, latency_ms=found.cost)
+    assert solve_budget(records, LATENCY, None, dearer).cost == found.cost
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_no_exit_beyond_max_stage(records: Records, stage: int) -> None:
+    found = solve_budget(records, LATENCY, None, Budget(max_stage=stage))
+    assert found.exit_fraction[stage:].sum() == 0
+    assert np.isneginf(found.thresholds[stage - 1 :]).all()
+    alone = solve_budget(records, LATENCY, None, Budget(max_stage=stage, latency_ms=1.5))
+    assert alone.cost <= 1.5
+    assert alone.exit_fraction[stage:].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"latency_ms": 0.5}, "smallest possible is 1 ms"),
+        ({"latency_ms": 1.7, "statistic": "p99"}, "smallest possible is 1.8 ms"),
+        ({"latency_ms": 2.9, "statistic": "max"}, "smallest possible is 3 ms"),
+        ({"energy_mj": 2.0}, "smallest possible is 3 mJ"),
+        ({"min_accuracy": 1.0}, "highest possible is 0"),
+        ({"min_accuracy": 0.7, "latency_ms": 1.0}, "highest possible is 0"),
+        ({"max_stage": 4}, "the cascade has 3 stages"),
+    ],
+)
+def test_infeasible_budgets_name_the_nearest_value(
+    records: Records, budget: dict[str, object], words: str
+) -> None:
+    with pytest.raises(BudgetError, match=words):
+        solve_budget(records, LATENCY, ENERGY, Budget(**budget))  # type: ignore[arg-type]
+
+
+def test_the_named_accuracy_is_feasible(records: Records) -> None:
+    with pytest.raises(BudgetError) as caught:
+        solve_budget(records, LATENCY, None, Budget(min_accuracy=1.0))
+    named = float(str(caught.value).rsplit(" ", 1)[1])
+    assert solve_budget(records, LATENCY, None, Budget(min_accuracy=named)).accuracy >= named
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({}, BudgetError, "give one of them"),
+        ({"latency_ms": 0}, BudgetError, "latency_ms is a positive number, found 0"),
+        ({"latency_ms": float("nan")}, BudgetError, "found nan"),
+        ({"energy_mj": -1}, BudgetError, "energy_mj is a positive number"),
+        ({"min_accuracy": 0}, BudgetError, "share in 0..1"),
+        ({"min_accuracy": 71}, BudgetError, "share in 0..1"),
+        ({"max_stage": 0}, BudgetError, "counts from 1"),
+        ({"latency_ms": 1, "statistic": "p90"}, DataError, "found 'p90'"),
+    ],
+)
+def test_bad_budgets_are_refused(
+    fields: dict[str, object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        Budget(**fields)  # type: ignore[arg-type]
+
+
+def test_energy_that_nobody_measured_is_refused(records: Records) -> None:
+    with pytest.raises(BudgetError, match="none was measured"):
+        solve_budget(records, LATENCY, None, Budget(energy_mj=5))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mean": [1.0, 2.0]}, "one figure per exit"),
+        ({"mean": [2.0, 1.0, 4.0]}, "must increase"),
+        ({"p50": [0.0, 1.0, 2.0]}, "positive milliseconds"),
+        ({"p95": [np.nan, 1.0, 2.0]}, "positive milliseconds"),
+        ({"p99": [1.0, 2.0, 2.0]}, "p50 <= p95 <= p99 <= max"),
+    ],
+)
+def test_bad_latencies_are_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        dataclasses.replace(LATENCY, **change)  # type: ignore[arg-type]
+
+
+def test_latencies_of_another_cascade_are_refused(records: Records) -> None:
+    with pytest.raises(DataError, match="expected 3 costs"):
+        solve_budget(records, ExitLatency.constant([1.0, 2.0]), None, Budget(latency_ms=2))

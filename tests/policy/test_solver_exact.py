@@ -1,0 +1,274 @@
+"""The solver against every combination of thresholds, on thousands of small random problems."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy import Records, frontier, replay, solve
+from dvt_edge.policy.search import integer_prices, search
+from dvt_edge.policy.solver import TAIL_SHARE, cheapest, make_problem
+
+TOLERANCE = 1e-9
+
+
+def random_records(rng: np.random.Generator, count: int, exits: int) -> Records:
+    """Records with ties, duplicates, unlabelled ones and confidences that say little."""
+    levels = int(rng.choice([1, 2, 4, 1000]))
+    confidence = rng.integers(0, levels, (count, exits)) / levels
+    classes = int(rng.choice([1, 2, 3]))
+    prediction = rng.integers(0, classes, (count, exits))
+    if rng.random() < 0.3:  # duplicates
+        copies = rng.integers(0, count, count)
+        confidence, prediction = confidence[copies], prediction[copies]
+    label = None if rng.random() < 0.2 else rng.integers(0, classes, count).astype(np.int32)
+    return Records(confidence.astype(np.float32), prediction.astype(np.int32), label)
+
+
+def random_costs(rng: np.random.Generator, exits: int) -> np.ndarray:
+    steps = rng.choice([0.1, 0.3, 1.0, 2.5], exits) if rng.random() < 0.5 else rng.random(exits)
+    return np.cumsum(steps + 1e-3)
+
+
+def all_outcomes(records: Records) -> np.ndarray:
+    """[T, K + 1]: right answers and samples per exit, for every combination of thresholds."""
+    count, exits = records.confidence.shape
+    values = [
+        np.append(np.unique(records.confidence[:, k]), np.float32(np.inf)) for k in range(exits - 1)
+    ]
+    combinations = list(itertools.product(*values))
+    thresholds = np.array(combinations).reshape(len(combinations), exits - 1)  # (T, K-1)
+    leaves = records.confidence[None, :, :-1] >= thresholds[:, None, :]  # (T, N, K-1)
+    leaves = np.concatenate([leaves, np.ones((len(leaves), count, 1), bool)], axis=2)
+    at = leaves.argmax(axis=2)  # (T, N)
+    right = records.correct[np.arange(count), at].sum(axis=1)
+    return np.column_stack([right, *((at == k).sum(axis=1) for k in range(exits))])
+
+
+def some_limit(rng: np.random.Generator, outcomes: np.ndarray, costs: np.ndarray) -> float:
+    """Often exactly what one combination costs, which is where rounding would show."""
+    if rng.random() < 0.5:
+        row = outcomes[rng.integers(len(outcomes)), 1:]
+        return float(row / row.sum() @ costs)
+    return float(rng.uniform(costs[0], costs[-1]))
+
+
+SIZES = [(1, 200, 6), (2, 900, 12), (3, 900, 9), (4, 400, 6)]
+
+
+@pytest.mark.parametrize(("exits", "problems", "largest"), SIZES)
+def test_optimum_and_its_price_equal_brute_force(exits: int, problems: int, largest: int) -> None:
+    rng = np.random.default_rng(exits)
+    for _ in range(problems):
+        records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
+        costs, outcomes = random_costs(rng, exits), all_outcomes(records)
+        limit = some_limit(rng, outcomes, costs)
+        spent = outcomes[:, 1:] @ costs / len(records)
+        allowed = spent <= limit + TOLERANCE
+        top = outcomes[allowed, 0].max()
+        price = spent[allowed & (outcomes[:, 0] == top)].min()
+
+        found = solve(records, costs, limit)
+
+        assert round(found.accuracy * len(records)) == top
+        assert found.cost == pytest.approx(price, abs=TOLERANCE)
+        assert found.cost <= limit + TOLERANCE
+        assert found.thresholds[-1] == -np.inf
+
+
+@pytest.mark.parametrize(("exits", "problems", "largest"), SIZES)
+def test_cheapest_of_an_accuracy_equals_brute_force(
+    exits: int, problems: int, largest: int
+) -> None:
+    rng = np.random.default_rng(100 + exits)
+    for _ in range(problems // 2):
+        records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
+        costs, outcomes = random_costs(rng, exits), all_outcomes(records)
+        spent = outcomes[:, 1:] @ integer_prices(costs)
+        need = int(rng.integers(0, outcomes[:, 0].max() + 1))
+        price = spent[outcomes[:, 0] >= need].min()
+        value = outcomes[spent == price, 0].max()
+
+        problem = make_problem(records, [(costs, np.inf)])
+        found = cheapest(problem, need)
+
+        assert found is not None
+        assert (found.price, found.value) == (price, value)
+        assert search(problem.limited(problem.allowance, len(records) + 1)) is None
+
+
+@pytest.mark.parametrize("exits", [2, 3, 4])
+def test_two_limits_at_once_equal_brute_force(exits: int) -> None:
+    rng = np.random.default_rng(200 + exits)
+    for _ in range(150):
+        records = random_records(rng, int(rng.integers(1, 8)), exits)
+        first, second = random_costs(rng, exits), random_costs(rng, exits)
+        outcomes = all_outcomes(records)
+        limits = [(first, some_limit(rng, outcomes, first))]
+        limits.append((second, some_limit(rng, outcomes, second)))
+        allowed = np.ones(len(outcomes), bool)
+        for cost, limit in limits:
+            allowed &= outcomes[:, 1:] @ cost / len(records) <= limit + TOLERANCE
+
+        found = search(make_problem(records, limits))
+
+        assert (found is not None) == allowed.any()
+        if found is not None:
+            assert found.value == outcomes[allowed, 0].max()
+
+
+@pytest.mark.parametrize("statistic", list(TAIL_SHARE))
+def test_quantile_of_the_cost_equals_brute_force(statistic: str) -> None:
+    rng = np.random.default_rng(300)
+    for _ in range(150):
+        records = random_records(rng, int(rng.integers(1, 25)), 3)
+        costs, outcomes = random_costs(rng, 3), all_outcomes(records)
+        limit = float(rng.uniform(costs[0], costs[-1] * 1.1))
+        beyond = outcomes[:, 1:] @ (costs > limit) / len(records)
+        allowed = beyond <= TAIL_SHARE[statistic] + TOLERANCE
+
+        found = solve(records, costs, limit, statistic)  # type: ignore[arg-type]
+
+        assert round(found.accuracy * len(records)) == outcomes[allowed, 0].max()
+        assert found.exit_fraction @ (costs > limit) <= TAIL_SHARE[statistic] + TOLERANCE
+
+
+@pytest.mark.parametrize(("exits", "largest"), [(1, 5), (2, 12), (3, 9), (4, 6)])
+def test_frontier_is_the_whole_pareto_front(exits: int, largest: int) -> None:
+    rng = np.random.default_rng(400 + exits)
+    for _ in range(60):
+        records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
+        costs, outcomes = random_costs(rng, exits), all_outcomes(records)
+        spent = outcomes[:, 1:] @ costs / len(records)
+        expected = []
+        for value in range(outcomes[:, 0].max(), -1, -1):
+            price = spent[outcomes[:, 0] >= value].min()
+            if not expected or price < expected[-1][1] - TOLERANCE:
+                expected.append((value / len(records), price))
+
+        found = frontier(records, costs)
+
+        assert [(s.accuracy, s.cost) for s in found] == [
+            pytest.approx(point, abs=TOLERANCE) for point in reversed(expected)
+        ]
+
+
+def test_a_long_frontier_is_a_subset_of_exact_solutions() -> None:
+    records = calibration_like(3000, 3)
+    costs = np.array([1.0, 2.0, 4.0])
+    curve = frontier(records, costs, points=20)
+    assert 10 <= len(curve) <= 20
+    assert curve[0].cost == costs[0]
+    assert curve[-1].accuracy == solve(records, costs, costs[-1]).accuracy
+    assert (np.diff([s.cost for s in curve]) > 0).all()
+    assert (np.diff([s.accuracy for s in curve]) > 0).all()
+    for point in curve:
+        assert solve(records, costs, point.cost).accuracy == pytest.approx(point.accuracy)
+
+
+def calibration_like(count: int, exits: int, seed: int = 0) -> Records:
+    """Records whose confidences tell something, as a trained cascade's do."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random(count)[:, None]
+    skill = np.linspace(0.6, 0.95, exits)
+    confidence = 1 / (1 + np.exp(-(skill - hard) * 8 + rng.normal(0, 0.8, (count, exits))))
+    prediction = (rng.random((count, exits)) > confidence).astype(np.int32)
+    return Records(confidence.astype(np.float32), prediction, np.zeros(count, np.int32))
+
+
+@pytest.mark.parametrize("exits", [3, 4])
+def test_larger_problems_beat_every_sampled_combination(exits: int) -> None:
+    records = calibration_like(600, exits)
+    costs = np.cumsum(1.8 ** np.arange(exits))
+    limit = float(costs[0] + costs[-1]) / 3
+    best = solve(records, costs, limit)
+    rng = np.random.default_rng(1)
+    for _ in range(2000):
+        thresholds = [*(rng.choice(records.confidence[:, k]) for k in range(exits - 1)), -np.inf]
+        other = replay(records, costs, thresholds)
+        assert other.cost > limit or other.accuracy <= best.accuracy
+
+
+def test_five_exits_are_at_least_as_good_as_their_best_four() -> None:
+    records = calibration_like(400, 5)
+    costs = np.cumsum(1.6 ** np.arange(5))
+    limit = float(costs[0] + costs[-1]) / 3
+    best = solve(records, costs, limit)
+    assert best.cost <= limit
+    for skipped in range(4):
+        kept = [k for k in range(5) if k != skipped]
+        less = Records(records.confidence[:, kept], records.prediction[:, kept], records.label)
+        assert best.accuracy >= solve(less, costs[kept], limit).accuracy - 1 / 400
+
+
+def test_thresholds_lie_between_neighbours_and_survive_rounding_to_float32() -> None:
+    upper = np.float32(0.7)
+    lower = np.nextafter(upper, np.float32(0))
+    confidence = np.array([[upper, 0.5], [lower, 0.5]], np.float32)
+    right = np.array([[0, 1], [1, 0]], np.int32)  # the first must leave early, the second must not
+    records = Records(confidence, right, np.zeros(2, np.int32))
+    found = solve(records, [1.0, 2.0], 2.0)
+    assert found.accuracy == 1.0
+    assert lower < np.float32(found.thresholds[0]) <= upper
+
+    spread = Records(np.array([[0.8, 0.5], [0.4, 0.5]], np.float32), right, np.zeros(2, np.int32))
+    assert solve(spread, [1.0, 2.0], 2.0).thresholds[0] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("cost", "limit", "error", "words"),
+    [
+        ([1, 2, 3], 0, BudgetError, "positive number, found 0"),
+        ([1, 2, 3], -1, BudgetError, "positive number, found -1"),
+        ([1, 2, 3], np.nan, BudgetError, "positive number, found nan"),
+        ([1.23456, 2, 3], 1, BudgetError, "smallest possible is 1.235"),
+        ([1, 2], 2, DataError, "expected 3 costs"),
+        ([3, 2, 1], 2, DataError, "increase from exit to exit"),
+        ([1, 1, 2], 2, DataError, "increase from exit to exit"),
+        ([0, 1, 2], 2, DataError, "positive"),
+        ([1, np.nan, 3], 2, DataError, "positive"),
+    ],
+)
+def test_bad_budgets_and_costs_are_refused(
+    cost: list[float], limit: float, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        solve(calibration_like(10, 3), cost, limit)
+
+
+def test_bad_statistics_and_points_are_refused() -> None:
+    records = calibration_like(10, 3)
+    with pytest.raises(DataError, match="mean, p50, p95, p99, max; found 'p90'"):
+        solve(records, [1, 2, 3], 2, "p90")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="at least 2 points"):
+        frontier(records, [1, 2, 3], points=1)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "label", "words"),
+    [
+        ([[np.nan, 0.5]], [0], "1 records are not finite"),
+        ([[np.inf, 0.5]], [0], "1 records are not finite"),
+        ([[0.5, 0.5]], [-1], "classes from 0, found -1"),
+        ([[0.5, 0.5]], [0, 1], r"label must have shape \[1\]"),
+        (np.empty((0, 2)), [], "records are empty"),
+        (np.empty((2, 0)), [0, 0], "records are empty"),
+        ([0.5], [0], r"one shape \[N, K\]"),
+    ],
+)
+def test_bad_records_are_refused(confidence: object, label: list[int], words: str) -> None:
+    values = np.asarray(confidence, np.float32)
+    with pytest.raises(DataError, match=words):
+        Records(values, np.zeros(values.shape, np.int32), np.asarray(label, np.int32))
+
+
+@pytest.mark.parametrize("exits", [1, 2, 3, 4, 5])
+def test_one_record_of_one_class(exits: int) -> None:
+    records = Records(
+        np.full((1, exits), 0.5, np.float32), np.zeros((1, exits), np.int32), np.zeros(1, np.int32)
+    )
+    found = solve(records, np.arange(1.0, exits + 1), float(exits))
+    assert (found.accuracy, found.cost) == (1.0, 1.0)  # the cheapest of equals
