@@ -220,7 +220,6 @@ def import_command(
     if as_json:
         _print_json(values)
         return
-<<<<<<< HEAD
     for line in values.pop("lines"):
         click.echo(line)
 
@@ -237,32 +236,6 @@ def inspect(path: Path, as_json: bool) -> None:
         inspect_checkpoint(path, as_json=as_json)
     else:
         inspect_bundle(path, as_json=as_json)
-=======
-    console = Console(markup=False)
-    table = Table(title=f"{bundle_folder} for {manifest.device}")
-    for column in ("stage", "inputs", "outputs", "parameters", "MMACs", "kB"):
-        table.add_column(column, justify="left" if column.endswith("puts") else "right")
-    for k, stage in enumerate(manifest.stages):
-        inputs, outputs = (
-            "\n".join(f"{t.name} {list(t.shape)}" for t in tensors)
-            for tensors in (stage.inputs, stage.outputs)
-        )
-        size = bundle.stage_path(k).stat().st_size
-        table.add_row(
-            str(k + 1),
-            inputs,
-            outputs,
-            f"{stage.parameters:,}",
-            f"{stage.macs / 1e6:.1f}",
-            f"{size / 1000:,.0f}",
-        )
-    console.print(table)
-    console.print(
-        f"{manifest.engine.backend}, {manifest.engine.precision}, budget: "
-        f"{manifest.budget}; {len(manifest.class_names)} classes; built with "
-        + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    )
->>>>>>> main
 
 
 def _needs_torch(command: str) -> None:

@@ -25,8 +25,8 @@ def inspect_bundle(folder: Path, *, as_json: bool) -> None:
     console.print(_stage_table(f"{folder} for {manifest.device}", manifest.stages, sizes))
     console.print(_handed_on(manifest.stages))
     console.print(
-        f"{manifest.engine.backend}, {manifest.engine.precision}, budget "
-        f"{manifest.budget.latency_ms:g} ms; {len(manifest.class_names)} classes; built with "
+        f"{manifest.engine.backend}, {manifest.engine.precision}, budget: "
+        f"{manifest.budget}; {len(manifest.class_names)} classes; built with "
         + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     )
 

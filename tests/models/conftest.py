@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-=======
-from collections.abc import Callable
->>>>>>> main
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from dvt_edge.models import CascadeConfig, StageConfig
 from dvt_edge.models.training_config import TrainingConfig
