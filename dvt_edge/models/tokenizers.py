@@ -67,7 +67,8 @@ class Performer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)  # each (B, T, 64)
-        with torch.autocast(x.device.type, enabled=False):  # its exponentials overflow in half
+        device = "cpu" if x.is_meta else x.device.type
+        with torch.autocast(device, enabled=False):  # the exponentials overflow in half
             phi_k, phi_q, value = self._phi(k.float()), self._phi(q.float()), v.float()
             total = phi_q @ phi_k.sum(dim=1).unsqueeze(-1)  # (B, T, 1)
             mixed = phi_q @ (phi_k.transpose(1, 2) @ value)  # (B, T, 64)
