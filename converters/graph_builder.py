@@ -76,6 +76,29 @@ class GraphBuilder:
         constant = self.constant(f"{name}.bias", bias)
         return self.node("Add", [y, constant], name=f"{name}/add_bias")
 
+    def conv(
+        self,
+        x: str,
+        weight: npt.NDArray[np.float32],
+        bias: npt.NDArray[np.float32] | None,
+        name: str,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> str:
+        """A square convolution with weight [outputs, inputs, kernel, kernel]."""
+        inputs = [x, self.constant(f"{name}.weight", weight)]
+        if bias is not None:
+            inputs.append(self.constant(f"{name}.bias", bias))
+        return self.node(
+            "Conv",
+            inputs,
+            name=name,
+            kernel_shape=list(weight.shape[2:]),
+            strides=[stride] * 2,
+            pads=[padding] * 4,
+        )
+
     def gelu(self, x: str, name: str) -> str:
         """The exact GELU in the form that ONNX Runtime and TensorRT fuse to one kernel."""
         root2 = self.constant("sqrt_2", np.float32(np.sqrt(2)))

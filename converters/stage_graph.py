@@ -8,8 +8,10 @@ them.
 
 What differs from the PyTorch model, and changes nothing but rounding:
 
-- the upsampling is a product with a constant matrix (``dvt_edge.models.upsampling``);
-- the softmax scale is folded into q, batch norm into the stem's convolution;
+- the upsampling is a product with a constant matrix (``dvt_edge.models.upsampling``), for
+  relations layer by layer; the tokenizers are in ``dvt_edge.converters.tokenizer_graph``;
+- the softmax scale is folded into q, batch norm into the stem's convolution, v's bias into the
+  projection's (softmax rows sum to one); k's bias is left out where only softmax reads the logits;
 - all layers' feature-reuse MLPs share one normalisation and one first GEMM, their LayerNorm's
   affine part being folded into it, and one upsampling product;
 - a stage whose tokens nobody reads computes its last layer for the class token only.
@@ -26,6 +28,7 @@ import onnx
 from onnx import TensorProto
 
 from dvt_edge.converters.graph_builder import GraphBuilder
+from dvt_edge.converters.tokenizer_graph import tokens_from_image
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 from dvt_edge.profile import ExitsConfig
@@ -111,20 +114,8 @@ class _StageGraph:
         return self.g.layer_norm(x, weight, bias, self.config.norm_eps, name)
 
     def _tokens(self, image: str) -> str:
-        g, w, stage, x = self.g, self.weights, self.stage, image
-        kernel, padding = self.config.patch_geometry(self.index)
-        if self.config.tokenizer == "conv":
-            scale = w["patch_embed.stem.1.weight"] / np.sqrt(
-                w["patch_embed.stem.1.running_var"] + 1e-5
-            )
-            shift = w["patch_embed.stem.1.bias"] - w["patch_embed.stem.1.running_mean"] * scale
-            weight = w["patch_embed.stem.0.weight"] * scale.reshape(-1, 1, 1, 1)
-            x = self._conv(x, weight, shift, "patch_embed.stem", stride=2, padding=1)
-            x = g.node("Relu", [x], name="patch_embed.stem/relu")
-        weight, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
-        x = self._conv(x, weight, bias, "patch_embed.proj", stride=kernel, padding=padding)
-        x = g.reshape(x, [0, stage.width, -1], "patch_embed/flatten")
-        x = g.transpose(x, [0, 2, 1], "patch_embed/tokens")  # (N, grid^2, D)
+        g, w = self.g, self.weights
+        x = tokens_from_image(g, image, w, self.config, self.index)
         # The class token is the same for every image: pad a zero row in front, then one addition
         # brings the class token and all position embeddings.
         pads = g.constant("patch_embed.pads", np.asarray([0, 1, 0, 0, 0, 0], np.int64))
@@ -132,21 +123,6 @@ class _StageGraph:
         start = w["pos_embed"].copy()
         start[:, 0] += w["cls_token"][:, 0]
         return g.node("Add", [x, g.constant("start", start)], name="patch_embed/start")
-
-    def _conv(
-        self, x: str, weight: Array, bias: Array, name: str, stride: int = 1, padding: int = 0
-    ) -> str:
-        g = self.g
-        inputs = [x, g.constant(f"{name}.weight", weight), g.constant(f"{name}.bias", bias)]
-        kernel = list(weight.shape[2:])
-        return g.node(
-            "Conv",
-            inputs,
-            name=name,
-            kernel_shape=kernel,
-            strides=[stride] * 2,
-            pads=[padding] * 4,
-        )
 
     def _reused_features(self) -> list[str]:
         """Contexts E_l of all layers, each (N, T, reuse_width)."""
@@ -181,7 +157,7 @@ class _StageGraph:
         return g.split(finer, [config.reuse_width] * depth, -1, "feature_reuse/split")
 
     def _reused_relations(self) -> list[str]:
-        """Additions R_l to the attention logits of all layers, each (N, H, T, T)."""
+        """Transformed relations of all layers before upsampling, each (N, H, T', T')."""
         if self.upstream is None or not self.config.relation_reuse:
             return []
         g, w, up, stage = self.g, self.weights, self.upstream, self.stage
@@ -189,13 +165,25 @@ class _StageGraph:
         x = relations
         for i in (1, 2):
             name = f"relation_reuse.conv{i}"
-            x = self._conv(x, w[f"{name}.weight"], w[f"{name}.bias"], name)
+            x = g.conv(x, w[f"{name}.weight"], w[f"{name}.bias"], name)
             x = g.gelu(x, "relation_reuse.gelu") if i == 1 else x
-        matrix = relation_matrix(up.grid, stage.grid)
-        left, right = g.constant("relation_rows", matrix), g.constant("relation_columns", matrix.T)
-        x = g.node("MatMul", [left, x], name="relation_reuse/rows")
-        x = g.node("MatMul", [x, right], name="relation_reuse/columns")  # (N, L * H, T, T)
         return g.split(x, [stage.heads] * stage.depth, 1, "relation_reuse/split")
+
+    def _upsampled_relations(self, coarse: str, name: str, class_only: bool) -> str:
+        """One layer's R_l: (N, H, T', T') -> (N, H, T, T), or (N, H, 1, T) with ``class_only``.
+
+        Layer by layer the maps stay in the cache, and the split above copies the coarse ones only.
+        """
+        g = self.g
+        assert self.upstream is not None
+        matrix = relation_matrix(self.upstream.grid, self.stage.grid)
+        if class_only:  # the class token's row is its own upstream row
+            rows = self._class_row(coarse, name)
+        else:
+            left = g.constant("relation_rows", matrix)
+            rows = g.node("MatMul", [left, coarse], name=f"{name}/relation_rows")
+        right = g.constant("relation_columns", matrix.T)
+        return g.node("MatMul", [rows, right], name=f"{name}/relation_columns")
 
     def _block(
         self, x: str, layer: int, context: str | None, reused: str | None, class_only: bool
@@ -228,28 +216,32 @@ class _StageGraph:
         weight, bias = weight * scale, None if bias is None else bias * scale
         if class_only:
             queries = g.linear(
-                g.first_token(x, f"{name}/class_token"),
-                weight[:, :width],
-                None if bias is None else bias[:width],
-                f"{name}.q",
-            )
-            rest = g.linear(
-                x, weight[:, width:], None if bias is None else bias[width:], f"{name}.kv"
+                g.first_token(x, f"{name}/class_token"), weight[:, :width], None, f"{name}.q"
             )
             q = self._heads(queries, 1, f"{name}.q")[0]  # (N, H, 1, h)
-            k, v = self._heads(rest, 2, f"{name}.kv")
-            reused = self._class_row(reused, name) if reused else None
+            k, v = self._heads(g.linear(x, weight[:, width:], None, f"{name}.kv"), 2, f"{name}.kv")
         else:
-            q, k, v = self._heads(g.linear(x, weight, bias, f"{name}.qkv"), 3, f"{name}.qkv")
+            q, k, v = self._heads(g.linear(x, weight, None, f"{name}.qkv"), 3, f"{name}.qkv")
+        proj, proj_bias = self._linear(f"{name}.proj")
+        if bias is not None:
+            of_q, of_k, of_v = bias.reshape(3, heads, 1, head)
+            q = g.node("Add", [q, g.constant(f"{name}.q.bias", of_q)], name=f"{name}.q/add_bias")
+            if self.gives_relations:  # otherwise softmax takes k's share of every row away again
+                k = g.node(
+                    "Add", [k, g.constant(f"{name}.k.bias", of_k)], name=f"{name}.k/add_bias"
+                )
+            shift = of_v.reshape(-1) @ proj  # the weights of a row sum to one
+            proj_bias = shift if proj_bias is None else proj_bias + shift
         k = g.transpose(k, [0, 1, 3, 2], f"{name}/k_transposed")
         logits = g.node("MatMul", [q, k], name=f"{name}/logits")  # (N, H, T, T)
         if reused:
+            reused = self._upsampled_relations(reused, name, class_only)
             logits = g.node("Add", [logits, reused], name=f"{name}/add_relations")
         weights = g.node("Softmax", [logits], name=f"{name}/softmax", axis=-1)
         mixed = g.node("MatMul", [weights, v], name=f"{name}/mix")
         mixed = g.transpose(mixed, [0, 2, 1, 3], f"{name}/join_heads")
         mixed = g.reshape(mixed, [0, 0, width], f"{name}/joined")
-        return g.linear(mixed, *self._linear(f"{name}.proj"), f"{name}.proj"), logits
+        return g.linear(mixed, proj, proj_bias, f"{name}.proj"), logits
 
     def _heads(self, x: str, parts: int, name: str) -> list[str]:
         """(N, T, parts * D) -> ``parts`` times (N, H, T, h).

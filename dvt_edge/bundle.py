@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import shutil
 import tempfile
 import zipfile
@@ -52,6 +53,15 @@ class StageSpec(Document):
     """Weights and biases in the graph, upsampling constants included."""
     macs: int = Field(ge=0)
     """Multiply-accumulates of matrix products and convolutions at batch 1, counted on the graph."""
+
+    @property
+    def handed_on_bytes(self) -> int:
+        """Size of features and relations for the next stage, per image."""
+        return sum(
+            4 * math.prod(size for size in tensor.shape if isinstance(size, int))
+            for tensor in self.outputs
+            if tensor.name.startswith("next_")
+        )
 
 
 class ExitFigures(Document):

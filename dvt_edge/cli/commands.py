@@ -212,42 +212,60 @@ def budget(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any)
         show_budget(runtime, as_json=as_json, plot=plot)
 
 
-@cli.command()
-@click.argument("bundle_folder", type=click.Path(path_type=Path))
+@cli.command("import")
+@click.argument("file", type=_FILE, required=False)
+@click.option("--architecture", "name", help="Its name; without it the tensors tell.")
+@click.option("-o", "--output", type=_FILE, required=True, help="The .safetensors to write.")
+@click.option("--stage-from", type=_FILE, help="A ViT or DeiT that starts a new cascade.")
+@click.option("--classes", type=click.IntRange(2), help="Of the new cascade.")
+@click.option("--image-size", type=click.IntRange(4), help="Of the new cascade, in pixels.")
 @json_option
-def inspect(bundle_folder: Path, as_json: bool) -> None:
-    """Show what is inside a bundle."""
-    from dvt_edge.bundle import Bundle
+def import_command(
+    file: Path | None,
+    name: str | None,
+    output: Path,
+    stage_from: Path | None,
+    classes: int | None,
+    image_size: int | None,
+    as_json: bool,
+) -> None:
+    """Import a checkpoint of the authors' release, or start a cascade from one backbone.
 
-    bundle = Bundle(bundle_folder)
-    manifest = bundle.manifest
+    FILE is the authors' .pth.tar, a state dict, or a model fine-tuned from either. With
+    --stage-from there is no FILE; --architecture says what the new cascade is.
+    """
+    if (file is None) == (stage_from is None):
+        raise click.UsageError("give either FILE or --stage-from FILE")
+    if stage_from is None and (classes or image_size):
+        raise click.UsageError("--classes and --image-size belong to --stage-from")
+    if stage_from is not None and name is None:
+        raise click.UsageError("--stage-from needs --architecture")
+    if output.suffix != ".safetensors":
+        raise click.UsageError(f"the output is a .safetensors file, found '{output.name}'")
+    _needs_torch("import")
+    from dvt_edge.cli.importing import import_and_save
+
+    sizes = (classes, image_size)
+    values = import_and_save(file, stage_from, name, sizes, output)
     if as_json:
-        _print_json(manifest.model_dump(mode="json"))
+        _print_json(values)
         return
-    console = Console(markup=False)
-    table = Table(title=f"{bundle_folder} for {manifest.device}")
-    for column in ("stage", "inputs", "outputs", "parameters", "MMACs", "kB"):
-        table.add_column(column, justify="left" if column.endswith("puts") else "right")
-    for k, stage in enumerate(manifest.stages):
-        inputs, outputs = (
-            "\n".join(f"{t.name} {list(t.shape)}" for t in tensors)
-            for tensors in (stage.inputs, stage.outputs)
-        )
-        size = bundle.stage_path(k).stat().st_size
-        table.add_row(
-            str(k + 1),
-            inputs,
-            outputs,
-            f"{stage.parameters:,}",
-            f"{stage.macs / 1e6:.1f}",
-            f"{size / 1000:,.0f}",
-        )
-    console.print(table)
-    console.print(
-        f"{manifest.engine.backend}, {manifest.engine.precision}, budget: "
-        f"{manifest.budget}; {len(manifest.class_names)} classes; built with "
-        + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    )
+    for line in values.pop("lines"):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what is inside a bundle or a .safetensors checkpoint."""
+    from dvt_edge.cli.inspection import inspect_bundle, inspect_checkpoint
+
+    if path.is_file():
+        _needs_torch("inspect")
+        inspect_checkpoint(path, as_json=as_json)
+    else:
+        inspect_bundle(path, as_json=as_json)
 
 
 def _needs_torch(command: str) -> None:

@@ -9,14 +9,16 @@ before is marked ``'``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dvt_edge.models.config import CascadeConfig, StageConfig
+from dvt_edge.models.tokenizers import make_tokenizer, sinusoid
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 
 
@@ -120,29 +122,6 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(inputs)), logits
 
 
-class Tokenizer(nn.Module):
-    """Image -> one token per patch: a convolution with kernel = stride, after an optional stem."""
-
-    def __init__(self, config: CascadeConfig, index: int) -> None:
-        super().__init__()
-        kernel, padding = config.patch_geometry(index)
-        channels = config.channels
-        self.stem: nn.Sequential | None = None
-        if config.tokenizer == "conv":
-            self.stem = nn.Sequential(
-                nn.Conv2d(channels, config.stem_width, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(config.stem_width),
-                nn.ReLU(),
-            )
-            channels = config.stem_width
-        self.proj = nn.Conv2d(channels, config.stages[index].width, kernel, kernel, padding)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images if self.stem is None else self.stem(images)
-        y: Tensor = self.proj(x)  # (B, D, grid, grid)
-        return y.flatten(2).transpose(1, 2)
-
-
 class Stage(nn.Module):
     """One Vision Transformer with an exit, fed by the stage before it."""
 
@@ -153,9 +132,11 @@ class Stage(nn.Module):
         super().__init__()
         stage = config.stages[index]
         upstream = config.stages[index - 1] if index else None
-        self.patch_embed = Tokenizer(config, index)
+        self.patch_embed = make_tokenizer(config, index)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, stage.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, stage.tokens, stage.width))
+        self.pos_embed = nn.Parameter(
+            sinusoid(stage.tokens, stage.width), requires_grad=config.learned_positions
+        )
         self.relation_reuse = (
             RelationReuse(upstream, stage) if upstream and config.relation_reuse else None
         )
@@ -174,7 +155,8 @@ class Stage(nn.Module):
 
     def _initialise(self) -> None:
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed.requires_grad:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -235,15 +217,22 @@ class Cascade(nn.Module):
             own.update({k: v for k, v in first.items() if k in own and v.shape == own[k].shape})
             stage.load_state_dict(own)
 
-    def save(self, path: str | Path, *, half: bool = False) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        half: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write weights and configuration as one safetensors file; an old file is replaced whole.
 
-        ``half`` stores the weights in float16.
+        ``half`` stores the weights in float16. ``metadata`` is kept in the header as JSON;
+        :func:`~dvt_edge.models.checkpoint.read_metadata` reads it.
         Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
         """
         from dvt_edge.models.checkpoint import save_cascade
 
-        save_cascade(self, Path(path), half=half)
+        save_cascade(self, Path(path), half=half, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Cascade:
@@ -255,3 +244,17 @@ class Cascade(nn.Module):
         from dvt_edge.models.checkpoint import load_cascade
 
         return load_cascade(Path(path))
+
+    @classmethod
+    def load_official(cls, state: Mapping[str, Tensor], architecture: str | None = None) -> Cascade:
+        """A cascade with the weights of a state dict of the authors' release, in eval mode.
+
+        Names may begin with ``module.``, and the head may have any number of classes. Without
+        ``architecture`` (a name of the registry) names and shapes tell which cascade it is.
+
+        Raises :class:`~dvt_edge.errors.CheckpointError` naming every missing, unexpected or
+        misshapen tensor, and :class:`~dvt_edge.errors.ConfigError` for an unknown architecture.
+        """
+        from dvt_edge.models.official import cascade_from_official
+
+        return cascade_from_official(state, architecture)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -16,6 +19,7 @@ from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.config import CascadeConfig
 
 FORMAT = "dvt-edge/1"
+_METADATA = "metadata"
 _PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # torch.save writes a pickle, or a zip of one
 
 
@@ -33,19 +37,46 @@ def replaced(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def save_cascade(cascade: Cascade, path: Path, *, half: bool) -> None:
+def save_cascade(
+    cascade: Cascade, path: Path, *, half: bool, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Write ``cascade`` to ``path``; see :meth:`Cascade.save`."""
     tensors = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in cascade.state_dict().items()
     }
     header = {"format": FORMAT, "config": cascade.config.model_dump_json()}
+    if metadata:
+        header[_METADATA] = json.dumps(metadata, allow_nan=False)
     with replaced(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=header)
 
 
 def read_config(path: Path) -> CascadeConfig:
     """The configuration in a checkpoint's header; raises as :meth:`Cascade.load`."""
+    try:
+        return CascadeConfig.model_validate_json(_read_header(path).get("config", ""))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: unusable configuration in the header: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What :meth:`Cascade.save` was given as ``metadata``, empty if nothing.
+
+    In an imported checkpoint: ``source``, ``sha256``, ``architecture`` and, from the authors' file,
+    ``flops`` (GFLOPs when leaving at each exit), ``anytime_classification`` (top-1 of each exit,
+    %), ``dynamic_threshold`` ([points, exits]; infinities as the strings ``inf`` and ``-inf``) and
+    ``budgeted_batch_classification`` ([GFLOPs of each point, top-1 of each point]).
+    Raises as :meth:`Cascade.load`.
+    """
+    try:
+        values = json.loads(_read_header(path).get(_METADATA, "{}"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: unusable metadata in the header: {error}") from None
+    return dict(values)
+
+
+def _read_header(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -54,7 +85,7 @@ def read_config(path: Path) -> CascadeConfig:
     if start.startswith(_PICKLE_STARTS):
         raise CheckpointError(
             f"{path}: this is a pickle, which can run code when loaded; dvt-edge reads safetensors "
-            "written by 'dvt-edge train' or Cascade.save()"
+            "written by 'dvt-edge train' or Cascade.save(); 'dvt-edge import' converts a state dict"
         )
     try:
         with safe_open(path, framework="np") as file:
@@ -68,20 +99,18 @@ def read_config(path: Path) -> CascadeConfig:
             f"{path}: not a dvt-edge checkpoint (format {header.get('format')!r}, expected "
             f"{FORMAT!r}); write it with Cascade.save()"
         )
-    try:
-        return CascadeConfig.model_validate_json(header.get("config", ""))
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: unusable configuration in the header: {error}") from None
+    return dict(header)
 
 
 def load_cascade(path: Path) -> Cascade:
     """Read a cascade; see :meth:`Cascade.load`."""
-    cascade = Cascade(read_config(path))
+    config = read_config(path)
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); copy it again") from None
-    expected = cascade.state_dict()
+    with torch.device("meta"):
+        expected = Cascade(config).state_dict()
     wrong = [name for name in expected if name not in tensors]
     wrong += [name for name in tensors if name not in expected]
     wrong += [n for n, t in tensors.items() if n in expected and t.shape != expected[n].shape]
@@ -90,5 +119,13 @@ def load_cascade(path: Path) -> Cascade:
             f"{path}: {len(wrong)} tensors are missing, unexpected or misshapen: "
             f"{', '.join(sorted(wrong)[:8])}"
         )
-    cascade.load_state_dict(tensors)
+    return cascade_from_tensors(config, tensors)
+
+
+def cascade_from_tensors(config: CascadeConfig, tensors: Mapping[str, torch.Tensor]) -> Cascade:
+    """A cascade in float32 and eval mode that takes over ``tensors``, which fit ``config``."""
+    with torch.device("meta"):  # no draws for weights that are replaced at once
+        cascade = Cascade(config)
+    own = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+    cascade.load_state_dict(own, assign=True)
     return cascade.eval()

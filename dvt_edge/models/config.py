@@ -67,10 +67,12 @@ class CascadeConfig(Document):
     """Whether the query/key/value projection has a bias."""
     norm_eps: float = Field(default=1e-6, gt=0, lt=0.1)
     """Epsilon of every LayerNorm."""
-    tokenizer: Literal["patch", "conv"] = "patch"
+    tokenizer: Literal["patch", "conv", "t2t"] = "patch"
     """How the image becomes tokens: ``patch`` is one convolution with kernel = stride; ``conv``
     puts a 3x3 convolution with stride 2, batch norm and ReLU before it (Xiao et al. 2021, arXiv
-    2106.14881), which learns much faster from few images."""
+    2106.14881), which learns much faster from few images; ``t2t`` is T2T-ViT's tokens-to-token with
+    performers (Yuan et al. 2021, arXiv 2101.11986), whose position embeddings are fixed
+    sinusoids."""
     stem_width: int = Field(default=32, ge=1, le=1024)
     """Channels between the two convolutions of the ``conv`` tokenizer."""
     class_names: tuple[str, ...] | None = None
@@ -86,6 +88,14 @@ class CascadeConfig(Document):
                 f"grid {grids[-1]} is finer than what the patch convolution sees "
                 f"({self.patch_input_size} px)"
             )
+        if self.tokenizer == "t2t":
+            for index, grid in enumerate(grids):
+                found = self.unfold_grids(index)[-1]
+                if found != grid:
+                    raise ValueError(
+                        f"the t2t tokenizer cannot cut {self.image_size} px into {grid}x{grid} "
+                        f"tokens (nearest {found}x{found}); change image_size or the grid"
+                    )
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(f"{len(self.class_names)} class_names for {self.classes} classes")
         return self
@@ -101,3 +111,26 @@ class CascadeConfig(Document):
         kernel = -(-self.patch_input_size // grid)
         padding = -(-(kernel * grid - self.patch_input_size) // 2)
         return kernel, padding
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether position embeddings are trained; T2T-ViT's are fixed sinusoids."""
+        return self.tokenizer != "t2t"
+
+    def unfold_geometry(self, stage: int) -> tuple[int, int, int]:
+        """Kernel, stride and padding of the first unfold of a stage's ``t2t`` tokenizer, in pixels.
+
+        The two unfolds after it have kernel 3, stride 2 and padding 1. At 224 pixels these are the
+        release's numbers: 14/8/3, 11/6/5 and 7/4/2 for 7, 10 and 14 tokens a side.
+        """
+        stride = -(-self.image_size // (4 * self.stages[stage].grid))
+        kernel = -(-7 * stride // 4)
+        # The release pads its middle stage (stride 6) by 5 where the rule says 3.
+        return kernel, stride, 5 if stride == 6 else -(-(kernel - stride) // 2)
+
+    def unfold_grids(self, stage: int) -> tuple[int, int, int]:
+        """Tokens along each side after each of the three unfolds of a ``t2t`` tokenizer."""
+        kernel, stride, padding = self.unfold_geometry(stage)
+        first = (self.image_size + 2 * padding - kernel) // stride + 1
+        second = -(-first // 2)
+        return first, second, -(-second // 2)

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import ValidationError
 
 from dvt_edge.errors import ConfigError
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.config import CascadeConfig, StageConfig
+
+
+def _released(
+    tokenizer: Literal["patch", "t2t"], width: int, depth: int, heads: int, mlp_ratio: float
+) -> CascadeConfig:
+    """A cascade of the authors' release: 224x224, ImageNet, grids 7, 10 and 14."""
+    return CascadeConfig(
+        image_size=224,
+        classes=1000,
+        tokenizer=tokenizer,
+        qkv_bias=tokenizer == "patch",
+        norm_eps=1e-6 if tokenizer == "patch" else 1e-5,
+        stages=tuple(
+            StageConfig(grid=grid, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
+            for grid in (7, 10, 14)
+        ),
+    )
+
 
 ARCHITECTURES: dict[str, CascadeConfig] = {
     "dvt_fashion_scenes": CascadeConfig(
@@ -20,20 +42,67 @@ ARCHITECTURES: dict[str, CascadeConfig] = {
             StageConfig(grid=12, width=128, depth=5, heads=2, mlp_ratio=2),
         ),
     ),
+    "dvt_deit_small": _released("patch", width=384, depth=12, heads=6, mlp_ratio=4),
+    "dvt_t2t_vit_12": _released("t2t", width=256, depth=12, heads=4, mlp_ratio=2),
+    "dvt_t2t_vit_14": _released("t2t", width=384, depth=14, heads=6, mlp_ratio=3),
 }
 """Architectures that :func:`create` knows by name."""
 
 
-def create(name_or_config: str | CascadeConfig) -> Cascade:
+def create(
+    name_or_config: str | CascadeConfig,
+    *,
+    classes: int | None = None,
+    image_size: int | None = None,
+    grids: Sequence[int] | None = None,
+) -> Cascade:
     """A cascade with fresh weights, by the name of an architecture or by its configuration.
 
-    Raises :class:`~dvt_edge.errors.ConfigError`, with the nearest name, for an unknown name.
+    ``classes``, ``image_size`` (pixels) and ``grids`` (tokens a side, one per stage) replace what
+    the architecture says. Another image size keeps the grids: the patches grow with it.
+
+    Raises :class:`~dvt_edge.errors.ConfigError`, with the nearest name, for an unknown name, and
+    for sizes that do not go together.
     """
-    if isinstance(name_or_config, CascadeConfig):
-        return Cascade(name_or_config)
-    config = ARCHITECTURES.get(name_or_config)
+    if isinstance(name_or_config, str):
+        name_or_config = architecture(name_or_config)
+    return Cascade(adapted(name_or_config, classes, image_size, grids))
+
+
+def architecture(name: str) -> CascadeConfig:
+    """The configuration of an architecture by its name; raises as :func:`create`."""
+    config = ARCHITECTURES.get(name)
     if config is None:
-        near = difflib.get_close_matches(name_or_config, ARCHITECTURES, n=1)
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(ARCHITECTURES)}"
-        raise ConfigError(f"unknown architecture '{name_or_config}'; {hint}")
-    return Cascade(config)
+        raise ConfigError(f"unknown architecture '{name}'; {hint}")
+    return config
+
+
+def adapted(
+    config: CascadeConfig,
+    classes: int | None = None,
+    image_size: int | None = None,
+    grids: Sequence[int] | None = None,
+) -> CascadeConfig:
+    """``config`` with other classes, image size or grids; raises as :func:`create`."""
+    if classes is None and image_size is None and grids is None:
+        return config
+    values = config.model_dump()
+    if classes is not None and classes != config.classes:
+        values |= {"classes": classes, "class_names": None}
+    if image_size is not None:
+        values["image_size"] = image_size
+    if grids is not None:
+        if len(grids) != len(config.stages):
+            raise ConfigError(f"{len(grids)} grids for {len(config.stages)} stages; give one each")
+        values["stages"] = [
+            stage | {"grid": grid} for stage, grid in zip(values["stages"], grids, strict=True)
+        ]
+    try:
+        return CascadeConfig.model_validate(values)
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()
+        )
+        raise ConfigError(f"no such cascade: {reasons}") from None

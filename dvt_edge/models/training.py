@@ -84,9 +84,7 @@ class Trainer:
                 f"batch_size {config.batch_size} exceeds the {self.training_count} training images"
             )
         torch.manual_seed(config.seed)
-        self.cascade = Cascade(config.model)
-        if config.shared_start:
-            self.cascade.share_start()
+        self.cascade = _starting_cascade(config)
         self.cascade.to(self.device)
         self.model = self._wrap()
         self.optimizers = _make_optimizers(self.cascade, config)
@@ -301,6 +299,24 @@ def _make_optimizers(cascade: Cascade, config: TrainingConfig) -> list[torch.opt
     return [muon, adamw]
 
 
+def _starting_cascade(config: TrainingConfig) -> Cascade:
+    """Fresh weights, or those of the checkpoint that ``config.start`` names."""
+    if config.start is None:
+        cascade = Cascade(config.model)
+        if config.shared_start:
+            cascade.share_start()
+        return cascade
+    cascade = Cascade.load(config.start)
+    named = {"class_names": config.model.class_names}
+    if cascade.config.model_copy(update=named) != config.model:
+        raise ConfigError(
+            f"start: {config.start} holds another model than 'model' describes; "
+            f"'dvt-edge inspect {config.start}' shows it"
+        )
+    cascade.config = config.model
+    return cascade.train()
+
+
 def _join_process_group() -> tuple[int, int]:
     """Rank and number of processes; joins the group that ``torchrun`` announces."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
@@ -316,5 +332,7 @@ def _fingerprint(config: TrainingConfig) -> str:
     """Hash of all that decides the weights; folders and worker counts do not."""
     elsewhere = {"output": True, "checkpoint_minutes": True, "save_dtype": True}
     values = config.model_dump(mode="json", exclude=elsewhere)
+    if values.pop("start") is not None and config.start is not None:
+        values["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
     values["data"].pop("workers")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -98,6 +98,9 @@ class TrainingConfig(Document):
     """``auto``: bfloat16 where the device computes in it natively, otherwise float32."""
     shared_start: bool = True
     """All stages start from the first stage's weights wherever the shapes agree."""
+    start: DocumentPath | None = None
+    """A checkpoint of the same model to start from, such as ``dvt-edge import`` writes;
+    ``shared_start`` then does nothing."""
     save_dtype: Literal["float32", "float16"] = "float32"
     """Of the weights in ``model.safetensors``; ``float16`` halves the file."""
     seed: int = Field(default=0, ge=0)

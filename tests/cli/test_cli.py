@@ -59,7 +59,7 @@ def test_version(dvt_edge: Run) -> None:
 
 def test_help_names_every_command(dvt_edge: Run) -> None:
     """Five commands."""
-    for command in ("build", "profile", "classify", "train", "inspect"):
+    for command in ("build", "profile", "classify", "train", "inspect", "import"):
         assert f"\n  {command} " in dvt_edge("--help").out
 
 

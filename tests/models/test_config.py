@@ -47,7 +47,7 @@ def _stages(*grids: int) -> tuple[StageConfig, ...]:
         ({"class_names": ("a", "b")}, "2 class_names for 5 classes"),
         ({"classes": 1}, "greater than or equal to 2"),
         ({"channels": 0}, "greater than or equal to 1"),
-        ({"tokenizer": "t2t"}, "'patch' or 'conv'"),
+        ({"tokenizer": "cnn"}, "'patch', 'conv' or 't2t'"),
         ({"feature_reus": True}, "Extra inputs"),
     ],
 )

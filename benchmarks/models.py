@@ -1,0 +1,207 @@
+"""The released architectures, stage by stage: PyTorch eager against the stage graphs.
+
+    python benchmarks/models.py [NAME ...] [--rounds 15] [--threads 2] [--cpu-time]
+                                [--out benchmarks/results/models]
+
+Random weights, batch 1 and 8. Five variants take turns within one process, so that drifts of the
+machine meet all of them alike; medians are reported:
+
+eager         the PyTorch model
+plain FP32    what PyTorch's TorchScript exporter makes of it: none of the algebra is folded
+plain INT8    the same, its Linears quantized as ours are
+FP32, INT8    the graphs of ``dvt_edge.converters``
+
+``plain`` has the model's own operations, with pixel-by-pixel unfolds in T2T. INT8 ranges come from
+noise: they decide accuracy, not speed. Prints tables and writes JSON.
+
+Where other programs use the machine too, two threads that wait for each other are stretched
+unevenly. ``--threads 1 --cpu-time`` then tells more: the processor time of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from dvt_edge.converters.calibration import activation_ranges
+from dvt_edge.converters.quantize import ONNXRUNTIME_OPS, quantizable_inputs, quantize
+from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.models import Cascade, StageOutput, create
+from dvt_edge.runtime.costs import machine_name
+from dvt_edge.runtime.onnxruntime_backend import open_session
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("dvt_deit_small", "dvt_t2t_vit_12", "dvt_t2t_vit_14")
+BATCHES = (1, 8)
+VARIANTS = ("eager", "plain FP32", "plain INT8", "FP32", "INT8")
+Feeds = dict[str, np.ndarray[Any, Any]]
+Call = Callable[[], object]
+
+
+class _Plain(nn.Module):
+    """One stage with tensors in and out, for PyTorch's exporter."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(
+        self, image: Tensor, features: Tensor | None = None, relations: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        upstream = None
+        if features is not None:
+            upstream = StageOutput(features, features, relations)
+        return tuple(t for t in self.stage(image, upstream) if t is not None)
+
+
+def plain_graph(stage: nn.Module, feeds: Feeds) -> onnx.ModelProto:
+    """The stage as PyTorch's exporter writes it; Linears get the names that the quantizer reads."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Plain(stage),
+            tuple(torch.from_numpy(value) for value in feeds.values()),
+            file,
+            input_names=list(feeds),
+            opset_version=17,
+            dynamo=False,
+        )
+    model = onnx.load_from_string(file.getvalue())
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    upsampling = {tuple(reversed(m.shape)) for n, m in stage.named_buffers() if "upsample" in n}
+    for i, node in enumerate(model.graph.node):
+        weight = weights.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or len(weight.dims) != 2 or tuple(weight.dims) in {*upsampling, (64, 32)}:
+            continue  # no Linear: attention, upsampling, random features
+        node.name = f"linear{i}"
+        weight.name = node.input[1] = f"linear{i}.weight"
+    return model
+
+
+def int8(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
+    """``model`` quantized by the ranges that ``feeds`` give."""
+    names = quantizable_inputs(model, ONNXRUNTIME_OPS)
+    return quantize(model, activation_ranges(model, names, [feeds]), ONNXRUNTIME_OPS)
+
+
+def stage_calls(cascade: Cascade, batch: int, threads: int) -> list[dict[str, Call]]:
+    """For every stage, what to time under each variant's name."""
+    image = np.random.default_rng(0).standard_normal(
+        (batch, cascade.config.channels, *[cascade.config.image_size] * 2), dtype=np.float32
+    )
+    with torch.inference_mode():
+        outputs = cascade(torch.from_numpy(image))
+    calls = []
+    for i, stage in enumerate(cascade.stages):
+        feeds: Feeds = {"image": image}
+        upstream = outputs[i - 1] if i else None
+        if upstream is not None:
+            assert upstream.relations is not None
+            feeds["features"] = upstream.features.numpy()
+            feeds["relations"] = upstream.relations.numpy()
+        plain, ours = plain_graph(stage, feeds), stage_graph_from_cascade(cascade, i)
+        models = (plain, int8(plain, feeds), ours, int8(ours, feeds))
+        sessions = [open_session(model.SerializeToString(), threads) for model in models]
+
+        def eager(stage: nn.Module = stage, upstream: StageOutput | None = upstream) -> object:
+            with torch.inference_mode():
+                return stage(torch.from_numpy(image), upstream)
+
+        runs: list[Call] = [
+            lambda session=session, feeds=feeds: session.run(None, feeds)  # type: ignore[misc]
+            for session in sessions
+        ]
+        calls.append(dict(zip(VARIANTS, [eager, *runs], strict=True)))
+    return calls
+
+
+def measure(
+    calls: list[dict[str, Call]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Median milliseconds of every variant, one number a stage; variants take turns."""
+    taken: dict[tuple[int, str], list[float]] = {}
+    for turn in range(rounds + 1):  # the first round warms up
+        for i, stage in enumerate(calls):
+            for variant, call in stage.items():
+                start = clock()
+                call()
+                if turn:
+                    elapsed = 1e3 * (clock() - start)
+                    taken.setdefault((i, variant), []).append(elapsed)
+    return {
+        variant: [float(np.median(taken[i, variant])) for i in range(len(calls))]
+        for variant in VARIANTS
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("names", nargs="*", default=NAMES)
+    arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--cpu-time", action="store_true")
+    arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/models")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    kind = "cpu" if options.cpu_time else "wall"
+    console = Console(width=110)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
+        torch.manual_seed(0)
+        cascade = create(name).eval()
+        calls = {batch: stage_calls(cascade, batch, options.threads) for batch in BATCHES}
+        console.print(f"measuring {name}")
+        figures = {
+            batch: measure(calls[batch], max(2, options.rounds // batch), clock)
+            for batch in BATCHES
+        }
+        for batch, result in figures.items():
+            console.print(
+                table(f"{name}, batch {batch}, {kind} ms, {options.threads} threads", result)
+            )
+        values = {
+            "command": f"python benchmarks/models.py {name} --rounds {options.rounds} --threads "
+            f"{options.threads}{' --cpu-time' if options.cpu_time else ''}",
+            "machine": machine_name(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "threads": options.threads,
+            "clock": kind,
+            "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+            "stage_ms": {str(batch): result for batch, result in figures.items()},
+        }
+        file = options.out / f"{name}-{kind}-{options.threads}-threads.json"
+        file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def table(title: str, result: dict[str, list[float]]) -> Table:
+    """Variants in rows, stages and their sum in columns."""
+    shown = Table(title=title, caption=machine_name())
+    stages = [f"stage {i + 1}" for i in range(len(result["eager"]))]
+    for column in ("", *stages, "all", "against eager"):
+        shown.add_column(column, justify="right")
+    whole = sum(result["eager"])
+    for variant, ms in result.items():
+        total = sum(ms)
+        cells = [f"{v:.2f}" for v in (*ms, total)]
+        shown.add_row(variant, *cells, f"{whole / total:.2f}x")
+    return shown
+
+
+if __name__ == "__main__":
+    main()

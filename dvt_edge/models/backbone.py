@@ -1,0 +1,124 @@
+"""A new cascade from one pretrained Vision Transformer: every stage starts as that backbone.
+
+Position embeddings are interpolated to each stage's grid. Patch kernels are resampled so that a
+stage's convolution gives, on a larger patch, what the backbone's gives on that patch scaled down.
+What a backbone does not have (reuse) starts at zero, so that each stage first computes what the
+backbone computes on that grid, up to the statistics of one LayerNorm over D + reuse_width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dvt_edge.errors import CheckpointError
+from dvt_edge.models.cascade import Cascade, Stage
+
+_DISTILLED = ("dist_token", "head_dist.weight", "head_dist.bias")
+_POSITIONS = "pos_embed"
+_PATCHES = "patch_embed.proj.weight"
+_HEAD = ("head.weight", "head.bias")
+
+
+def start_from_backbone(cascade: Cascade, state: Mapping[str, Tensor]) -> None:
+    """Give every stage of ``cascade`` the weights of ``state``, a ViT or DeiT under timm's names.
+
+    A distillation token is dropped; the head is taken where the number of classes is the same, and
+    stays fresh otherwise.
+
+    Raises :class:`~dvt_edge.errors.CheckpointError` with every missing, unexpected or misshapen
+    tensor, and for the T2T tokenizer, for which no such backbone exists.
+    """
+    if cascade.config.tokenizer != "patch":
+        raise CheckpointError(
+            f"a ViT backbone has a patch convolution, the cascade the '{cascade.config.tokenizer}' "
+            "tokenizer; choose an architecture with tokenizer 'patch' such as dvt_deit_small"
+        )
+    backbone = {k: v.float() for k, v in state.items() if k not in _DISTILLED}
+    _check_names(cascade, backbone)
+    extra = 2 if "dist_token" in state else 1
+    for index in range(len(cascade.stages)):
+        stage = cascade.stages[index]
+        assert isinstance(stage, Stage)
+        _start_stage(stage, backbone, cascade.config.stages[index].grid, extra)
+
+
+def resampled_kernel(weight: Tensor, size: int) -> Tensor:
+    """Patch kernel [D, C, k, k] -> [D, C, size, size].
+
+    The inner product of the result with a patch is that of ``weight`` with the patch scaled from
+    ``size`` to k by antialiased bilinear interpolation.
+    """
+    scale = _scaling(size, weight.shape[-1])
+    return torch.einsum("dcij,ia,jb->dcab", weight, scale, scale)
+
+
+def resampled_positions(table: Tensor, grid: int, extra: int = 1) -> Tensor:
+    """Position embeddings [1, extra + g^2, D] -> [1, 1 + grid^2, D], bicubic; of the ``extra`` rows
+    (class, distillation) the first is kept."""
+    old = math.isqrt(table.shape[1] - extra)
+    patches = table[:, extra:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _scaling(source: int, target: int) -> Tensor:
+    """Matrix [target, source] of antialiased bilinear interpolation in one dimension."""
+    image = torch.eye(source)[:, None, :, None].expand(-1, -1, -1, 2)
+    scaled = F.interpolate(image, (target, 2), mode="bilinear", antialias=True)
+    return scaled[:, 0, :, 0].T
+
+
+def _check_names(cascade: Cascade, backbone: Mapping[str, Tensor]) -> None:
+    """Compare with the first stage, which has no reuse; positions and kernels may differ in
+    size, and the head in classes."""
+    expected = cascade.stages[0].state_dict()
+    lines = [f"missing {k} {list(v.shape)}" for k, v in expected.items() if k not in backbone]
+    lines = [line for line in lines if not line.startswith(("missing head.",))]
+    lines += [f"unexpected {k} {list(v.shape)}" for k, v in backbone.items() if k not in expected]
+    for key, tensor in backbone.items():
+        if key not in expected or key in _HEAD:
+            continue
+        free = {_POSITIONS: 2, _PATCHES: 4}.get(key, 0)
+        found, wanted = list(tensor.shape), list(expected[key].shape)
+        same = found == wanted
+        if free == 2:
+            same = len(found) == 3 and found[2] == wanted[2]
+        elif free == 4:
+            same = len(found) == 4 and found[:2] == wanted[:2] and found[2] == found[3]
+        if not same:
+            lines.append(f"misshapen {key} {found}, expected {wanted}")
+    if lines:
+        raise CheckpointError(
+            f"{len(lines)} tensors do not fit the cascade's stages: {'; '.join(lines)}. Choose the "
+            "architecture that has the backbone's width, depth and MLP"
+        )
+
+
+def _start_stage(stage: Stage, backbone: Mapping[str, Tensor], grid: int, extra: int) -> None:
+    own = stage.state_dict()
+    width = own["cls_token"].shape[-1]
+    for key, tensor in own.items():
+        if key == _POSITIONS:
+            tensor.copy_(resampled_positions(backbone[key], grid, extra))
+        elif key == _PATCHES:
+            tensor.copy_(resampled_kernel(backbone[key], tensor.shape[-1]))
+        elif key in _HEAD:
+            if key in backbone and backbone[key].shape == tensor.shape:
+                tensor.copy_(backbone[key])
+        elif key.startswith("relation_reuse.conv2."):
+            tensor.zero_()
+        elif key in backbone and backbone[key].shape == tensor.shape:
+            tensor.copy_(backbone[key])
+        elif re.search(r"\.norm2\.(weight|bias)$", key):
+            # 48 columns near zero make the deviation smaller by sqrt(D / (D + 48)).
+            scale = math.sqrt(width / len(tensor)) if key.endswith("weight") else 1.0
+            tensor[:width] = backbone[key] * scale
+        elif key.endswith(".mlp.fc1.weight") and "feature_reuse" not in key:
+            tensor[:, :width] = backbone[key]
+            tensor[:, width:] = 0

@@ -1,0 +1,184 @@
+"""Files that others wrote: state dicts read without running code, and what becomes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dvt_edge.errors import CheckpointError
+from dvt_edge.models.backbone import start_from_backbone
+from dvt_edge.models.cascade import Cascade
+from dvt_edge.models.config import CascadeConfig
+from dvt_edge.models.official import (
+    FIGURES,
+    cascade_from_official,
+    is_official,
+    own_name,
+    recognise,
+    without_prefix,
+)
+
+_STATE_KEYS = ("model_state_dict", "state_dict", "model", "model_ema", "net")
+
+
+class ForeignCheckpoint(NamedTuple):
+    """A state dict and what stood beside it."""
+
+    state: dict[str, Tensor]
+    """Names as in the file, without ``module.``."""
+    figures: dict[str, Any]
+    """The release's figures (:data:`~dvt_edge.models.official.FIGURES`) as numbers and lists."""
+    ignored: tuple[str, ...]
+    """Other entries of the file."""
+
+
+class Imported(NamedTuple):
+    """An imported cascade."""
+
+    cascade: Cascade
+    metadata: dict[str, Any]
+    """For :meth:`Cascade.save`: ``source``, ``sha256``, ``architecture`` and the figures."""
+    ignored: tuple[str, ...]
+    """Entries of the file that were not used."""
+
+
+def import_cascade(path: Path, name: str | None = None) -> Imported:
+    """Read a cascade that the authors' code wrote, or was fine-tuned from theirs.
+
+    ``name`` is an architecture of the registry; without it names and shapes tell.
+
+    Raises :class:`~dvt_edge.errors.CheckpointError` for a file that cannot be read without running
+    code and for tensors that do not fit, each by name; :class:`~dvt_edge.errors.ConfigError` for an
+    unknown ``name``.
+    """
+    file = read_foreign(path)
+    try:
+        cascade = cascade_from_official(file.state, name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    found = recognise({own_name(key): tensor for key, tensor in file.state.items()}, name)
+    metadata = _metadata(path, found.architecture) | file.figures
+    return Imported(cascade, metadata, file.ignored)
+
+
+def import_backbone(path: Path, config: CascadeConfig, name: str | None = None) -> Imported:
+    """A new cascade of ``config`` all of whose stages start from one public ViT or DeiT.
+
+    Raises as :func:`import_cascade`.
+    """
+    file = read_foreign(path)
+    if is_official(file.state):
+        raise CheckpointError(
+            f"{path}: this is a whole cascade, not a single backbone; import it without "
+            "--stage-from"
+        )
+    cascade = Cascade(config).eval()
+    try:
+        start_from_backbone(cascade, file.state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Imported(cascade, _metadata(path, name) | {"started_from": path.name}, file.ignored)
+
+
+def read_foreign(path: Path) -> ForeignCheckpoint:
+    """Read a ``.pth``, ``.pth.tar`` or ``.safetensors`` file without running any code in it.
+
+    Raises :class:`~dvt_edge.errors.CheckpointError` for a missing or damaged file, one without
+    tensors, and a pickle that needs more than tensors and numbers; the message says what it needs.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(10)
+    except OSError as error:
+        raise CheckpointError(f"{path}: no readable checkpoint ({error.strerror})") from None
+    content: Any
+    if start[8:9] == b"{" and not start.startswith((b"\x80", b"PK")):
+        try:
+            content = safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged ({error}); copy it again") from None
+    else:
+        content = _load_pickle(path)
+    return _taken_apart(path, content)
+
+
+def _load_pickle(path: Path) -> Any:
+    """The file's content, built from tensors, NumPy arrays, numbers and containers only."""
+    with torch.serialization.safe_globals(_numpy_globals()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            needed = re.findall(r"GLOBAL (\S+)", str(error)) or re.findall(r"`([^`]+)`", str(error))
+            if not needed:
+                raise CheckpointError(f"{path}: damaged pickle; copy it again") from None
+            raise CheckpointError(
+                f"{path}: refused, because the pickle wants to run {needed[0]}; only tensors, "
+                "arrays, numbers and containers are read. Where you trust the file, save its "
+                "state dict alone: torch.save(checkpoint['model'], 'weights.pth')"
+            ) from None
+        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from None
+
+
+def _numpy_globals() -> list[Any]:
+    """What a pickle of NumPy arrays and scalars names, under NumPy 1's and 2's module names."""
+    functions: dict[str, Any] = {
+        "_reconstruct": np.zeros(1).__reduce__()[0],
+        "scalar": np.float64(0).__reduce__()[0],
+    }
+    aliases = [
+        (function, f"{module}.multiarray.{name}")
+        for name, function in functions.items()
+        for module in ("numpy.core", "numpy._core")
+    ]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+    return [*aliases, np.ndarray, np.dtype, *kinds]
+
+
+def _taken_apart(path: Path, content: Any) -> ForeignCheckpoint:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    inside = next((k for k in _STATE_KEYS if isinstance(content.get(k), Mapping)), None)
+    state = content if inside is None else content[inside]
+    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: no tensors; expected a state dict, alone or under one of "
+            f"{', '.join(_STATE_KEYS)}"
+        )
+    around = {} if inside is None else {k: v for k, v in content.items() if k != inside}
+    figures = {k: _plain(path, k, around[k]) for k in FIGURES if k in around}
+    ignored = [str(k) for k in around if k not in figures]
+    ignored += [str(k) for k in state if k not in tensors]
+    return ForeignCheckpoint(without_prefix(tensors), figures, tuple(ignored))
+
+
+def _plain(path: Path, key: str, value: Any) -> Any:
+    """``value`` as numbers and nested lists."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return _plain(path, key, value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(path, key, item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(path, key, item) for k, item in value.items()}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):  # the last threshold is minus infinity, which JSON does not know
+        return value if np.isfinite(value) else str(value)
+    raise CheckpointError(f"{path}: '{key}' holds a {type(value).__name__}, expected numbers")
+
+
+def _metadata(path: Path, name: str | None) -> dict[str, Any]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"source": path.name, "sha256": digest, "architecture": name}
