@@ -14,7 +14,7 @@ from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
 
-AUDITED = "it was audited, which asks all exits"
+AUDITED = "it was audited, which runs all stages"
 
 
 class CascadeLoop:
