@@ -39,7 +39,7 @@ from dvt_edge.converters.stage_graph import set_temperature, stage_graph_from_ca
 from dvt_edge.datasets import ImageDataset, open_images
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models.cascade import Cascade
-from dvt_edge.models.checkpoint import read_config
+from dvt_edge.models.checkpoint import read_config, read_metadata
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.policy import Records, Solution, solve
 from dvt_edge.policy.confidence import fit_temperature
@@ -112,6 +112,7 @@ def build(
             temperatures=temperatures,
             budget=profile.budget,
             class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
+            recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
             stages=tuple(specs),
             quantization=figures,

@@ -285,17 +285,29 @@ class _StageGraph:
             logits = g.node("Div", [logits, one], name="exit/cooled")
         p = g.node("Softmax", [logits], name="exit/softmax", axis=-1)
         if self.exits.confidence == "max_softmax":
-            return g.node("ReduceMax", [p], name="exit/confidence", axes=[-1], keepdims=0)
+            best = g.node("ReduceMax", [p], name="exit/best", axes=[-1], keepdims=1)
+            return g.reshape(self._nan_unless_finite(best, logits), [-1], "exit/confidence")
         if self.exits.confidence == "margin":
             two = g.constant("two", np.asarray([2], np.int64))
             best = g.node("TopK", [p, two], name="exit/best", outputs=["best", "best_at"])
             first, second = g.split(best, [1, 1], 1, "exit/best_two")
             margin = g.node("Sub", [first, second], name="exit/margin")
-            return g.reshape(margin, [-1], "exit/confidence")
+            return g.reshape(self._nan_unless_finite(margin, logits), [-1], "exit/confidence")
         tiny = g.constant("tiny", np.float32(np.finfo(np.float32).tiny))
         logs = g.node("Log", [g.node("Max", [p, tiny], name="exit/positive")], name="exit/log")
         terms = g.node("Mul", [p, logs], name="exit/terms")
         scale = g.constant("entropy_scale", np.full((classes, 1), 1 / math.log(classes)))
         lack = g.node("MatMul", [terms, scale], name="exit/entropy")  # (N, 1), -1..0
         one = g.constant("one", np.float32(1))
-        return g.reshape(g.node("Add", [lack, one], name="exit/sure"), [-1], "exit/confidence")
+        sure = g.node("Add", [lack, one], name="exit/sure")
+        return g.reshape(self._nan_unless_finite(sure, logits), [-1], "exit/confidence")
+
+    def _nan_unless_finite(self, confidence: str, logits: str) -> str:
+        """(N, 1): NaN for rows whose logits are not all finite, so that they leave nowhere early.
+
+        Zero times infinity is NaN. Softmax alone would hide a logit of minus infinity.
+        """
+        g = self.g
+        zeros = g.constant("exit/zeros", np.zeros((self.config.classes, 1), np.float32))
+        none = g.node("MatMul", [logits, zeros], name="exit/not_finite")  # (N, 1), 0 or NaN
+        return g.node("Add", [confidence, none], name="exit/checked")

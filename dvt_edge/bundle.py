@@ -97,6 +97,8 @@ class Manifest(Document):
     """Fitted temperature of every exit, where ``exits.fit_temperature`` asked for it."""
     budget: BudgetConfig
     class_names: tuple[str, ...]
+    recorded_thresholds: tuple[tuple[float | str, ...], ...] | None = None
+    """[P, K] as an imported checkpoint carries them; infinities are strings."""
     frame_shape: tuple[int, int]
     """Median height and width of the calibration images, for measuring costs."""
     stages: tuple[StageSpec, ...] = Field(min_length=1)

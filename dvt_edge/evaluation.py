@@ -215,7 +215,7 @@ def _save(path: Path, key: str, state: _Progress) -> None:
 def _load(path: Path, key: str) -> _Progress:
     """Progress of an interrupted run, or none where there is none for this key."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             if header["key"] != key:
                 return _Progress()

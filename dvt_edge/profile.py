@@ -107,6 +107,11 @@ class BudgetConfig(Document):
     """Accuracy on the calibration records, 0..1; then the cheapest thresholds are chosen."""
     max_stage: int | None = Field(default=None, ge=1)
     """No stage after this one runs, counted from 1."""
+    thresholds: Literal["solve", "recorded"] = "solve"
+    """``recorded`` uses row ``point`` of the thresholds that an imported checkpoint carries as
+    they are; no limit is kept then."""
+    point: int | None = Field(default=None, ge=1)
+    """Row of the recorded thresholds, from 1."""
     confidence_level: float | None = Field(default=None, gt=0.5, lt=1)
     """Choose only thresholds whose budget holds for unseen frames with this probability, and
     certify it, such as 0.95."""
@@ -125,7 +130,7 @@ class BudgetConfig(Document):
 
     def __str__(self) -> str:
         """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""
-        parts = []
+        parts = [] if self.point is None else [f"recorded thresholds, point {self.point}"]
         if self.latency_ms is not None:
             parts.append(f"{self.statistic} latency {self.latency_ms:g} ms")
         if self.energy_mj is not None:
@@ -139,6 +144,12 @@ class BudgetConfig(Document):
     @model_validator(mode="after")
     def _has_a_limit(self) -> BudgetConfig:
         limits = (self.latency_ms, self.energy_mj, self.min_accuracy, self.max_stage)
+        if (self.thresholds == "recorded") != (self.point is not None):
+            raise ValueError("thresholds: recorded needs a point, and only that does")
+        if self.thresholds == "recorded":
+            if any(limit is not None for limit in limits) or self.adapt or self.confidence_level:
+                raise ValueError("recorded thresholds keep no limit; give them alone")
+            return self
         if all(limit is None for limit in limits):
             raise ValueError("give latency_ms, energy_mj, min_accuracy or max_stage")
         if self.adapt and (self.latency_ms is None or self.statistic != "mean"):

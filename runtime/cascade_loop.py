@@ -41,19 +41,21 @@ class CascadeLoop:
         deadline: Deadline | None = None,
         deadline_ms: float = inf,
         slowdown: Sequence[float] = (),
-        audit: bool = False,
+        audit: int = 0,
         start_stage: int = 1,
+        started: float | None = None,
     ) -> Prediction:
         """Classify one frame; ``thresholds`` [K], the last one -inf.
 
-        A later stage starts only if ``deadline`` lets it within ``deadline_ms`` of the call's
-        start. With ``audit`` all stages run whatever the thresholds. Exits before ``start_stage``
-        (from 1) let nothing leave. Raises :class:`~dvt_edge.errors.FrameError` for a frame that is
-        no image.
+        A later stage starts only if ``deadline`` lets it within ``deadline_ms`` of the start. With
+        ``audit`` so many stages run whatever the thresholds. Exits before ``start_stage`` (from 1)
+        let nothing leave. ``started``: when the work on the frame began, by ``perf_counter``; now
+        where left out. Raises :class:`~dvt_edge.errors.FrameError` for a frame that is no image.
         """
-        started = perf_counter()
+        if started is None:
+            started = perf_counter()
         backend = self.backend
-        last = len(thresholds) - 1 if audit else thresholds.index(-inf)
+        last = audit - 1 if audit else thresholds.index(-inf)
         self._preprocess(frame, backend.image_buffer(1)[0], order)
         ready = before = perf_counter()
         times: list[float] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf, isnan
+from math import inf, isfinite
 from time import perf_counter
 from typing import TypeAlias
 
@@ -41,7 +41,8 @@ class LivePolicy:
     """The thresholds in force, and everything in the budget that acts on single frames.
 
     One per budget; used under the Runtime's lock. Without a budget the thresholds stay as they
-    are. ``report`` is called with every event.
+    are. Adapting and audits never run a stage that the budget forbids. ``report`` is called with
+    every event.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class LivePolicy:
         report: Callable[[Event], None],
     ) -> None:
         self.thresholds = tuple(float(t) for t in solution.thresholds)
-        self._records, self._report = records, report
+        self._report = report
         self._deadline = Deadline(costs.stage_p99_ms)
         self._deadline_ms = budget.deadline_ms if budget else None
         self._controller: Controller | None = None
@@ -62,12 +63,14 @@ class LivePolicy:
         self._last: Prediction | None = None
         if budget is None:
             return
+        exits = self._exits = _allowed_exits(costs, budget)
+        self._records, allowed = _first_exits(records, exits), solution.thresholds[:exits]
         if budget.adapt and budget.latency_ms is not None:
             self._controller = Controller(
-                records, costs.mean_ms, budget.latency_ms, solution.thresholds
+                self._records, costs.mean_ms[:exits], budget.latency_ms, allowed
             )
         if budget.audit:
-            promised = early_agreement(records, solution.thresholds) - TOLERATED_DISAGREEMENT
+            promised = early_agreement(self._records, allowed) - TOLERATED_DISAGREEMENT
             self._audit = Audit(budget.audit, max(0.0, promised))
         if budget.video:
             # Every stage reads the reuse tensors of the one before, so none can be left out; what
@@ -84,13 +87,12 @@ class LivePolicy:
         """Answer one frame by all that is in force."""
         limit = self._deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
         audit = self._audit is not None and self._audit.due()
-        plan = None
+        plan, started, look_ms = None, perf_counter(), 0.0
         if self._video is not None and not audit:
-            started, look = perf_counter(), None
-            if self._video.wants_thumbnail:
-                look = thumbnail(check_frame(frame))
+            look = thumbnail(check_frame(frame)) if self._video.wants_thumbnail else None
             now = perf_counter()
-            plan = self._video.plan(look, 1e3 * now, 1e3 * (now - started))
+            look_ms = 1e3 * (now - started)
+            plan = self._video.plan(look, 1e3 * now, look_ms)
             if plan.keep_answer and self._last is not None:
                 return replace(
                     self._last,
@@ -107,15 +109,17 @@ class LivePolicy:
             deadline=None if limit is None else self._deadline,
             deadline_ms=inf if limit is None else limit,
             slowdown=self._controller.slowdown if self._controller and limit is not None else (),
-            audit=audit,
+            audit=self._exits if audit else 0,
             start_stage=plan.start_stage if plan else 1,
+            started=started,
         )
         if plan and plan.reason and answer.reason is None and plan.start_stage > 1:
             answer = replace(answer, reason=plan.reason)
         self._learn(answer, audit)
         if self._video is not None:
-            if plan and not answer.truncated:
-                self._video.observe(plan, answer.class_id, answer.exit_stage, answer.latency_ms)
+            if plan and not answer.truncated and isfinite(answer.confidence):
+                run_ms = answer.latency_ms - look_ms
+                self._video.observe(plan, answer.class_id, answer.exit_stage, run_ms)
             else:
                 self._video.reset()
             self._last = answer
@@ -123,12 +127,11 @@ class LivePolicy:
 
     def _learn(self, answer: Prediction, audit: bool) -> None:
         for at, confidence in enumerate(answer.confidences):
-            if isnan(confidence):
+            if not isfinite(confidence):
+                went_on = at + 1 < len(answer.confidences)
+                then = "the frame went on" if went_on else "do not rely on the answer"
                 self._report(
-                    NotFinite(
-                        at + 1,
-                        f"exit {at + 1} gave logits that are NaN or infinite; the frame went on",
-                    )
+                    NotFinite(at + 1, f"exit {at + 1} gave logits that are NaN or infinite; {then}")
                 )
         if self._controller is not None:
             change = self._controller.observe(
@@ -138,11 +141,11 @@ class LivePolicy:
                 answer.confidences,
                 forced=answer.reason is not None,
             )
-            self.thresholds = self._controller.thresholds
+            self._set(self._controller.thresholds)
             if change:
-                self._report(change)
                 if self._audit is not None:
                     self._audit.restart()
+                self._report(change)
         if audit and self._audit is not None and not answer.truncated:
             self._note_audit(self._audit, answer)
 
@@ -151,7 +154,7 @@ class LivePolicy:
             (
                 k
                 for k, (confidence, threshold) in enumerate(
-                    zip(answer.confidences, answer.thresholds, strict=True)
+                    zip(answer.confidences, answer.thresholds, strict=False)
                 )
                 if confidence >= threshold
             ),
@@ -161,10 +164,27 @@ class LivePolicy:
         event = audit.note(early, answer.classes[at] == answer.class_id)
         if event is None:
             return
+        higher = raised(self._records, self.thresholds[: self._exits], event)
+        change = self._controller and self._controller.hold_at_least(higher, event.reason)
+        self._set(self._controller.thresholds if self._controller else higher)
         self._report(event)
-        higher = raised(self._records, self.thresholds, event)
-        if self._controller is not None:
-            self._report(self._controller.hold_at_least(higher, event.reason))
-            self.thresholds = self._controller.thresholds
-        else:
-            self.thresholds = higher
+        if change:
+            self._report(change)
+
+    def _set(self, thresholds: tuple[float, ...]) -> None:
+        """Put those of the allowed exits in force; what comes after them stays closed."""
+        self.thresholds = (*thresholds, *self.thresholds[len(thresholds) :])
+
+
+def _allowed_exits(costs: Costs, budget: BudgetConfig) -> int:
+    """How many exits the budget leaves open, whatever the frames are."""
+    exits = min(len(costs.exits), budget.max_stage or len(costs.exits))
+    if budget.latency_ms is not None and budget.statistic == "max":
+        exits = min(exits, int((costs.latency.exceeding(budget.latency_ms) == 0).sum()))
+    return exits
+
+
+def _first_exits(records: Records, exits: int) -> Records:
+    """The records of the first ``exits`` only; what is right stays what it was."""
+    label = records.prediction[:, -1] if records.label is None else records.label
+    return Records(records.confidence[:, :exits], records.prediction[:, :exits], label)

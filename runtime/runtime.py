@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from typing_extensions import Self
 
+from dvt_edge.budgeted import recorded_point, recorded_thresholds
 from dvt_edge.bundle import Bundle
 from dvt_edge.errors import BackendError, BudgetError, BundleError, ClosedError, DataError
 from dvt_edge.policy import Solution, replay
@@ -65,7 +66,7 @@ class Runtime:
         self.bundle, self.budget = _open(source)
         manifest = self.bundle.manifest
         self._loop: CascadeLoop | None = CascadeLoop(
-            backend or _open_backend(self.bundle),
+            backend or open_backend(self.bundle),
             Preprocessor(manifest.input),
             manifest.class_names,
         )
@@ -103,6 +104,8 @@ class Runtime:
         the old thresholds, for keys that do not exist and budgets that cannot be kept.
         """
         config = _changed(budget or self.budget, changes)
+        if config.point is not None:
+            return self._use_recorded(config, config.point)
         limits = Budget(
             config.latency_ms,
             config.statistic,
@@ -118,6 +121,18 @@ class Runtime:
             solution, certificate = solve_certified(*arguments, config.confidence_level)
         self._live = LivePolicy(self.records, self._costs, solution, config, self._report)
         self.budget, self._solution, self._certificate = config, solution, certificate
+        return solution
+
+    def _use_recorded(self, config: BudgetConfig, point: int) -> Solution:
+        table = self.bundle.manifest.recorded_thresholds
+        if table is None:
+            raise BudgetError(
+                "thresholds: recorded needs a model imported with recorded thresholds, and this "
+                "one carries none; give a limit such as latency_ms"
+            )
+        solution = self.replay(recorded_point(recorded_thresholds(table), point).tolist())
+        self._live = LivePolicy(self.records, self._costs, solution, config, self._report)
+        self.budget, self._solution, self._certificate = config, solution, None
         return solution
 
     def use(self, solution: Solution) -> None:
@@ -238,7 +253,11 @@ def _open(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
     return bundle, source.budget
 
 
-def _open_backend(bundle: Bundle) -> Backend:
+def open_backend(bundle: Bundle) -> Backend:
+    """What executes the stages of ``bundle`` on this machine.
+
+    Raises :class:`~dvt_edge.errors.BackendError` where nothing here can.
+    """
     manifest = bundle.manifest
     if manifest.engine.backend != "onnxruntime":
         raise BackendError(

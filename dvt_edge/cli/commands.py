@@ -159,6 +159,36 @@ def classify(
         )
 
 
+@cli.command("eval")
+@profile_option
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with one subfolder per class, as ImageNet's.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results and, while it runs, the progress [default: beside the bundle].",
+)
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True)
+@json_option
+def eval_command(
+    profile_file: Path, data: Path, output: Path | None, workers: int, as_json: bool
+) -> int:
+    """Evaluate every exit on labelled images: top-1, top-5, the budgeted curve."""
+    from dvt_edge.cli.evaluating import evaluate_folder
+    from dvt_edge.runtime.runtime import Runtime
+
+    profile = Profile.from_yaml(profile_file)
+    folder = output or profile.output.with_name(f"{profile.output.name}-eval")
+    anything = profile.model_copy(update={"budget": BudgetConfig(max_stage=1)})
+    with Runtime(anything) as runtime:
+        return evaluate_folder(runtime, data, folder, workers=workers, as_json=as_json)
+
+
 @cli.command()
 @profile_option
 @click.option("--latency-ms", type=float, help="Another limit of the latency per frame.")

@@ -1,20 +1,29 @@
-"""A backend that executes nothing and remembers everything, and a bundle with known costs."""
+"""A backend that executes nothing and remembers everything, a clock, and bundles of known costs."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dvt_edge.bundle import Bundle
+from dvt_edge import Prediction, Runtime
+from dvt_edge.bundle import MANIFEST, RECORDS, Bundle, file_sha256, write_records
+from dvt_edge.policy import Records
 from dvt_edge.runtime.backend import StageAnswer
 from dvt_edge.runtime.costs import Costs, ExitCost, machine_name, save_costs
+from dvt_edge.runtime.live import Event
 
 CLASSES = 10
+VALUES = 250
+"""Records, and gray levels of frames."""
+STAGE_MS = (1.0, 1.0, 2.0)
 
 
 class FakeBackend:
@@ -151,3 +160,140 @@ def costed_bundle(
 def own_bundle(costed_bundle: Path, tmp_path: Path) -> Path:
     """A copy of :func:`costed_bundle` that the test may change."""
     return Path(shutil.copytree(costed_bundle, tmp_path / "bundle"))
+
+
+@dataclass
+class Clock:
+    """What ``perf_counter`` tells; it stands still unless the test moves it."""
+
+    ms: float = 0.0
+
+    def __call__(self) -> float:
+        return self.ms / 1e3
+
+
+@dataclass
+class TimedBackend:
+    """A FakeBackend whose stages take ``stage_ms`` on ``clock``, more or less by ``noise``."""
+
+    inner: FakeBackend
+    clock: Clock
+    stage_ms: npt.NDArray[np.float64] = field(default_factory=lambda: np.array(STAGE_MS))
+    noise: float = 0.0
+    """Relative standard deviation of the stages' times."""
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
+
+    @property
+    def max_batch(self) -> int:
+        return self.inner.max_batch
+
+    @property
+    def bytes_resident(self) -> int:
+        return self.inner.bytes_resident
+
+    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
+        return self.inner.image_buffer(count)
+
+    def run_stage(self, stage: int, count: int) -> StageAnswer:
+        self.clock.ms += self.stage_ms[stage] * max(0.1, self.rng.normal(1, self.noise))
+        return self.inner.run_stage(stage, count)
+
+    def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
+        return self.inner.logits(stage, count)
+
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+        self.inner.keep_rows(stage, rows)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass
+class Live:
+    """A Runtime, the backend under it, and what it reported."""
+
+    runtime: Runtime
+    backend: TimedBackend
+    heard: list[Event]
+
+    @staticmethod
+    def frame(value: int) -> npt.NDArray[np.uint8]:
+        return _value_frame(value)
+
+    def classify(self, value: int, **arguments: Any) -> Prediction:
+        return self.runtime.classify(self.frame(value), **arguments)
+
+    def stream(self, count: int, seed: int = 0) -> list[Prediction]:
+        """Answers to ``count`` frames drawn from the records."""
+        values = np.random.default_rng(seed).integers(0, VALUES, count)
+        return [self.classify(int(v)) for v in values]
+
+    def stages_of(self, value: int, **arguments: Any) -> tuple[Prediction, list[int]]:
+        """The answer, and the stages (from 1) that ran for it."""
+        self.backend.inner.runs.clear()
+        answer = self.classify(value, **arguments)
+        return answer, [stage + 1 for stage, _ in self.backend.inner.runs]
+
+    def value(self, exit_stage: int) -> int:
+        """A frame that leaves at ``exit_stage`` by the thresholds in force."""
+        leaves = self.runtime.records.confidence >= self.runtime.solution.thresholds
+        return int(np.flatnonzero(leaves.argmax(axis=1) == exit_stage - 1)[0])
+
+
+@pytest.fixture(scope="session")
+def live_records() -> Records:
+    """Of :data:`VALUES` frames: each exit is better than the one before, and honest about it."""
+    rng = np.random.default_rng(0)
+    hard = rng.random((VALUES, 1))
+    logits = (np.array([0.62, 0.8, 0.95]) - hard) * 8 + rng.normal(0, 0.8, (VALUES, 3))
+    confidence = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    prediction = (rng.random((VALUES, 3)) > confidence).astype(np.int32)
+    return Records(confidence, prediction, np.zeros(VALUES, np.int32))
+
+
+@pytest.fixture(scope="session")
+def live_bundle(
+    costed_bundle: Path,
+    live_records: Records,
+    known_costs: Callable[..., Costs],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The demo's bundle with 4x4 frames, records of our own, and tails of the latencies."""
+    folder = Path(shutil.copytree(costed_bundle, tmp_path_factory.mktemp("live") / "bundle"))
+    write_records(folder / RECORDS, live_records)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["input"] |= {"resize": 4, "crop": 4, "mean": [0.0], "std": [1.0]}
+    manifest["files"][RECORDS] = file_sha256(folder / RECORDS)
+    manifest["budget"] = {"latency_ms": 2.5}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    bundle = Bundle(folder)
+    costs = known_costs(bundle)
+    tails = tuple(
+        cost.model_copy(update={"p99_ms": 1.5 * cost.mean_ms, "max_ms": 2 * cost.mean_ms})
+        for cost in costs.exits
+    )
+    save_costs(bundle, costs.model_copy(update={"exits": tails, "stage_p99_ms": (1.2, 1.2, 2.4)}))
+    return folder
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """In place of the real clock wherever frames are timed."""
+    made = Clock()
+    for module in ("cascade_loop", "live"):
+        monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
+    return made
+
+
+@pytest.fixture
+def live(live_bundle: Path, live_records: Records, clock: Clock) -> Iterator[Live]:
+    """A Runtime on the clock, under a mean latency of 2.5 ms; its exits cost 1, 2 and 4 ms.
+
+    The backend answers frame v as record v does, so that a stream of frames drawn from the records
+    is exactly what the thresholds were solved for; each stage moves the clock by a given time.
+    """
+    inner = FakeBackend(live_records.confidence.copy(), live_records.prediction.copy())
+    backend = TimedBackend(inner, clock)
+    heard: list[Event] = []
+    with Runtime(live_bundle, backend=backend, on_event=heard.append) as runtime:
+        yield Live(runtime, backend, heard)
