@@ -7,6 +7,7 @@ An image is uint8, RGB ``[H, W, 3]`` or gray ``[H, W]``. A *dataset* is anything
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dvt_edge import imagenet
 from dvt_edge.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -26,6 +28,8 @@ Pixels = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 )
+
+_SYNSET = re.compile(r"n\d{8}")
 
 
 class ImageDataset(Protocol):
@@ -102,8 +106,10 @@ def find_images(folder: Path) -> list[Path]:
 def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> FolderDataset:
     """A folder with one subfolder per class, or a flat folder of unlabelled images.
 
-    Classes are the sorted subfolder names, unless ``class_names`` gives their order; then a
-    subfolder of another name is refused.
+    Classes are the sorted subfolder names, unless ``class_names`` gives their order. Then the
+    subfolders are called like the classes (not all need be there), by ImageNet's synsets where
+    there are 1,000 classes, or are as many as the classes under other names, in sorted order.
+    Anything else raises :class:`~dvt_edge.errors.DataError`.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder with one subfolder per class")
@@ -113,16 +119,30 @@ def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> Folde
     if any(path.parent == folder for path in paths):
         return FolderDataset([p for p in paths if p.parent == folder], None, None)
     found = sorted({path.relative_to(folder).parts[0] for path in paths})
-    names = list(class_names) if class_names is not None else found
-    unknown = sorted(set(found) - set(names))
-    if unknown:
-        raise DataError(
-            f"{folder}: subfolder '{unknown[0]}' is not one of the {len(names)} classes "
-            f"({', '.join(names[:10])}{', ...' if len(names) > 10 else ''}); rename or remove it"
-        )
+    names = found if class_names is None else _class_order(folder, found, class_names)
     number = {name: i for i, name in enumerate(names)}
     labels = [number[path.relative_to(folder).parts[0]] for path in paths]
     return FolderDataset(paths, labels, names)
+
+
+def _class_order(folder: Path, found: Sequence[str], class_names: Sequence[str]) -> Sequence[str]:
+    """Subfolder names in the order of the classes ``class_names``."""
+    unknown = sorted(set(found) - set(class_names))
+    if not unknown:
+        return class_names
+    synsets = imagenet.synsets() if len(class_names) == imagenet.CLASSES else None
+    if synsets and set(found) <= set(synsets):
+        return synsets
+    if len(unknown) == len(found) == len(class_names):
+        return found
+    shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    hint = "rename or remove it"
+    if all(_SYNSET.fullmatch(name) for name in found) and synsets is None:
+        hint = "for ImageNet's synsets run pip install timm, which ships their order"
+    raise DataError(
+        f"{folder}: subfolder '{unknown[0]}' is not one of the {len(class_names)} classes "
+        f"({shown}); {hint}"
+    )
 
 
 def read_idx(path: Path) -> Pixels:

@@ -82,7 +82,7 @@ def evaluate(
     images goes on where it was. Raises :class:`~dvt_edge.errors.DataError` for a folder without
     labelled images, or where none can be read.
     """
-    images = open_folder(data, _folder_names(data, bundle.manifest.class_names))
+    images = open_folder(data, bundle.manifest.class_names)
     if images.labels is None:
         raise DataError(f"{data}: has no subfolders named like classes; evaluation needs labels")
     key = _key(bundle, images)
@@ -108,19 +108,6 @@ def evaluate(
         arrays["top5"],
         tuple(state.unreadable),
         (state.done - before) / max(time.monotonic() - started, 1e-9),
-    )
-
-
-def _folder_names(data: Path, class_names: tuple[str, ...]) -> list[str] | None:
-    """Class order for the subfolders: the model's names, or as many sorted folders as classes."""
-    found = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
-    if set(found) <= set(class_names):
-        return list(class_names)
-    if len(found) == len(class_names):  # ImageNet's folders are called by synset
-        return found
-    raise DataError(
-        f"{data}: its {len(found)} subfolders are neither the model's {len(class_names)} class "
-        "names nor as many; name them like the classes, or give one folder per class"
     )
 
 
