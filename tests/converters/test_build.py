@@ -468,11 +468,21 @@ def test_records_are_the_answers_of_the_stages_in_the_bundle(
     assert (moved > 1e-4) == (engine["precision"] == "int8")
 
 
-@pytest.mark.parametrize(("backend", "convolutions"), [("onnxruntime", 0), ("tensorrt", 1)])
+@pytest.mark.parametrize(("backend", "convolutions"), [("onnxruntime", 0), ("tensorrt", 2)])
 def test_backend_decides_about_convolutions(
-    tiny_profile: Profiles, backend: str, convolutions: int
+    tiny_profile: Profiles,
+    tiny_config: Callable[..., CascadeConfig],
+    random_cascade: Callable[..., Cascade],
+    backend: str,
+    convolutions: int,
 ) -> None:
-    bundle = build(tiny_profile(engine={"backend": backend})).bundle
+    """Those of the ``conv`` tokenizer: stem and patches."""
+    profile = tiny_profile(
+        engine={"backend": backend},
+        calibration={"data": tiny_profile().calibration.data, "tolerance_points": 100},
+    )
+    random_cascade(tiny_config(tokenizer="conv")).save(profile.model)
+    bundle = build(profile).bundle
     for i in range(3):
         graph = onnx.load(bundle.stage_path(i)).graph
         made_by = {output: node.op_type for node in graph.node for output in node.output}

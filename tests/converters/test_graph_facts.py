@@ -20,7 +20,7 @@ FINER = StageConfig(grid=3, width=8, depth=1, heads=2, mlp_ratio=2)
 
 # 5 tokens of width 8, one layer whose MLP is 16 wide; patches of 4x4 on 8x8 gray pixels
 PATCHES = 4 * 8 * 16
-HEAD = 8 * 3
+HEAD = 8 * 3 + 3  # and the check that the logits are finite
 FIRST = (
     PATCHES
     + 5 * 8 * 24  # q, k, v
@@ -45,8 +45,7 @@ LAST = (  # 10 tokens; patches of 3x3
     + 5 * 4 * 2
     + 10 * 5 * 2  # upsampled
     + 2 * (25 * 2 * 6)  # reused relations: 2 -> 6 -> 2 channels of 5x5
-    + 2 * (10 * 5 * 5)  # upsampled along the rows
-    + 2 * (10 * 10 * 5)  # and the columns
+    + 2 * (10 * 5)  # upsampled along the columns, for the class token's row
     + 8 * 8
     + 10 * 8 * 16
     + 2 * 2 * (10 * 4)
@@ -121,7 +120,7 @@ def test_spec_of_the_first_stage(graphs_of: Graphs) -> None:
 def test_parameters(graphs_of: Graphs) -> None:
     norms, gelu = 3 * 16, 3
     patches, start = 8 * 16 + 8, 5 * 8  # class token and positions are one constant
-    attention = 8 * 24 + 24 + 8 * 8 + 8
+    attention = 8 * 24 + 8 + 8 * 8 + 8  # of the biases before it only q's is left
     mlp = 8 * 16 + 16 + 16 * 8 + 8
-    expected = norms + gelu + patches + start + attention + mlp + 8 * 3 + 3
+    expected = norms + gelu + patches + start + attention + mlp + 8 * 3 + 3 + 3
     assert stage_spec(graphs_of(SMALL)[0], "stage1.onnx").parameters == expected
