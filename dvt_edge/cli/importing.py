@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dvt_edge import imagenet
 from dvt_edge.errors import ConfigError
 from dvt_edge.models.foreign import import_backbone, import_cascade
 from dvt_edge.models.official import FIGURES
@@ -27,6 +28,10 @@ def import_and_save(
         result = import_backbone(stage_from, config, name)
     else:
         raise ConfigError("give a checkpoint, or a backbone and an architecture")
+    config = result.cascade.config
+    if config.classes == imagenet.CLASSES and config.class_names is None:
+        names = {"class_names": imagenet.labels()}  # None where timm is not installed
+        result.cascade.config = config.model_copy(update=names)
     result.cascade.save(output, metadata=result.metadata)
     config, found = result.cascade.config, result.metadata["architecture"]
     parameters = sum(p.numel() for p in result.cascade.parameters())
