@@ -428,10 +428,13 @@ def test_two_processes_train_what_one_does(
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys\n"
+        "import os, sys\n"
         "from dvt_edge.models.training import Trainer\n"
         "from dvt_edge.models.training_config import TrainingConfig\n"
-        "Trainer(TrainingConfig.from_yaml(sys.argv[1])).run()\n",
+        "Trainer(TrainingConfig.from_yaml(sys.argv[1])).run()\n"
+        # On a busy machine one exit in 25 aborts ("terminate called without an active exception"),
+        # after the work is done; why is not known. What is compared here is the training.
+        "os._exit(0)\n",
         encoding="utf-8",
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
