@@ -154,6 +154,8 @@ class BudgetConfig(Document):
             raise ValueError("give latency_ms, energy_mj, min_accuracy or max_stage")
         if self.adapt and (self.latency_ms is None or self.statistic != "mean"):
             raise ValueError("adapt keeps a mean latency: it needs latency_ms and statistic mean")
+        if self.adapt and (self.energy_mj is not None or self.min_accuracy is not None):
+            raise ValueError("adapt keeps a mean latency alone, no energy_mj or min_accuracy")
         return self
 
 

@@ -110,6 +110,8 @@ class Trainer:
         if self.rank == 0:
             half = self.config.save_dtype == "float16"
             self.cascade.save(self.config.output / "model.safetensors", half=half)
+        if self.world > 1:  # torchrun stops the saving process when another one dies
+            dist.barrier()
         return [EpochResult(**line) for line in self.state.log]
 
     def _train_epoch(self, progress: Progress | None) -> None:
