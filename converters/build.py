@@ -164,6 +164,11 @@ def _labels(
             f"{path}: classes run from {label.min()} to {label.max()}, the model has "
             f"{config.classes}; give calibration data of the model's own classes"
         )
+    if len(np.unique(label)) == 1:
+        raise DataError(
+            f"{path}: all {len(label)} images are of class {label[0]}; thresholds chosen on one "
+            "class say nothing about the others, so give images of several"
+        )
     return label
 
 

@@ -527,7 +527,7 @@ def test_stages_are_calibrated_on_what_reaches_them(
             np.testing.assert_allclose(feeds[0][name], expected[name], atol=1e-5)
 
 
-@pytest.mark.parametrize(("samples", "used"), [(7, 7), (60, 60), (1000, 60), (1, 1)])
+@pytest.mark.parametrize(("samples", "used"), [(7, 7), (60, 60), (1000, 60)])
 def test_samples_are_spread_over_the_data(tiny_profile: Profiles, samples: int, used: int) -> None:
     profile = _changed(tiny_profile(), "calibration", samples=samples)
     records = build(profile).bundle.records()
@@ -535,6 +535,14 @@ def test_samples_are_spread_over_the_data(tiny_profile: Profiles, samples: int, 
     assert records.label is not None
     if used == 7:
         np.testing.assert_array_equal(records.label, np.array([0, 10, 20, 30, 39, 49, 59]) % 5)
+
+
+def test_labels_of_one_class_are_refused(tiny_profile: Profiles) -> None:
+    """One image, or many of one class: thresholds would say nothing about the others."""
+    profile = _changed(tiny_profile(), "calibration", samples=1)
+    with pytest.raises(DataError, match="of class 0"):
+        build(profile)
+    assert not profile.output.exists()
 
 
 def test_frame_shape_is_that_of_the_images(tiny_profile: Profiles) -> None:
