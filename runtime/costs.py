@@ -16,6 +16,7 @@ from dvt_edge.bundle import COSTS, Bundle, write_aside
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
 from dvt_edge.policy.budget import ExitLatency
+from dvt_edge.policy.deadline import stage_p99
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.onnxruntime_backend import available_cores
 
@@ -48,7 +49,7 @@ class Costs(Document):
     frame_shape: tuple[int, int]
     """Height and width of the frames that were classified, in pixels."""
     exits: tuple[ExitCost, ...]
-    stage_p99_ms: tuple[float, ...]
+    stage_p99_ms: tuple[float | None, ...]
     """[K]: p99 of each stage alone with its exit's decision."""
     energy_mj: tuple[float, ...] | None = None
     """[K]: mean energy of leaving at each exit; None where nothing could measure it."""
@@ -121,9 +122,7 @@ def measure_costs(
         runs_per_exit=len(samples[0]),
         frame_shape=manifest.frame_shape,
         exits=tuple(_exit_cost(np.asarray(rows)) for rows in samples),
-        stage_p99_ms=tuple(
-            float(np.percentile([row[2 + k] for row in samples[-1]], 99)) for k in range(exits)
-        ),
+        stage_p99_ms=stage_p99([row[2:] for row in samples[-1]]),
     )
 
 
