@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from dvt_edge.bundle import handed_on
 from dvt_edge.policy.records import Records
-from dvt_edge.runtime.onnxruntime_backend import HANDED_ON, open_session
+from dvt_edge.runtime.onnxruntime_backend import open_session
 
 Images = npt.NDArray[np.float32]
 Tensors = dict[str, npt.NDArray[Any]]
@@ -32,13 +33,13 @@ class Chain:
             wanted = [value.name for value in session.get_inputs()]
             values = session.run(names, {name: feeds[name] for name in wanted})
             outputs: Tensors = dict(zip(names, values, strict=True))
-            handed = {HANDED_ON[k]: v for k, v in outputs.items() if k in HANDED_ON}
+            handed = handed_on(outputs)
             yield outputs
 
     def next_feeds(self, images: Images) -> Tensors:
         """Inputs of the stage after the last one for ``images``: the real reuse tensors."""
-        last = [{}, *self.run(images)][-1]
-        return {"image": images} | {HANDED_ON[k]: v for k, v in last.items() if k in HANDED_ON}
+        last: Tensors = [{}, *self.run(images)][-1]
+        return {"image": images} | handed_on(last)
 
     def records(self, images: Images, label: npt.NDArray[np.int32] | None) -> Records:
         """What every exit answers to every image."""

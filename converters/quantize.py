@@ -83,7 +83,8 @@ def quantize(
 def _activation_pair(
     graph: onnx.GraphProto, nodes: list[onnx.NodeProto], source: str, limit: float
 ) -> str:
-    scale = _constant(graph, f"{source}/scale", np.float32(limit / INT8_MAX))
+    exact = np.maximum(exact_scale(limit / INT8_MAX), np.finfo(np.float16).smallest_subnormal)
+    scale = _constant(graph, f"{source}/scale", exact.astype(np.float32))
     zero = _constant(graph, f"{source}/zero_point", np.int8(0))
     levels, back = f"{source}/int8", f"{source}/dequantized"
     nodes.append(
@@ -117,14 +118,23 @@ def quantize_weight(
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """INT8 levels and the scale of every channel along ``axis``; a channel of zeros has scale 1.
 
-    So has one so small that its scale would not be a normal float32.
+    So has one whose scale is below float16's smallest.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.abs(weight).max(axis=others, keepdims=True)
-    scales = (peak / INT8_MAX).astype(np.float32)
-    scales[scales < np.finfo(np.float32).tiny] = 1
+    scales = exact_scale(peak / INT8_MAX)
+    scales[scales == 0] = 1
     levels = np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
     return levels, scales.reshape(-1)
+
+
+def exact_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """``scale`` rounded to a float16 value, so that float32 and float16 graphs hold the same one.
+
+    Values beyond float16's range become its largest.
+    """
+    largest = np.finfo(np.float16).max
+    return np.minimum(scale, largest).astype(np.float16).astype(np.float32)
 
 
 def _constant(graph: onnx.GraphProto, name: str, value: npt.ArrayLike) -> str:

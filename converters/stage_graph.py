@@ -6,6 +6,12 @@ probability by default), ``class_id`` [N] int32, ``logits`` [N, classes], and ``
 ``relations`` under the names ``next_features`` and ``next_relations`` where the next stage reads
 them.
 
+Relations are attention logits. Handed over as ``logits`` they are one tensor of all layers; handed
+over as ``queries_keys`` they are ``queries`` and ``keys`` of all layers and, from the third stage
+on, ``coarse_relations``, the reused part that was added to them: the next stage multiplies and adds.
+A logit that leaves the graph cannot stay inside a fused attention kernel, queries and keys can:
+``docs/adr/0001-relations-hand-over.md`` has the figures.
+
 What differs from the PyTorch model, and changes nothing but rounding:
 
 - the upsampling is a product with a constant matrix (``dvt_edge.models.upsampling``), for
@@ -20,7 +26,7 @@ What differs from the PyTorch model, and changes nothing but rounding:
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,25 +36,32 @@ from onnx import TensorProto
 from dvt_edge.converters.graph_builder import GraphBuilder
 from dvt_edge.converters.tokenizer_graph import tokens_from_image
 from dvt_edge.models.cascade import Cascade
+from dvt_edge.models.config import StageConfig
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 from dvt_edge.profile import ExitsConfig
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Weights: TypeAlias = dict[str, Array]
 
+Handover = Literal["logits", "queries_keys"]
+"""How relations reach the next stage."""
+
 BATCH = "N"
 TEMPERATURE = "exit.temperature"
 
 
 def stage_graph_from_cascade(
-    cascade: Cascade, index: int, exits: ExitsConfig | None = None
+    cascade: Cascade,
+    index: int,
+    exits: ExitsConfig | None = None,
+    handover: Handover = "logits",
 ) -> onnx.ModelProto:
     """The FP32 graph of stage ``index`` (from 0) with dynamic batch ``N``.
 
     ``exits`` says what ``confidence`` is; with ``fit_temperature`` the graph holds a temperature of
-    1 that :func:`set_temperature` replaces.
+    1 that :func:`set_temperature` replaces. All stages of a cascade take the same ``handover``.
     """
-    return _StageGraph(cascade, index, exits or ExitsConfig()).build()
+    return _StageGraph(cascade, index, exits or ExitsConfig(), handover).build()
 
 
 def set_temperature(model: onnx.ModelProto, temperature: float) -> None:
@@ -62,9 +75,12 @@ class _StageGraph:
     """One stage under construction. Shape comments: N batch, T tokens, D width, H heads, h = D/H;
     the stage before is marked ``'``."""
 
-    def __init__(self, cascade: Cascade, index: int, exits: ExitsConfig) -> None:
+    def __init__(
+        self, cascade: Cascade, index: int, exits: ExitsConfig, handover: Handover
+    ) -> None:
         config = cascade.config
         self.exits = exits
+        self.handover = handover
         self.config, self.index = config, index
         self.stage = config.stages[index]
         self.upstream = config.stages[index - 1] if index else None
@@ -76,6 +92,11 @@ class _StageGraph:
             for name, tensor in cascade.stages[index].state_dict().items()
         }
         self.g = GraphBuilder(f"stage{index + 1}")
+        # Of all layers so far, for the next stage.
+        self.logits: list[str] = []
+        self.queries: list[str] = []
+        self.keys: list[str] = []
+        self.coarse: str | None = None
 
     def build(self) -> onnx.ModelProto:
         g, config, stage = self.g, self.config, self.stage
@@ -84,9 +105,8 @@ class _StageGraph:
         contexts = self._reused_features()
         reused = self._reused_relations()
         x = self._tokens(image)
-        relations: list[str] = []
         for layer in range(stage.depth):
-            x, logits = self._block(
+            x = self._block(
                 x,
                 layer,
                 contexts[layer] if contexts else None,
@@ -94,16 +114,29 @@ class _StageGraph:
                 class_only=layer + 1 == stage.depth
                 and not (self.gives_features or self.gives_relations),
             )
-            relations.append(logits)
         self._exit(x)
-        tokens, width = stage.tokens, stage.width
         if self.gives_features:
-            g.output("next_features", x, [BATCH, tokens, width])
+            g.output("next_features", x, [BATCH, stage.tokens, stage.width])
         if self.gives_relations:
-            joined = g.node("Concat", relations, name="relations/concat", axis=1)
-            channels = stage.relation_channels
-            g.output("next_relations", joined, [BATCH, channels, tokens, tokens])
+            self._hand_over_relations()
         return g.build()
+
+    def _hand_over_relations(self) -> None:
+        tokens, channels = self.stage.tokens, self.stage.relation_channels
+        if self.handover == "logits":
+            self._hand_over("relations", self.logits, [channels, tokens, tokens])
+            return
+        head = self.stage.width // self.stage.heads
+        self._hand_over("queries", self.queries, [channels, tokens, head])
+        self._hand_over("keys", self.keys, [channels, head, tokens])
+        if self.coarse is not None:
+            assert self.upstream is not None
+            side = self.upstream.tokens
+            self.g.output("next_coarse_relations", self.coarse, [BATCH, channels, side, side])
+
+    def _hand_over(self, name: str, layers: list[str], shape: list[int]) -> None:
+        joined = self.g.node("Concat", layers, name=f"{name}/concat", axis=1)
+        self.g.output(f"next_{name}", joined, [BATCH, *shape])
 
     def _linear(self, name: str) -> tuple[Array, Array | None]:
         """Weight [inputs, outputs] and bias of a linear layer of the stage."""
@@ -160,14 +193,34 @@ class _StageGraph:
         """Transformed relations of all layers before upsampling, each (N, H, T', T')."""
         if self.upstream is None or not self.config.relation_reuse:
             return []
-        g, w, up, stage = self.g, self.weights, self.upstream, self.stage
-        relations = g.input("relations", [BATCH, up.relation_channels, up.tokens, up.tokens])
-        x = relations
+        g, w, stage = self.g, self.weights, self.stage
+        x = self._relations_of(self.upstream)
         for i in (1, 2):
             name = f"relation_reuse.conv{i}"
             x = g.conv(x, w[f"{name}.weight"], w[f"{name}.bias"], name)
             x = g.gelu(x, "relation_reuse.gelu") if i == 1 else x
+        self.coarse = x
         return g.split(x, [stage.heads] * stage.depth, 1, "relation_reuse/split")
+
+    def _relations_of(self, up: StageConfig) -> str:
+        """Attention logits of all layers of the stage before: (N, L'H', T', T')."""
+        g, channels, tokens = self.g, up.relation_channels, up.tokens
+        if self.handover == "logits":
+            return g.input("relations", [BATCH, channels, tokens, tokens])
+        head = up.width // up.heads
+        queries = g.input("queries", [BATCH, channels, tokens, head])
+        keys = g.input("keys", [BATCH, channels, head, tokens])
+        x = g.node("MatMul", [queries, keys], name="relations/rebuilt")
+        if self.index > 1:  # the stage before reused relations itself
+            before = self.config.stages[self.index - 2]
+            coarse = g.input("coarse_relations", [BATCH, channels, before.tokens, before.tokens])
+            matrix = relation_matrix(before.grid, up.grid)
+            left = g.constant("coarse_rows", matrix)
+            right = g.constant("coarse_columns", matrix.T)
+            rows = g.node("MatMul", [left, coarse], name="relations/coarse_rows")
+            finer = g.node("MatMul", [rows, right], name="relations/coarse_columns")
+            x = g.node("Add", [x, finer], name="relations/add_coarse")
+        return x
 
     def _upsampled_relations(self, coarse: str, name: str, class_only: bool) -> str:
         """One layer's R_l: (N, H, T', T') -> (N, H, T, T), or (N, H, 1, T) with ``class_only``.
@@ -187,10 +240,10 @@ class _StageGraph:
 
     def _block(
         self, x: str, layer: int, context: str | None, reused: str | None, class_only: bool
-    ) -> tuple[str, str]:
-        """One layer: tokens (N, T, D), or (N, 1, D) with ``class_only``, and attention logits."""
+    ) -> str:
+        """One layer: tokens (N, T, D), or (N, 1, D) with ``class_only``."""
         g, name = self.g, f"blocks.{layer}"
-        attended, logits = self._attention(
+        attended = self._attention(
             self._norm(x, f"{name}.norm1"), f"{name}.attn", reused, class_only
         )
         if class_only:
@@ -203,11 +256,9 @@ class _StageGraph:
         y = self._norm(y, f"{name}.norm2")
         y = g.gelu(g.linear(y, *self._linear(f"{name}.mlp.fc1"), f"{name}.mlp.fc1"), f"{name}.gelu")
         y = g.linear(y, *self._linear(f"{name}.mlp.fc2"), f"{name}.mlp.fc2")
-        return g.node("Add", [x, y], name=f"{name}/add_mlp"), logits
+        return g.node("Add", [x, y], name=f"{name}/add_mlp")
 
-    def _attention(
-        self, x: str, name: str, reused: str | None, class_only: bool
-    ) -> tuple[str, str]:
+    def _attention(self, x: str, name: str, reused: str | None, class_only: bool) -> str:
         g, heads, width = self.g, self.stage.heads, self.stage.width
         head = width // heads
         weight, bias = self._linear(f"{name}.qkv")
@@ -237,11 +288,14 @@ class _StageGraph:
         if reused:
             reused = self._upsampled_relations(reused, name, class_only)
             logits = g.node("Add", [logits, reused], name=f"{name}/add_relations")
+        self.logits.append(logits)
+        self.queries.append(q)
+        self.keys.append(k)
         weights = g.node("Softmax", [logits], name=f"{name}/softmax", axis=-1)
         mixed = g.node("MatMul", [weights, v], name=f"{name}/mix")
         mixed = g.transpose(mixed, [0, 2, 1, 3], f"{name}/join_heads")
         mixed = g.reshape(mixed, [0, 0, width], f"{name}/joined")
-        return g.linear(mixed, proj, proj_bias, f"{name}.proj"), logits
+        return g.linear(mixed, proj, proj_bias, f"{name}.proj")
 
     def _heads(self, x: str, parts: int, name: str) -> list[str]:
         """(N, T, parts * D) -> ``parts`` times (N, H, T, h).

@@ -15,9 +15,9 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -28,10 +28,14 @@ from dvt_edge.files import replaced_file
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfig
 
+Value = TypeVar("Value")
+
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 RECORDS = "records.npz"
 COSTS = "costs.json"
+HANDED_ON = "next_"
+"""A stage's outputs of this prefix are the next stage's inputs of the name without it."""
 
 
 class TensorSpec(Document):
@@ -41,6 +45,15 @@ class TensorSpec(Document):
     shape: tuple[int | str, ...]
     """``"N"`` stands for the batch."""
     dtype: Literal["float32", "int32"]
+
+
+def handed_on(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """What the next stage takes of one stage's ``tensors``, by the names that it reads."""
+    return {
+        name.removeprefix(HANDED_ON): value
+        for name, value in tensors.items()
+        if name.startswith(HANDED_ON)
+    }
 
 
 class StageSpec(Document):
@@ -60,7 +73,7 @@ class StageSpec(Document):
         return sum(
             4 * math.prod(size for size in tensor.shape if isinstance(size, int))
             for tensor in self.outputs
-            if tensor.name.startswith("next_")
+            if tensor.name.startswith(HANDED_ON)
         )
 
 

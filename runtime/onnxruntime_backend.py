@@ -16,13 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from dvt_edge.bundle import StageSpec
+from dvt_edge.bundle import HANDED_ON, StageSpec, handed_on
 from dvt_edge.errors import BackendError
 from dvt_edge.runtime.backend import StageAnswer
-
-HANDED_ON = {"next_features": "features", "next_relations": "relations"}
-"""Output of one stage -> input of the next."""
-
 
 def available_cores() -> int:
     """CPU cores that this process may use."""
@@ -57,7 +53,7 @@ class OnnxRuntimeBackend:
         self._tensors: list[dict[str, npt.NDArray[Any]]] = []
         for index, spec in enumerate(specs):
             before = self._tensors[index - 1] if index else {}
-            shared = {HANDED_ON[k]: v for k, v in before.items() if k in HANDED_ON}
+            shared = handed_on(before)
             if index:
                 shared["image"] = self._tensors[0]["image"]
             self._tensors.append(
@@ -96,9 +92,9 @@ class OnnxRuntimeBackend:
         return values
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
-        names = ["image", *(name for name in HANDED_ON if name in self._tensors[stage])]
-        for name in names:
-            array = self._tensors[stage][name]
+        tensors = self._tensors[stage]
+        for name in ("image", *(name for name in tensors if name.startswith(HANDED_ON))):
+            array = tensors[name]
             for target, source in enumerate(rows):
                 if target != source:
                     array[target] = array[source]

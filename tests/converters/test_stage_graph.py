@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.stage_graph import set_temperature, stage_graph_from_cascade
+from dvt_edge.converters.stage_graph import Handover, set_temperature, stage_graph_from_cascade
 from dvt_edge.models import Cascade, CascadeConfig, StageConfig
+from dvt_edge.models.upsampling import relation_matrix
 from dvt_edge.policy.confidence import ConfidenceKind, confidence
 from dvt_edge.profile import ExitsConfig
 
@@ -66,8 +67,9 @@ def cascade(
     return random_cascade(tiny_config(**ARCHITECTURES[request.param]))
 
 
-def _graphs(cascade: Cascade) -> list[onnx.ModelProto]:
-    return [stage_graph_from_cascade(cascade, i) for i in range(len(cascade.stages))]
+def _graphs(cascade: Cascade, handover: Handover = "logits") -> list[onnx.ModelProto]:
+    stages = range(len(cascade.stages))
+    return [stage_graph_from_cascade(cascade, i, handover=handover) for i in stages]
 
 
 def _images(config: CascadeConfig, count: int) -> np.ndarray:
@@ -113,6 +115,27 @@ def test_graphs_equal_pytorch(cascade: Cascade, count: int) -> None:
         np.testing.assert_array_equal(
             outputs["class_id"][clear], stage.logits.argmax(-1).numpy()[clear]
         )
+
+
+def test_queries_and_keys_hand_over_the_same_relations(cascade: Cascade) -> None:
+    """Every stage answers the same, and what is handed on multiplies to PyTorch's relations."""
+    images = _images(cascade.config, 3)
+    with torch.no_grad():
+        expected = cascade(torch.from_numpy(images))
+    found = list(Chain(_graphs(cascade, "queries_keys")).run(images))
+    for k, (outputs, stage) in enumerate(zip(found, expected, strict=True)):
+        logits = stage.logits.numpy()
+        np.testing.assert_allclose(outputs["logits"], logits, atol=TOLERANCE, rtol=TOLERANCE)
+        assert "next_relations" not in outputs
+        if not cascade.config.relation_reuse or k + 1 == len(expected):
+            assert not {"next_queries", "next_keys"} & outputs.keys()
+            continue
+        relations = outputs["next_queries"] @ outputs["next_keys"]
+        assert ("next_coarse_relations" in outputs) == (k > 0)
+        if k:
+            matrix = relation_matrix(*(s.grid for s in cascade.config.stages[k - 1 : k + 1]))
+            relations += matrix @ outputs["next_coarse_relations"] @ matrix.T
+        np.testing.assert_allclose(relations, stage.relations, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_random_weights_leave_nothing_trivial(cascade: Cascade) -> None:

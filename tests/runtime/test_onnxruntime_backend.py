@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle import Bundle, handed_on
 from dvt_edge.errors import BackendError
-from dvt_edge.runtime.onnxruntime_backend import HANDED_ON, OnnxRuntimeBackend, open_session
+from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, open_session
 
 BATCH = 6
 
@@ -52,7 +52,7 @@ def _reference(folder: Path, images: npt.NDArray[np.float32]) -> list[dict[str, 
         session = open_session(str(bundle.stage_path(k)), threads=1)
         names = [output.name for output in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, {"image": images, **handed}), strict=True))
-        handed = {HANDED_ON[name]: v for name, v in outputs.items() if name in HANDED_ON}
+        handed = handed_on(outputs)
         result.append(outputs)
     return result
 
@@ -62,10 +62,9 @@ def test_stages_share_memory(backend: OnnxRuntimeBackend, stages: int) -> None:
     assert stages > 1
     for k in range(stages - 1):
         ours, theirs = backend.tensors(k), backend.tensors(k + 1)
-        handed = [name for name in HANDED_ON if name in ours]
-        assert "next_features" in handed
-        for name in handed:
-            assert ours[name] is theirs[HANDED_ON[name]]
+        assert "features" in handed_on(ours)
+        for name, array in handed_on(ours).items():
+            assert array is theirs[name]
         assert theirs["image"] is backend.tensors(0)["image"]
     assert np.shares_memory(backend.image_buffer(2), backend.tensors(0)["image"])
 
