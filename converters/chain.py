@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,16 @@ class Chain:
             confidence.append(np.stack([o["confidence"] for o in outputs], axis=1))
             prediction.append(np.stack([o["class_id"] for o in outputs], axis=1))
         return Records(np.concatenate(confidence), np.concatenate(prediction), label)
+
+
+def model_outputs(model: onnx.ModelProto, feeds: Iterable[Tensors]) -> Iterator[Tensors]:
+    """All outputs of one stage for one set of inputs after another."""
+    session = open_session(model.SerializeToString(), threads=0)
+    names = [output.name for output in session.get_outputs()]
+    wanted = [value.name for value in session.get_inputs()]
+    for given in feeds:
+        values = session.run(names, {name: given[name] for name in wanted})
+        yield dict(zip(names, values, strict=True))
 
 
 def batches(images: Images, size: int = BATCH) -> Iterator[Images]:

@@ -7,7 +7,7 @@ GELU and the residual additions stay as they are: quantizing those is what costs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,15 @@ INT8_MAX = 127
 
 @dataclass(frozen=True)
 class QuantizedOps:
-    """Which operators a backend runs faster in INT8."""
+    """Which layers are quantized: the operators that a backend runs faster in INT8, less some."""
 
     ops: frozenset[str]
+    float_layers: frozenset[str] = frozenset()
+    """Names of layers left as they are."""
+
+    def without(self, layers: Iterable[str]) -> QuantizedOps:
+        """The same, with more ``layers`` left as they are."""
+        return QuantizedOps(self.ops, self.float_layers | frozenset(layers))
 
     def covers(self, node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
         """Whether ``node`` is one of the stage's own layers and of a covered kind.
@@ -32,6 +38,7 @@ class QuantizedOps:
         """
         return (
             node.op_type in self.ops
+            and node.name not in self.float_layers
             and len(node.input) > 1
             and node.input[1] == f"{node.name}.weight"
             and node.input[1] in weights
@@ -50,6 +57,12 @@ def quantizable_inputs(model: onnx.ModelProto, ops: QuantizedOps) -> list[str]:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     names = [node.input[0] for node in model.graph.node if ops.covers(node, weights)]
     return list(dict.fromkeys(names))
+
+
+def quantizable_layers(model: onnx.ModelProto, ops: QuantizedOps) -> list[str]:
+    """Names of the layers that :func:`quantize` covers, in graph order."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if ops.covers(node, weights)]
 
 
 def quantize(

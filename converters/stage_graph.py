@@ -8,9 +8,9 @@ them.
 
 Relations are attention logits. Handed over as ``logits`` they are one tensor of all layers; handed
 over as ``queries_keys`` they are ``queries`` and ``keys`` of all layers and, from the third stage
-on, ``coarse_relations``, the reused part that was added to them: the next stage multiplies and adds.
-A logit that leaves the graph cannot stay inside a fused attention kernel, queries and keys can:
-``docs/adr/0001-relations-hand-over.md`` has the figures.
+on, ``coarse_relations``, the reused part that was added to them: the next stage multiplies and
+adds. A logit that leaves the graph cannot stay inside a fused attention kernel, queries and keys
+can: ``docs/adr/0001-relations-hand-over.md`` has the figures.
 
 What differs from the PyTorch model, and changes nothing but rounding:
 

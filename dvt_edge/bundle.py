@@ -4,6 +4,16 @@ manifest.json   what is inside: schema version, stages, tensors, SHA-256 of ever
 stage1.onnx ... one file per stage
 records.npz     answers of every exit to every calibration image
 costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
+
+For TensorRT it is written in two halves. The portable one, made on any host, holds each stage in
+the serialisations that builders read and a few calibration images:
+
+stage1.int8.onnx        float32 body and scales, opset 17: ONNX Runtime, TensorRT 8.6
+stage1.int8-fp16.onnx   float16 body and scales, opset 19: TensorRT 10 and later, TensorRT-RTX
+stage1.fp16.onnx        float16, nothing quantized
+parity.npz              images that engines are compared on
+
+The device adds stage1.plan ..., raw engines that ``trtexec --loadEngine`` opens.
 """
 
 from __future__ import annotations
@@ -23,6 +33,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from dvt_edge.documents import Document
+from dvt_edge.engines import Engines, Precision, PrecisionFigures
 from dvt_edge.errors import BundleError
 from dvt_edge.files import replaced_file
 from dvt_edge.policy.records import Records
@@ -30,10 +41,11 @@ from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfi
 
 Value = TypeVar("Value")
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 RECORDS = "records.npz"
 COSTS = "costs.json"
+PARITY = "parity.npz"
 HANDED_ON = "next_"
 """A stage's outputs of this prefix are the next stage's inputs of the name without it."""
 
@@ -44,7 +56,12 @@ class TensorSpec(Document):
     name: str
     shape: tuple[int | str, ...]
     """``"N"`` stands for the batch."""
-    dtype: Literal["float32", "int32"]
+    dtype: Literal["float32", "float16", "int32"]
+
+    @property
+    def bytes_per_image(self) -> int:
+        width = 2 if self.dtype == "float16" else 4
+        return width * math.prod(size for size in self.shape if isinstance(size, int))
 
 
 def handed_on(tensors: Mapping[str, Value]) -> dict[str, Value]:
@@ -66,15 +83,19 @@ class StageSpec(Document):
     """Weights and biases in the graph, upsampling constants included."""
     macs: int = Field(ge=0)
     """Multiply-accumulates of matrix products and convolutions at batch 1, counted on the graph."""
+    precision: Precision = "fp32"
+    """Of the layers that quantization is about."""
+    layers: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """How many layers of each class compute in each precision."""
+    float_layers: tuple[str, ...] = ()
+    """Layers left in float because INT8 cost this exit too much."""
+    graphs: dict[str, str] = Field(default_factory=dict)
+    """Serialisations in a bundle for TensorRT: ``int8``, ``int8-fp16``, ``fp16`` -> file."""
 
     @property
     def handed_on_bytes(self) -> int:
         """Size of features and relations for the next stage, per image."""
-        return sum(
-            4 * math.prod(size for size in tensor.shape if isinstance(size, int))
-            for tensor in self.outputs
-            if tensor.name.startswith(HANDED_ON)
-        )
+        return sum(handed_on({t.name: t.bytes_per_image for t in self.outputs}).values())
 
 
 class ExitFigures(Document):
@@ -89,17 +110,21 @@ class ExitFigures(Document):
 class QuantizationFigures(Document):
     """What quantization did, on the calibration images."""
 
-    precision: Literal["int8", "fp32"]
+    precision: Literal["int8", "fp16", "fp32", "auto"]
+    """As the profile asked for it."""
     exits: tuple[ExitFigures, ...]
     changed_decisions: float
     """Share of images that leave at another exit than with the FP32 graphs."""
     tolerance_points: float
+    fp16_same_class: tuple[float, ...] | None = None
+    """[K]: share of the parity images whose class the float16 serialisation keeps, where there is
+    one; run by ONNX Runtime, which computes float16 products in float32."""
 
 
 class Manifest(Document):
     """``manifest.json``."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     build_key: str
     """Hash of everything that decided the contents; the same key rebuilds nothing."""
     device: str
@@ -116,6 +141,10 @@ class Manifest(Document):
     """Median height and width of the calibration images, for measuring costs."""
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     quantization: QuantizationFigures
+    choices: tuple[PrecisionFigures, ...] = ()
+    """Every precision that was tried, stage by stage, with ``precision: auto``."""
+    engines: Engines | None = None
+    """The device half; None before it, and where there are no engines."""
     files: dict[str, str]
     """SHA-256 of every file but the manifest and the costs."""
     versions: dict[str, str]
@@ -123,10 +152,16 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _every_file_has_a_hash(self) -> Manifest:
-        for name in (*(stage.file for stage in self.stages), RECORDS):
+        graphs = [file for stage in self.stages for file in stage.graphs.values()]
+        for name in (*(stage.file for stage in self.stages), *graphs, RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")
         return self
+
+    @property
+    def portable(self) -> bool:
+        """Whether engines are still to be built from it, on the device."""
+        return self.engine.builds_engines and self.engines is None
 
     @property
     def content_hash(self) -> str:

@@ -55,20 +55,44 @@ class DeviceConfig(Document):
 class EngineConfig(Document):
     """How the stages are executed."""
 
-    backend: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
-    """``onnxruntime`` runs on any CPU; ``tensorrt`` on Jetson and other NVIDIA GPUs."""
-    precision: Literal["int8", "fp32"] = "int8"
-    """``int8`` quantizes every linear layer; ``fp32`` leaves the graphs as they are."""
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    """``onnxruntime`` runs on any CPU; ``tensorrt`` on Jetson and other NVIDIA GPUs, with engines
+    built on the device; ``tensorrt-rtx`` on RTX GPUs, with engines built anywhere."""
+    precision: Literal["int8", "fp16", "fp32", "auto"] = "int8"
+    """``int8`` quantizes every linear layer. ``fp16`` (TensorRT) and ``fp32`` (ONNX Runtime) leave
+    the layers in float. ``auto`` builds both and keeps, stage by stage, the faster one here whose
+    answers pass; where the device cannot be measured, ``int8``."""
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1,)
     """Batch sizes to prepare buffers for; larger batches are cut into the largest of them."""
     threads: int = Field(default=0, ge=0, le=256)
-    """CPU threads per stage; 0 takes one per core that the process may use."""
+    """CPU threads per stage, with ``onnxruntime``; 0 takes one per core that the process may
+    use."""
+    compute_capabilities: tuple[Annotated[int, Field(ge=10, le=999)], ...] = ()
+    """GPUs that ``tensorrt-rtx`` builds for, such as 86 for compute capability 8.6; the one in
+    this machine if empty."""
+    workspace_mb: int = Field(default=1024, ge=16, le=1_000_000)
+    """Most scratch memory in MiB that a TensorRT engine may use while it is built and runs."""
 
     @model_validator(mode="after")
-    def _has_batch_one(self) -> EngineConfig:
+    def _consistent(self) -> EngineConfig:
         if 1 not in self.batch_sizes:
             raise ValueError("batch_sizes must contain 1, which classify() runs")
+        if self.compute_capabilities and self.backend != "tensorrt-rtx":
+            raise ValueError(
+                "compute_capabilities belong to tensorrt-rtx; a tensorrt engine is built on the "
+                "device that runs it"
+            )
+        float_ = "fp32" if self.backend == "onnxruntime" else "fp16"
+        if self.precision not in ("int8", "auto", float_):
+            raise ValueError(
+                f"{self.backend} takes precision int8, {float_} or auto, found {self.precision}"
+            )
         return self
+
+    @property
+    def builds_engines(self) -> bool:
+        """Whether the stages become TensorRT engines."""
+        return self.backend != "onnxruntime"
 
 
 class CalibrationConfig(Document):

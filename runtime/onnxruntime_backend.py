@@ -20,6 +20,7 @@ from dvt_edge.bundle import HANDED_ON, StageSpec, handed_on
 from dvt_edge.errors import BackendError
 from dvt_edge.runtime.backend import StageAnswer
 
+
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,103 @@
+"""What a manifest records of built engines, and whether they fit the machine that opens them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dvt_edge.documents import Document
+from dvt_edge.errors import BundleError
+
+Precision = Literal["int8", "fp16", "fp32"]
+
+
+class Platform(Document):
+    """A machine and its TensorRT: where engines were built, or where they shall run."""
+
+    backend: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    """Of TensorRT, all parts."""
+    compute_capabilities: tuple[str, ...] = Field(min_length=1)
+    """That the engines were built for, such as ``8.7``; the GPU's own where they shall run."""
+    device: str | None = None
+    """Name of the GPU; None where engines are built ahead of time, without one."""
+    cuda: str | None = None
+    l4t: str | None = None
+    """Release of Jetson Linux."""
+    power_mode: str | None = None
+
+
+class PlanRecord(Document):
+    """How one stage's engine was built."""
+
+    precision: Precision
+    graph: str
+    """ONNX file in the bundle that it was built from."""
+    seconds: float = Field(ge=0)
+    """Of the build; of the earlier one where the engine came from the cache."""
+    cached: bool
+    warnings: tuple[str, ...] = ()
+    """What the builder warned of."""
+    planned: dict[str, int] | None = None
+    """Kernels by kind as the planner listed them; None where it lists nothing."""
+
+
+class PrecisionFigures(Document):
+    """One precision that was tried for one stage."""
+
+    stage: int = Field(ge=1)
+    precision: Precision
+    latency_ms: float | None
+    """Median of the stage alone at batch 1; None where nothing could run it."""
+    same_class: float | None
+    """Share of the parity images that keep their class at this exit, 0..1."""
+    same_exit: float | None
+    """Share that decides at this exit as before: leaves or goes on."""
+    chosen: bool
+    remark: str
+    """Why it was chosen or not."""
+
+
+class Engines(Document):
+    """The device half of a build."""
+
+    platform: Platform
+    flags: tuple[str, ...]
+    """Network and builder flags, by TensorRT's names."""
+    workspace_mb: int
+    plans: tuple[PlanRecord, ...] = Field(min_length=1)
+    built_at: str
+    """UTC, ISO 8601."""
+
+
+def check_platform(built: Platform, found: Platform, folder: Path) -> list[str]:
+    """Whether engines of ``built`` may be loaded on ``found``, known before they are.
+
+    Returns remarks about what does not stop them but changes their timing. Raises
+    :class:`~dvt_edge.errors.BundleError`, with both sides and the command that rebuilds.
+    """
+    pairs = [("backend", built.backend, found.backend), ("version", built.version, found.version)]
+    if not set(built.compute_capabilities) & set(found.compute_capabilities):
+        expected, here = (", ".join(p.compute_capabilities) for p in (built, found))
+        pairs.append(("compute capability", expected, here))
+    if built.backend == "tensorrt":  # whose kernels were timed on that very device
+        pairs.append(("GPU", str(built.device), str(found.device)))
+    wrong = [(what, a, b) for what, a, b in pairs if a != b]
+    if wrong:
+        differences = "; ".join(f"{what}: built for {a}, found {b}" for what, a, b in wrong)
+        raise BundleError(
+            f"{folder}: its engines do not fit this machine ({differences}); rebuild them here "
+            "with 'dvt-edge build --phase device --profile FILE'"
+        )
+    settings = (
+        ("L4T", built.l4t, found.l4t),
+        ("CUDA", built.cuda, found.cuda),
+        ("power mode", built.power_mode, found.power_mode),
+    )
+    return [
+        f"{what} was {a} when the engines were built, now {b}"
+        for what, a, b in settings
+        if a and b and a != b
+    ]
