@@ -31,7 +31,7 @@ class Conditions(Document):
     """Current clock of each core that is on."""
     gpu_mhz: float | None = Field(default=None, ge=0)
     """Current clock of the integrated GPU."""
-    temperatures_c: dict[str, float] = {}
+    temperatures_c: dict[str, float] = Field(default_factory=dict)
     """By the type of the thermal zone; the hottest of several zones of one type."""
     throttle_events: int | None = Field(default=None, ge=0)
     """How often since the start the hardware has slowed itself down: for over-current and low

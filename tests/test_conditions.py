@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dvt_edge import board, conditions
+from dvt_edge import conditions
 from dvt_edge.conditions import Conditions, changes, read_conditions
 
 Root = Callable[..., Path]
@@ -111,7 +111,7 @@ def test_gated_zone(board_root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return read_text(path, *arguments, **keywords)
 
-    monkeypatch.setattr(board.Path, "read_text", gated)
+    monkeypatch.setattr(Path, "read_text", gated)
     assert list(read_conditions(root).temperatures_c) == ["tj-thermal"]
 
 
