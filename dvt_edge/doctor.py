@@ -104,7 +104,7 @@ _LIBRARIES = (
     _Library(
         "pycuda",
         "pycuda.driver",
-        "pip install 'dvt-edge[tensorrt]' (compiles: the CUDA toolkit's nvcc must be on PATH)",
+        "pip install 'dvt-edge[tensorrt]'  # compiles: the CUDA toolkit's nvcc must be on PATH",
         "export PATH=/usr/local/cuda/bin:$PATH && pip install 'dvt-edge[tensorrt]'",
         purpose="run with TensorRT",
         minimum=(2024, 1),
@@ -130,10 +130,10 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
         libraries = list(pool.map(lambda library: _library(library, board), _LIBRARIES))
     findings = [
         Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}"),
-        *libraries,
+        *_machine(folder, board),  # first what explains the rest
         driver.result(),
         _toolkit(folder, board),
-        *_machine(folder, board),
+        *libraries,
         _memory(board),
         _disk(profile),
         _energy_sensors(folder),
@@ -242,13 +242,14 @@ def _memory(board: Board) -> Finding:
 
 def _disk(profile: Profile | None) -> Finding:
     """Where the bundle will be: the profile's output, or the current folder."""
-    folder = (profile.output if profile else Path()).absolute()
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
+    wanted = profile.output if profile else Path()
     try:
+        folder = wanted.absolute()
+        while not os.path.isdir(folder) and folder != folder.parent:
+            folder = folder.parent
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Finding("disk", "broken", f"{folder}: {error}", "change to a folder that exists")
+        return Finding("disk", "broken", f"{wanted}: {error}", "change to a folder that exists")
     detail = f"{free / 1e9:.1f} GB free in {folder}"
     if free < LITTLE_BYTES:
         return Finding(
@@ -261,7 +262,10 @@ def _energy_sensors(root: Path) -> Finding:
     """INA3221 and INA238 power monitors, and the RAPL counters of PCs."""
     name = "energy sensors"
     sensors: dict[str, list[Path]] = {}
-    for node in sorted(root.glob("sys/class/hwmon/hwmon*")):
+    nodes = sorted(root.glob("sys/class/hwmon/hwmon*")) or sorted(
+        root.glob("sys/bus/i2c/devices/*/hwmon/hwmon*")
+    )
+    for node in nodes:
         kind = read_text(node / "name") or ""
         if kind.startswith("ina3221"):
             sensors.setdefault("INA3221", []).extend(sorted(node.glob("curr[0-9]_input")))
@@ -285,7 +289,7 @@ def _energy_sensors(root: Path) -> Finding:
                     name,
                     "broken",
                     f"{shown}, but {file} cannot be read: {reason}",
-                    f"sudo chmod -R o+r {file.parent} (until the next start)",
+                    f"sudo chmod -R o+r {file.parent}  # until the next start",
                 )
     return Finding(name, "ok", shown)
 

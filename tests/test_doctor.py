@@ -305,6 +305,10 @@ SENSORS: dict[str, dict[str, str]] = {
         f"{HWMON}/curr1_input": "1",
         f"{HWMON}/curr2_input": "1",
     },
+    "INA3221 (1)": {
+        "sys/bus/i2c/devices/1-0040/hwmon/hwmon4/name": "ina3221\n",
+        "sys/bus/i2c/devices/1-0040/hwmon/hwmon4/curr1_input": "1",
+    },
     "INA238 (1)": {f"{HWMON}/name": "ina238\n", f"{HWMON}/power1_input": "1"},
     "RAPL (1)": {"sys/class/powercap/intel-rapl:0/energy_uj": "1"},
 }
@@ -382,6 +386,18 @@ def test_disk_of_the_bundle(
     profile = profile.model_copy(update={"output": tmp_path / "not" / "yet" / "bundle"})
     found = _by_name(examine(board_root("pc"), profile))["disk"]
     assert found.detail.endswith(f"GB free in {tmp_path}")
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_current_folder_that_was_deleted(
+    board_root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line like any other."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert _by_name(examine(board_root("pc")))["disk"].state == "broken"
 
 
 @pytest.mark.usefixtures("no_libraries")
