@@ -126,3 +126,69 @@ def random_cascade() -> Callable[..., Cascade]:
         return cascade
 
     return make
+
+
+_BOARDS: dict[str, dict[str, str]] = {
+    "orin-nano": {
+        "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit\0",
+        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0"
+        "nvidia,tegra234\0",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n"
+        "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n< PM_CONFIG DEFAULT=1 >\n",
+        "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
+        "usr/local/cuda/version.json": '{"cuda": {"name": "CUDA SDK", "version": "12.6.68"}}',
+        "proc/meminfo": "MemTotal:        7802272 kB\nMemAvailable:    5000000 kB\n",
+    },
+    "agx-orin": {
+        "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+        "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 3.0, GCID: 36191598, BOARD: generic\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=30W >\n"
+        "< PM_CONFIG DEFAULT=2 >\n",
+    },
+    "thor": {
+        "proc/device-tree/model": "NVIDIA Jetson AGX Thor Developer Kit\0",
+        "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0"
+        "nvidia,tegra264\0",
+        "etc/nv_tegra_release": "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=1 NAME=120W >\n",
+        "var/lib/nvpmodel/status": "pmode:0001\n",
+        "usr/local/cuda/version.json": '{"cuda": {"name": "CUDA SDK", "version": "13.0.0"}}',
+    },
+    "xavier": {
+        "proc/device-tree/model": "NVIDIA Jetson Xavier NX Developer Kit\0",
+        "proc/device-tree/compatible": "nvidia,p3509-0000+p3668-0000\0nvidia,tegra194\0",
+        "etc/nv_tegra_release": "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref\n",
+    },
+    "orin-jetpack-5": {
+        "proc/device-tree/model": "Jetson AGX Orin\0",
+        "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0000\0nvidia,tegra234\0",
+        "etc/nv_tegra_release": "# R35 (release), REVISION: 3.1, GCID: 32827747, BOARD: t186ref\n",
+    },
+    "pc": {
+        "proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD Ryzen 7 5800X\nflags\t: fpu\n",
+        "proc/meminfo": "MemTotal:       32768000 kB\nMemAvailable:   20000000 kB\n",
+    },
+    "empty": {},
+}
+
+
+@pytest.fixture
+def board_root(tmp_path: Path) -> Callable[..., Path]:
+    """A function ``(kind, files=None)`` that writes a machine's files and gives their root.
+
+    ``kind`` is ``orin-nano`` (JetPack 6.2), ``agx-orin`` (6.0), ``thor`` (7.0), ``xavier``,
+    ``orin-jetpack-5``, ``pc`` or ``empty``; ``files`` maps more paths to their text.
+    """
+
+    def write(kind: str, files: dict[str, str] | None = None) -> Path:
+        root = tmp_path / kind
+        root.mkdir(exist_ok=True)
+        for name, text in (_BOARDS[kind] | (files or {})).items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return root
+
+    return write

@@ -268,6 +268,17 @@ def inspect(path: Path, as_json: bool) -> None:
         inspect_bundle(path, as_json=as_json)
 
 
+@cli.command()
+@click.option("--profile", "profile_file", type=_FILE, help="Judge by what this profile needs.")
+@json_option
+def doctor(profile_file: Path | None, as_json: bool) -> int:
+    """Show what this machine has and lacks: libraries, driver, board, sensors, cameras."""
+    from dvt_edge.cli.doctor import show_findings
+
+    profile = Profile.from_yaml(profile_file) if profile_file else None
+    return show_findings(profile, as_json=as_json)
+
+
 def _needs_torch(command: str) -> None:
     missing = [
         name for name in ("torch", "onnx", "safetensors") if importlib.util.find_spec(name) is None

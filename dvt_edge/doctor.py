@@ -1,0 +1,329 @@
+"""What this machine has of what dvt-edge needs: libraries, driver, board, sensors, cameras."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dvt_edge.board import Board, check_jetpack, read_board, read_text
+from dvt_edge.conditions import read_conditions
+from dvt_edge.errors import BackendError
+from dvt_edge.probes import State, probe_driver, probe_library
+from dvt_edge.profile import Profile
+
+LITTLE_BYTES = 1e9
+"""With less free memory or disk than this, builds fail."""
+
+# Of the libraries below, what executing a bundle takes; ONNX Runtime checks every build.
+_ALWAYS = ("Python", "NumPy", "ONNX Runtime")
+_NEEDED_BY = {
+    "onnxruntime": _ALWAYS,
+    "tensorrt": (*_ALWAYS, "TensorRT", "pycuda", "NVIDIA driver"),
+    "tensorrt-rtx": (*_ALWAYS, "TensorRT-RTX", "pycuda", "NVIDIA driver"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    state: State
+    detail: str
+    """What was found: version, or why it is missing or broken."""
+    remedy: str = ""
+    """What to do about it, such as the command that installs it; empty if there is nothing."""
+    required: bool = False
+    """This machine, or the profile, does not work without it."""
+
+    @property
+    def blocks(self) -> bool:
+        """It is needed and not ready."""
+        return self.required and self.state != "ok"
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A Python library, and how to get it."""
+
+    name: str
+    module: str
+    install: str
+    install_on_jetson: str = ""  # where it differs
+    purpose: str = ""
+    minimum: tuple[int, ...] = ()
+    extra: str = "''"  # expression of ``module`` for what else to show
+
+
+_LIBRARIES = (
+    _Library("NumPy", "numpy", "pip install 'numpy>=1.26'", minimum=(1, 26)),
+    _Library(
+        "ONNX Runtime",
+        "onnxruntime",
+        "pip install 'onnxruntime>=1.18'",
+        minimum=(1, 18),
+        extra="', '.join(module.get_available_providers())",
+    ),
+    _Library(
+        "torch",
+        "torch",
+        "pip install 'dvt-edge[export]'",
+        purpose="train, import and build from a checkpoint",
+        minimum=(2, 9),
+        extra="f'CUDA {module.version.cuda}' if module.version.cuda else 'CPU only'",
+    ),
+    _Library(
+        "onnx",
+        "onnx",
+        "pip install 'dvt-edge[export]'",
+        purpose="build from a checkpoint",
+        minimum=(1, 16),
+    ),
+    _Library(
+        "TensorRT",
+        "tensorrt",
+        "pip install tensorrt",
+        "sudo apt install nvidia-jetpack python3-libnvinfer, and make the virtual environment with "
+        "python3 -m venv --system-site-packages",
+        purpose="run on Jetson and other NVIDIA GPUs",
+        minimum=(8, 6),
+    ),
+    _Library(
+        "TensorRT-RTX",
+        "tensorrt_rtx",
+        "pip install tensorrt-rtx-cu13",
+        purpose="run on NVIDIA RTX GPUs",
+    ),
+    _Library(
+        "pycuda",
+        "pycuda.driver",
+        "pip install 'dvt-edge[tensorrt]'  # compiles: the CUDA toolkit's nvcc must be on PATH",
+        "export PATH=/usr/local/cuda/bin:$PATH && pip install 'dvt-edge[tensorrt]'",
+        purpose="run with TensorRT",
+        minimum=(2024, 1),
+    ),
+)
+
+
+def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Finding]:
+    """Look for everything that dvt-edge uses; takes seconds, mostly for imports.
+
+    Board, toolkit, sensors and cameras are read below ``root``; libraries and driver are this
+    Python's. What is required follows the profile's backend; without a profile, TensorRT on a
+    Jetson and ONNX Runtime elsewhere. Never raises for what it finds.
+    """
+    folder = Path(root)
+    board = read_board(folder)
+    backend = profile.engine.backend if profile else "tensorrt" if board.is_jetson else ""
+    required = set(_NEEDED_BY.get(backend, _ALWAYS))
+    if board.is_jetson and backend != "onnxruntime":
+        required.add("JetPack")
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        driver = pool.submit(_driver, board, "NVIDIA driver" in required)
+        libraries = list(pool.map(lambda library: _library(library, board), _LIBRARIES))
+    findings = [
+        Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}"),
+        *_machine(folder, board),  # first what explains the rest
+        driver.result(),
+        _toolkit(folder, board),
+        *libraries,
+        _memory(board),
+        _disk(profile),
+        _energy_sensors(folder),
+        _cameras(folder),
+    ]
+    return [replace(finding, required=finding.name in required) for finding in findings]
+
+
+def _library(library: _Library, board: Board) -> Finding:
+    probe = probe_library(library.module, library.extra)
+    install = (board.is_jetson and library.install_on_jetson) or library.install
+    if probe.state != "ok":
+        detail = probe.detail + (f"; needed to {library.purpose}" if library.purpose else "")
+        again = (
+            "" if probe.state == "missing" else "mend what is named above, or install it again: "
+        )
+        return Finding(library.name, probe.state, detail, again + install)
+    numbers = _numbers(probe.detail)
+    if numbers and numbers < library.minimum:
+        oldest = ".".join(map(str, library.minimum))
+        return Finding(library.name, "broken", f"{probe.detail}, older than {oldest}", install)
+    return Finding(library.name, "ok", ", ".join(filter(None, (probe.detail, probe.extra))))
+
+
+def _driver(board: Board, needed: bool) -> Finding:
+    name = "NVIDIA driver"
+    probe = probe_driver()
+    remedy = (
+        "JetPack installs it; start containers with --runtime nvidia"
+        if board.is_jetson
+        else "install it from https://www.nvidia.com/drivers (Ubuntu: sudo ubuntu-drivers install) "
+        "and restart; start containers with --gpus all"
+    )
+    if probe.state != "ok":
+        return Finding(name, probe.state, probe.detail, remedy)
+    state: State = "missing" if needed and not probe.extra else "ok"
+    gpus = probe.extra or "no GPU is visible"
+    return Finding(name, state, f"{probe.detail}; {gpus}", "" if state == "ok" else remedy)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``2.9.0+cpu`` -> (2, 9, 0); empty for what does not start with a number."""
+    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _toolkit(root: Path, board: Board) -> Finding:
+    name = "CUDA toolkit"
+    if board.cuda:
+        return Finding(name, "ok", f"{board.cuda}, /usr/local/cuda")
+    nvcc = shutil.which("nvcc") if root == Path("/") else None
+    if nvcc:
+        return Finding(name, "ok", nvcc)
+    return Finding(
+        name,
+        "missing",
+        "no /usr/local/cuda/version.json; needed to install pycuda",
+        "sudo apt install nvidia-jetpack"
+        if board.is_jetson
+        else "https://developer.nvidia.com/cuda-downloads",
+    )
+
+
+def _machine(root: Path, board: Board) -> Iterator[Finding]:
+    """Board, JetPack and power mode."""
+    capability = f", compute capability {board.compute_capability}"
+    known = f" ({board.module}{capability})" if board.module else ""
+    yield Finding("board", "ok", board.name + known)
+    if not board.is_jetson:
+        yield Finding("JetPack", "ok", "not a Jetson")
+        governor = read_conditions(root).governor
+        yield Finding("power mode", "ok", f"not a Jetson; CPU governor {governor or 'unknown'}")
+        return
+    try:
+        check_jetpack(board)
+    except BackendError as error:
+        found, _, remedy = str(error).rpartition(": ")
+        yield Finding("JetPack", "broken", found, remedy)
+    else:
+        version = board.jetpack or "of an unknown version"
+        release = f"L4T {board.l4t}" if board.l4t else "/etc/nv_tegra_release does not tell it"
+        yield Finding("JetPack", "ok", f"{version} ({release})")
+    if board.power_mode:
+        yield Finding("power mode", "ok", board.power_mode)
+    else:
+        yield Finding(
+            "power mode",
+            "missing",
+            "/etc/nvpmodel.conf and /var/lib/nvpmodel/status do not tell it; measurements will not "
+            "name it",
+            "choose one with sudo nvpmodel -m ID; give containers both files",
+        )
+
+
+def _memory(board: Board) -> Finding:
+    total, available = board.memory_bytes, board.memory_available_bytes
+    if total is None or available is None:
+        return Finding("memory", "missing", "/proc/meminfo does not tell it")
+    detail = f"{available / 1e9:.1f} of {total / 1e9:.1f} GB available"
+    if available < LITTLE_BYTES:
+        return Finding(
+            "memory", "broken", f"{detail}: too little to build", "close other programs, add swap"
+        )
+    return Finding("memory", "ok", detail)
+
+
+def _disk(profile: Profile | None) -> Finding:
+    """Where the bundle will be: the profile's output, or the current folder."""
+    wanted = profile.output if profile else Path()
+    try:
+        folder = wanted.absolute()
+        while not os.path.isdir(folder) and folder != folder.parent:
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding("disk", "broken", f"{wanted}: {error}", "change to a folder that exists")
+    detail = f"{free / 1e9:.1f} GB free in {folder}"
+    if free < LITTLE_BYTES:
+        return Finding(
+            "disk", "broken", f"{detail}: too little to build", "delete what is not used"
+        )
+    return Finding("disk", "ok", detail)
+
+
+def _energy_sensors(root: Path) -> Finding:
+    """INA3221 and INA238 power monitors, and the RAPL counters of PCs."""
+    name = "energy sensors"
+    sensors: dict[str, list[Path]] = {}
+    nodes = sorted(root.glob("sys/class/hwmon/hwmon*")) or sorted(
+        root.glob("sys/bus/i2c/devices/*/hwmon/hwmon*")
+    )
+    for node in nodes:
+        kind = read_text(node / "name") or ""
+        if kind.startswith("ina3221"):
+            sensors.setdefault("INA3221", []).extend(sorted(node.glob("curr[0-9]_input")))
+        elif kind.startswith(("ina238", "ina237")):
+            sensors.setdefault("INA238", []).extend(sorted(node.glob("power1_input")))
+    for node in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
+        sensors.setdefault("RAPL", []).extend(node.glob("energy_uj"))
+    shown = ", ".join(f"{kind} ({len(files)})" for kind, files in sensors.items() if files)
+    if not shown:
+        return Finding(
+            name,
+            "missing",
+            "no INA3221, INA238 or RAPL; needed for budgets and reports in millijoules",
+            "use latency budgets, or run on a board with sensors",
+        )
+    for files in sensors.values():
+        for file in files:
+            reason = _why_unreadable(file)
+            if reason:
+                return Finding(
+                    name,
+                    "broken",
+                    f"{shown}, but {file} cannot be read: {reason}",
+                    f"sudo chmod -R o+r {file.parent}  # until the next start",
+                )
+    return Finding(name, "ok", shown)
+
+
+def _why_unreadable(file: Path) -> str:
+    """Empty if the file can be opened; a value that cannot be had right now is no obstacle."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _cameras(root: Path) -> Finding:
+    nodes = sorted(root.glob("dev/video[0-9]*"), key=lambda node: (len(node.name), node.name))
+    if not nodes:
+        return Finding(
+            "cameras",
+            "missing",
+            "no /dev/video*; needed for live video only",
+            "connect one (CSI: sudo /opt/nvidia/jetson-io/jetson-io.py sets the connector); give "
+            "containers --device /dev/video0",
+        )
+    shown = ", ".join(
+        f"/dev/{node.name} "
+        f"({read_text(root / 'sys/class/video4linux' / node.name / 'name') or 'no name'})"
+        for node in nodes
+    )
+    closed = [node.name for node in nodes if not os.access(node, os.R_OK | os.W_OK)]
+    if closed:
+        return Finding(
+            "cameras",
+            "broken",
+            f"{shown}; no access to {', '.join(closed)}",
+            "sudo usermod -aG video $USER, then log in again",
+        )
+    return Finding("cameras", "ok", shown)
