@@ -199,30 +199,28 @@ def _repair(
 ) -> Records:
     """Leave sensitive layers in float, in ``parts``, until no exit loses too much; the records."""
     tolerance = profile.calibration.tolerance_points
+    records = Chain([p.quantized() for p in parts]).records(images, label)
     for k, part in enumerate(parts):
-        order: list[str] = []
-        most = int(MOST_FLOAT_LAYERS * len(quantizable_layers(part.graph, part.ops)))
-        count, everything = 0, part.ops
-        while True:
-            stages = [p.quantized() for p in parts[: k + 1]]
-            drop = _drop(Chain(stages).last_prediction(images), reference, k)
-            if drop <= tolerance:
-                break
+        drop = _drop(records.prediction[:, k], reference, k)
+        if drop <= tolerance:
+            continue
+        few = images[_spread(np.arange(len(images)), SENSITIVITY_IMAGES)]
+        upstream = Chain([p.quantized() for p in parts[:k]])
+        feeds = [upstream.next_feeds(some) for some in batches(few)]
+        order = most_sensitive(
+            *(part.graph, part.ranges, part.ops, feeds),
+            lambda done, of: report("sensitive layers", done, of),
+        )
+        most, count, everything = int(MOST_FLOAT_LAYERS * len(order)), 0, part.ops
+        while drop > tolerance:
             if count == most:
                 raise BuildError(_too_much(k, drop, reference, tolerance, count))
-            if not order:
-                few = images[_spread(np.arange(len(images)), SENSITIVITY_IMAGES)]
-                upstream = Chain([p.quantized() for p in parts[:k]])
-                order = most_sensitive(
-                    part.graph,
-                    part.ranges,
-                    part.ops,
-                    [upstream.next_feeds(some) for some in batches(few)],
-                    lambda done, of: report("sensitive layers", done, of),
-                )
             count = min(most, max(1, 2 * count))
             part.ops = everything.without(order[:count])
-    return Chain([p.quantized() for p in parts]).records(images, label)
+            exits = Chain([p.quantized() for p in parts[: k + 1]]).records(images, label)
+            drop = _drop(exits.prediction[:, k], reference, k)
+        records = Chain([p.quantized() for p in parts]).records(images, label)
+    return records
 
 
 def _drop(prediction: npt.NDArray[np.int32], reference: Records, k: int) -> float:

@@ -61,35 +61,20 @@ print(json.dumps(result))
 
 # Initialising a driver can crash or hang like an import, and would mark this process.
 _PROBE_DRIVER = """
-import ctypes, json
-
-def probe():
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        absent = "libcuda.so.1: cannot open" in str(error)
-        return {"state": "missing" if absent else "broken", "detail": str(error)}
-    version, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    driver = f"for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
-    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-    if status not in (0, 100):  # 100: no device
-        text = ctypes.c_char_p()
-        cuda.cuGetErrorString(status, ctypes.byref(text))
-        reason = (text.value or b"unknown error").decode()
-        return {"state": "broken", "detail": f"{driver}; cuInit fails: {reason} ({status})"}
-    gpus = []
-    for index in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        name = ctypes.create_string_buffer(256)
-        cuda.cuDeviceGet(ctypes.byref(device), index)
-        cuda.cuDeviceGetName(name, 256, device)
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        gpus.append(f"{name.value.decode(errors='replace')} ({major.value}.{minor.value})")
-    return {"state": "ok", "detail": driver, "extra": ", ".join(gpus)}
-
-print(json.dumps(probe()))
+import json
+from dvt_edge.errors import BackendError
+from dvt_edge.gpu import read_driver
+try:
+    driver = read_driver()
+    if driver is None:
+        result = {"state": "missing", "detail": "no libcuda.so.1"}
+    else:
+        gpus = [f"{gpu.name} ({gpu.compute_capability})" for gpu in driver.gpus]
+        detail = f"for CUDA up to {driver.cuda}"
+        result = {"state": "ok", "detail": detail, "extra": ", ".join(gpus)}
+except BackendError as error:
+    result = {"state": "broken", "detail": str(error)}
+print(json.dumps(result))
 """
 
 
