@@ -18,7 +18,6 @@ from dvt_edge.converters.quantize import (
     TENSORRT_OPS,
     QuantizedOps,
     quantizable_inputs,
-    quantizable_layers,
     quantize,
 )
 from dvt_edge.converters.sensitivity import most_sensitive

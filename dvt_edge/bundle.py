@@ -143,6 +143,8 @@ class Manifest(Document):
     quantization: QuantizationFigures
     choices: tuple[PrecisionFigures, ...] = ()
     """Every precision that was tried, stage by stage, with ``precision: auto``."""
+    portable_stages: tuple[StageSpec, ...] | None = None
+    """The stages before the device half, from which it can be built again."""
     engines: Engines | None = None
     """The device half; None before it, and where there are no engines."""
     files: dict[str, str]

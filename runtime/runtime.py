@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from dvt_edge.budgeted import recorded_point, recorded_thresholds
 from dvt_edge.bundle import Bundle
-from dvt_edge.errors import BackendError, BudgetError, BundleError, ClosedError, DataError
+from dvt_edge.errors import BudgetError, BundleError, ClosedError, DataError
 from dvt_edge.policy import Solution, replay
 from dvt_edge.policy.budget import Budget, solve_budget
 from dvt_edge.policy.certificate import Certificate, solve_certified
@@ -23,7 +23,7 @@ from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs, load_costs, measure_costs
 from dvt_edge.runtime.live import Event, LivePolicy
-from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from dvt_edge.runtime.opening import open_backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
 
@@ -251,20 +251,3 @@ def _open(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
                 "with 'dvt-edge build --profile FILE'"
             )
     return bundle, source.budget
-
-
-def open_backend(bundle: Bundle) -> Backend:
-    """What executes the stages of ``bundle`` on this machine.
-
-    Raises :class:`~dvt_edge.errors.BackendError` where nothing here can.
-    """
-    manifest = bundle.manifest
-    if manifest.engine.backend != "onnxruntime":
-        raise BackendError(
-            f"{bundle.folder}: holds ONNX stages quantized for {manifest.engine.backend}, which "
-            "this version cannot run yet; build with engine.backend: onnxruntime"
-        )
-    paths = [bundle.stage_path(i) for i in range(len(manifest.stages))]
-    return OnnxRuntimeBackend(
-        paths, manifest.stages, max(manifest.engine.batch_sizes), manifest.engine.threads
-    )

@@ -13,7 +13,8 @@ from dvt_edge.bundle import Bundle
 from dvt_edge.errors import DataError
 from dvt_edge.evaluation import FINISHED, PARTIAL, Evaluation, evaluate
 from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from dvt_edge.runtime.runtime import Runtime, open_backend
+from dvt_edge.runtime.opening import open_backend
+from dvt_edge.runtime.runtime import Runtime
 
 SCENES = Path(__file__).resolve().parents[1] / "samples/demo/scenes/test"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -45,42 +45,22 @@ def train(config_file: Path, resume: bool, as_json: bool) -> None:
 
 @cli.command()
 @profile_option
+@click.option(
+    "--phase",
+    type=click.Choice(["auto", "host", "device"]),
+    default="auto",
+    show_default=True,
+    help="host: checkpoint to portable bundle; device: from there to engines.",
+)
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @json_option
-def build(profile_file: Path, force: bool, as_json: bool) -> None:
-    """Build the bundle: one quantized graph per stage, records, manifest."""
-    profile = Profile.from_yaml(profile_file)
-    _needs_torch("build")
-    from dvt_edge.converters.build import build as build_bundle
+def build(
+    profile_file: Path, phase: Literal["auto", "host", "device"], force: bool, as_json: bool
+) -> None:
+    """Build the bundle: one quantized graph or engine per stage, records, manifest."""
+    from dvt_edge.cli.building import build_with_progress
 
-    with step_progress(quiet=as_json) as progress:
-        result = build_bundle(profile, progress, force=force)
-    manifest = result.bundle.manifest
-    if as_json:
-        values = {"bundle": str(result.bundle.folder), "rebuilt": result.rebuilt}
-        _print_json(values | manifest.quantization.model_dump(mode="json"))
-        return
-    console = Console(markup=False)
-    if not result.rebuilt:
-        console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
-        return
-    figures = manifest.quantization
-    table = Table(title=f"{manifest.device}: top-1 on the calibration images")
-    for column in ("exit", "FP32 graph", f"{figures.precision} stage", "MMACs", "file"):
-        table.add_column(column, justify="right")
-    for k, (exit_, stage) in enumerate(zip(figures.exits, manifest.stages, strict=True)):
-        table.add_row(
-            str(k + 1),
-            f"{100 * exit_.accuracy_before:.2f} %",
-            f"{100 * exit_.accuracy_after:.2f} %",
-            f"{stage.macs / 1e6:.1f}",
-            stage.file,
-        )
-    console.print(table)
-    console.print(
-        f"{100 * figures.changed_decisions:.2f} % of the images leave at another exit than before "
-        f"quantization. Bundle: {result.bundle.folder}"
-    )
+    build_with_progress(profile_file, phase, force=force, as_json=as_json)
 
 
 @cli.command("profile")

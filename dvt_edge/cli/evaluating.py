@@ -15,7 +15,8 @@ from dvt_edge.budgeted import CurvePoint, as_csv, budgeted_curve, recorded_thres
 from dvt_edge.cli.progress import rate_progress
 from dvt_edge.evaluation import Evaluation, evaluate
 from dvt_edge.files import replaced_file
-from dvt_edge.runtime.runtime import Runtime, open_backend
+from dvt_edge.runtime.opening import open_backend
+from dvt_edge.runtime.runtime import Runtime
 
 CURVE_LINES = 8
 

@@ -1,0 +1,167 @@
+"""One stage in several precisions -> the faster one whose answers pass, measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.bundle import StageSpec
+from dvt_edge.engines import Precision, PrecisionFigures
+from dvt_edge.errors import BuildError
+from dvt_edge.policy.records import Records
+from dvt_edge.runtime.backend import Backend
+
+Images = npt.NDArray[np.float32]
+
+MEASURED_RUNS = 100
+"""Timed runs of a stage per candidate, after as many images of warm-up as there are."""
+MEASURED_SECONDS = 2.0
+"""Per stage, if that many runs would take longer."""
+LEAST_RUNS = 5
+MOST_CHANGED_DECISIONS = 0.05
+"""Share of the parity images that may decide otherwise at an exit than in the records."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One stage in one precision, ready to run."""
+
+    precision: Precision
+    path: Path
+    spec: StageSpec
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What candidates must answer."""
+
+    images: Images
+    """[n, C, S, S], normalised."""
+    records: Records
+    """Reference answers to those images."""
+    thresholds: npt.NDArray[np.float64]
+    """[K] that decisions are compared at."""
+    tolerance_points: float
+    """Largest loss of top-1 at an exit; without labels the records' last exit is right."""
+
+
+OpenBackend = Callable[[Sequence[Candidate]], Backend]
+"""Opens the first stages of a cascade."""
+
+
+def choose_precisions(
+    candidates: Sequence[Sequence[Candidate]],
+    parity: Parity,
+    open_backend: OpenBackend,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Candidate], list[PrecisionFigures]]:
+    """Choose stage by stage, each behind the stages chosen before it.
+
+    Candidates of a stage take turns while they are timed. Raises
+    :class:`~dvt_edge.errors.BuildError` where none of them passes.
+    """
+    chosen: list[Candidate] = []
+    table: list[PrecisionFigures] = []
+    for k, options in enumerate(candidates):
+        if progress:
+            progress(k, len(candidates))
+        backends: list[Backend] = []
+        try:
+            backends.extend(open_backend([*chosen, option]) for option in options)
+            answers = [_answers(backend, k, parity) for backend in backends]
+            times = _median_ms(backends, k)
+        finally:
+            for backend in backends:
+                backend.close()
+        rows = [
+            _figures(k, option, answer, parity, ms)
+            for option, answer, ms in zip(options, answers, times, strict=True)
+        ]
+        passing = [i for i, row in enumerate(rows) if not row.remark]
+        if not passing:
+            reasons = "; ".join(f"{row.precision}: {row.remark}" for row in rows)
+            raise BuildError(
+                f"stage {k + 1}: no precision passes ({reasons}); calibrate on more or more "
+                "typical images, or raise calibration.tolerance_points"
+            )
+        best = min(passing, key=lambda i: times[i])
+        chosen.append(options[best])
+        table += [
+            row.model_copy(
+                update={
+                    "chosen": i == best,
+                    "remark": row.remark or ("faster" if i == best else "slower"),
+                }
+            )
+            for i, row in enumerate(rows)
+        ]
+    return chosen, table
+
+
+def _answers(
+    backend: Backend, stage: int, parity: Parity
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Confidences and classes of exit ``stage`` for all parity images."""
+    confidence, classes = [], []
+    for image in parity.images:
+        backend.image_buffer(1)[0] = image
+        for k in range(stage + 1):
+            answer = backend.run_stage(k, 1)
+        confidence.append(float(answer.confidence[0]))
+        classes.append(int(answer.class_id[0]))
+    return np.asarray(confidence, np.float32), np.asarray(classes, np.int32)
+
+
+def _median_ms(backends: Sequence[Backend], stage: int) -> list[float]:
+    """Median time of ``stage`` at batch 1 for every backend, the backends taking turns."""
+    samples: list[list[float]] = [[] for _ in backends]
+    until = perf_counter() + MEASURED_SECONDS
+    for run in range(MEASURED_RUNS):
+        if run >= LEAST_RUNS and perf_counter() > until:
+            break
+        for backend, times in zip(backends, samples, strict=True):
+            started = perf_counter()
+            backend.run_stage(stage, 1)
+            times.append(1e3 * (perf_counter() - started))
+    return [float(np.median(times)) for times in samples]
+
+
+def _figures(
+    stage: int,
+    option: Candidate,
+    answer: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]],
+    parity: Parity,
+    latency_ms: float,
+) -> PrecisionFigures:
+    """A row of the table; ``remark`` says why it does not pass, and is empty if it does."""
+    confidence, classes = answer
+    records = parity.records
+    expected = records.prediction[:, stage]
+    same_class = float((classes == expected).mean())
+    leaves, left = (
+        c >= parity.thresholds[stage] for c in (confidence, records.confidence[:, stage])
+    )
+    same_exit = float((leaves == left).mean())
+    truth = records.prediction[:, -1] if records.label is None else records.label
+    lost = 100 * float((expected == truth).mean() - (classes == truth).mean())
+    remark = ""
+    if not np.isfinite(confidence).all():
+        remark = "confidence is not finite"
+    elif lost > parity.tolerance_points:
+        remark = f"loses {lost:.2f} points of top-1"
+    elif 1 - same_exit > MOST_CHANGED_DECISIONS:
+        remark = f"changes {100 * (1 - same_exit):.1f} % of the decisions"
+    return PrecisionFigures(
+        stage=stage + 1,
+        precision=option.precision,
+        latency_ms=latency_ms,
+        same_class=same_class,
+        same_exit=same_exit,
+        chosen=False,
+        remark=remark,
+    )
