@@ -22,12 +22,17 @@ Other Jetsons' figures never include the carrier board: camera, disk and fan com
 from dvt_edge.energy.declared import DeclaredMeter, declared_exit_mj
 from dvt_edge.energy.meter import Meter, UnavailableMeter, Window
 from dvt_edge.energy.opening import open_meter
+from dvt_edge.energy.regression import ExitEnergy, IdlePower, Mix, energy_per_exit
 
 __all__ = [
     "DeclaredMeter",
+    "ExitEnergy",
+    "IdlePower",
     "Meter",
+    "Mix",
     "UnavailableMeter",
     "Window",
     "declared_exit_mj",
+    "energy_per_exit",
     "open_meter",
 ]
