@@ -42,10 +42,10 @@ class CounterCount:
         with ExitStack() as stack:
             self._read = stack.enter_context(meter.opened())
             self._last = self._read()
+            self._start_ns = self._timer.now_ns()
+            self._sums = dict.fromkeys(self._last, 0.0)
+            self._cancel = self._timer.every(POLL_SECONDS, self._add)
             self._opened = stack.pop_all()
-        self._start_ns = self._timer.now_ns()
-        self._sums = dict.fromkeys(self._last, 0.0)
-        self._cancel = self._timer.every(POLL_SECONDS, self._add)
 
     def _add(self) -> bool:
         """Add what was counted since the last reading; False when the counter failed."""

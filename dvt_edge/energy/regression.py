@@ -6,6 +6,11 @@ squares then tells the exits apart.
 
 Gross energy is all that was used while a frame was worked on. Net energy is what it took beyond
 the same time at idle, which is measured first, in the same power mode and with the model loaded.
+
+    idle = IdlePower.of([window_of(nothing), window_of(nothing), window_of(nothing)])
+    mixes = [Mix.of(counts, window_of(frames)) for counts, frames in ...]  # 10 s and more each
+    energy = energy_per_exit(mixes, idle)
+    energy.net_mj, energy.net_error_mj
 """
 
 from __future__ import annotations

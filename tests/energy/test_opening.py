@@ -77,6 +77,20 @@ def test_an_unreadable_input_is_not_replaced_by_its_parts(trees, timer, sensors,
     assert f"INA238: no permission to read {file}" in meter.unavailable
 
 
+@pytest.mark.parametrize("machine", ["agx_orin", "x86"])
+def test_no_thread_to_be_had(trees, timer, sensors, tmp_path, machine, monkeypatch):
+    """What the window had opened is closed again (``sensors`` looks)."""
+    getattr(trees, machine)()
+    meter = open_meter(tmp_path, timer=timer)
+
+    def every(seconds, tick):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(timer, "every", every)
+    with pytest.raises(RuntimeError, match="new thread"):
+        meter.start()
+
+
 def test_declared_is_the_last_resort(trees, timer, sensors, tmp_path):
     meter = open_meter(tmp_path, declared_watts=7, timer=timer)
     assert meter.declared
