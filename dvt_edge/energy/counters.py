@@ -22,7 +22,8 @@ class CounterMeter(Meter):
     """A meter of energy counters, one per rail."""
 
     ranges_mj: Mapping[str, float]
-    """What each rail's counter holds before it starts again from 0."""
+    """What each rail's counter holds before it starts again from 0; a rail that is not in it never
+    does while its driver is loaded."""
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[Reader]:
@@ -56,6 +57,11 @@ class CounterCount:
             return False
         for name, value in now.items():
             difference = value - self._last[name]
+            if difference < 0 and name not in self._ranges_mj:
+                self._problem = EnergyError(
+                    f"the counter of {name} went back: its driver was loaded anew; measure again"
+                )
+                return False
             if difference < 0:
                 difference += self._ranges_mj[name]
             self._sums[name] += difference

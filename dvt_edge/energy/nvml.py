@@ -27,7 +27,7 @@ class NvmlMeter(CounterMeter):
         """Raises EnergyError where the counter cannot be read."""
         self.rail = f"GPU {index}"
         super().__init__(f"NVML {self.rail}", (self.rail,), timer=timer)
-        self.ranges_mj = {self.rail: 2.0**64}  # it does not start again before the driver does
+        self.ranges_mj = {}
         self._index = index
         with self.opened() as read:
             read()

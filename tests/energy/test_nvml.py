@@ -93,6 +93,15 @@ def test_failing_while_measuring(nvml, timer):
     assert not timer.ticks
 
 
+def test_the_driver_was_loaded_anew(nvml, timer):
+    """The counter starts from 0; what was lost with the old one is not guessed."""
+    with NvmlMeter(timer=timer).window() as w:
+        timer.advance(10)
+        nvml.mj = lambda: 1000
+    assert w.energy_mj is None
+    assert "counter of GPU 0 went back" in w.unavailable
+
+
 def test_not_installed(monkeypatch, timer):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(EnergyError, match=r"pip install 'dvt-edge\[nvml\]'"):
