@@ -22,6 +22,7 @@ from dvt_edge.errors import (
     ConfigError,
     DataError,
     DvtEdgeError,
+    EnergyError,
     FrameError,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DvtEdgeError",
+    "EnergyError",
     "FrameError",
     "Prediction",
     "Profile",

@@ -9,6 +9,7 @@
     ├── BuildError         a stage could not be exported, quantized or built
     ├── BundleError        a bundle is missing, damaged or of another version
     ├── BackendError       an execution backend is missing or failed
+    ├── EnergyError        energy cannot be measured or told apart by exit
     └── ClosedError        the Runtime was used after close()
 
 Each message says what was found, what was expected and how to mend it. The command line prints
@@ -52,6 +53,10 @@ class BundleError(DvtEdgeError):
 
 class BackendError(DvtEdgeError):
     """An execution backend is missing or failed."""
+
+
+class EnergyError(DvtEdgeError):
+    """Energy cannot be measured, or not be told apart by exit."""
 
 
 class ClosedError(DvtEdgeError):

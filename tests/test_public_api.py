@@ -44,6 +44,7 @@ def test_all_is_pinned() -> None:
         "ConfigError",
         "DataError",
         "DvtEdgeError",
+        "EnergyError",
         "FrameError",
         "Prediction",
         "Profile",

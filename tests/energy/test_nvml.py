@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from dvt_edge.energy.nvml import NvmlMeter
+from dvt_edge.errors import EnergyError
+
+
+class FakeNvmlError(Exception):
+    pass
+
+
+class FakeNvml(SimpleNamespace):
+    """As nvidia-ml-py, with an energy counter that follows ``mj``."""
+
+    NVMLError = FakeNvmlError
+
+    def __init__(self) -> None:
+        super().__init__(mj=lambda: 5_000_000, sessions=0, fail=set())
+        self.nvmlInit = lambda: self._call("init", +1)
+        self.nvmlShutdown = lambda: self._call("shutdown", -1)
+        self.nvmlDeviceGetHandleByIndex = lambda index: self._call("handle") or index
+        self.nvmlDeviceGetTotalEnergyConsumption = lambda _: self._call("energy") or self.mj()
+
+    def _call(self, call: str, sessions: int = 0) -> None:
+        assert self.sessions > 0 or call == "init"
+        if call == "shutdown" or call not in self.fail:
+            self.sessions += sessions
+        if call in self.fail:
+            raise FakeNvmlError("Not Supported")
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    return fake
+
+
+def test_window(nvml, timer):
+    """70 W for 10 s; the session ends with the window."""
+    nvml.mj = lambda: 5_000_000 + round((timer.ns - timer.started_ns) / 1e9 * 70_000)
+    meter = NvmlMeter(timer=timer)
+    assert meter.source == "NVML GPU 0"
+    assert nvml.sessions == 0
+    with meter.window() as w:
+        timer.advance(10)
+        assert nvml.sessions == 1
+    assert w.energy_mj == pytest.approx(700_000)
+    assert w.rails_mj == pytest.approx({"GPU 0": 700_000})
+    assert nvml.sessions == 0
+
+
+def test_seconds_are_needed(nvml, timer):
+    with NvmlMeter(timer=timer).window() as w:
+        timer.advance(4.9)
+    assert "at least 5 s" in w.unavailable
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [("init", "does not start"), ("handle", "does not answer"), ("energy", "no energy counter")],
+)
+def test_not_supported(nvml, timer, call, words):
+    """Jetson: NVML starts and then has nothing to read."""
+    nvml.fail.add(call)
+    with pytest.raises(EnergyError, match=words):
+        NvmlMeter(timer=timer)
+    assert nvml.sessions == 0
+
+
+@pytest.mark.parametrize("call", ["init", "handle", "energy"])
+def test_failing_later(nvml, timer, call):
+    """At the start of a window."""
+    meter = NvmlMeter(timer=timer)
+    nvml.fail.add(call)
+    with meter.window() as w:
+        timer.advance(10)
+    assert w.energy_mj is None
+    assert "Not Supported" in w.unavailable
+    assert nvml.sessions == 0
+
+
+def test_failing_while_measuring(nvml, timer):
+    with NvmlMeter(timer=timer).window() as w:
+        nvml.fail.update(("energy", "shutdown"))
+        timer.advance(10)
+    assert "no energy counter" in w.unavailable
+    assert nvml.sessions == 0
+    assert not timer.ticks
+
+
+def test_the_driver_was_loaded_anew(nvml, timer):
+    """The counter starts from 0; what was lost with the old one is not guessed."""
+    with NvmlMeter(timer=timer).window() as w:
+        timer.advance(10)
+        nvml.mj = lambda: 1000
+    assert w.energy_mj is None
+    assert "counter of GPU 0 went back" in w.unavailable
+
+
+def test_not_installed(monkeypatch, timer):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(EnergyError, match=r"pip install 'dvt-edge\[nvml\]'"):
+        NvmlMeter(timer=timer)

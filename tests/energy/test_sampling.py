@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import errno
+import math
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dvt_edge.energy.sampling import (
+    MAX_GAP_SECONDS,
+    MIN_SECONDS,
+    SAMPLES_PER_SECOND,
+    Rail,
+    SampledMeter,
+    Trapezoid,
+)
+
+
+@given(
+    mean=st.floats(1e3, 60e3),
+    swing=st.floats(0, 1),
+    hertz=st.floats(0, 5),
+    phase=st.floats(0, 2 * math.pi),
+    seconds=st.floats(10, 30),
+    late=st.lists(st.floats(0, 0.5), min_size=1, max_size=20),
+)
+def test_trapezoid_of_a_known_curve(mean, swing, hertz, phase, seconds, late):
+    """A power that swings up to five times a second, sampled at 50 Hz by a thread that is up to
+    half a period late, is integrated to 1 %."""
+    omega = 2 * math.pi * hertz
+    integral = Trapezoid()
+    for i in range(int(seconds * SAMPLES_PER_SECOND)):
+        t = (i + late[i % len(late)]) / SAMPLES_PER_SECOND
+        integral.add(round(t * 1e9), mean * (1 + swing * math.sin(omega * t + phase)))
+    whole = mean * seconds
+    if omega > 1e-6:
+        whole += mean * swing * (math.cos(phase) - math.cos(omega * seconds + phase)) / omega
+    else:
+        whole += mean * swing * math.sin(phase) * seconds
+    assert integral.energy_mj(0, round(seconds * 1e9)) == pytest.approx(whole, rel=0.01)
+
+
+def test_trapezoid_by_hand():
+    """2 W for the second before the samples, 2 to 4 W over two, 4 W for the one after them."""
+    integral = Trapezoid()
+    integral.add(10**9, 2000.0)
+    integral.add(3 * 10**9, 4000.0)
+    assert integral.energy_mj(0, 4 * 10**9) == 2000 + 6000 + 4000
+    assert (integral.samples, integral.longest_gap) == (2, 2.0)
+
+
+@pytest.fixture
+def meter(tmp_path, timer, sensors):
+    """One rail of 6 W from voltage and current, and one of 1 W whose file holds the power."""
+    for name, value in {"in": 5000, "curr": 1200, "power": 1000}.items():
+        (tmp_path / name).write_text(f"{value}\n", encoding="utf-8")
+    rails = [
+        Rail("A", (tmp_path / "in", tmp_path / "curr"), 1e-3),
+        Rail("B", (tmp_path / "power",), 1.0),
+    ]
+    return SampledMeter("test A + B", rails, ("A", "B"), timer=timer)
+
+
+def test_constant_power(meter, timer):
+    with meter.window() as w:
+        timer.advance(10)
+    assert w.energy_mj == pytest.approx(70_000)
+    assert w.rails_mj == pytest.approx({"A": 60_000, "B": 10_000})
+    assert w.samples == 502  # one at each end as well
+    assert meter.refresh_hz == SAMPLES_PER_SECOND
+
+
+def test_a_step_of_power(meter, timer, tmp_path):
+    """6 W until 4 s, 24 W from then on: 24 + 144 J."""
+    timer.on_time = lambda t: (tmp_path / "curr").write_text("1200" if t < 4 else "4800")
+    with meter.window() as w:
+        timer.advance(10)
+    assert w.rails_mj["A"] == pytest.approx(168_000, rel=0.01)
+
+
+def test_reads_take_time(meter, timer, sensors):
+    """Three register reads a sample; what they take is inside the window."""
+    sensors.read_ns = 550_000
+    with meter.window() as w:
+        timer.advance(10)
+    assert w.energy_mj == pytest.approx(7000 * w.seconds, rel=1e-6)
+    assert w.seconds == pytest.approx(10, rel=0.001)
+
+
+def test_too_short(meter, timer):
+    with meter.window() as w:
+        timer.advance(0.02)
+    assert w.energy_mj is None
+    assert "a window of 0.02 s is too short for test A + B" in w.unavailable
+    assert "at least 0.5 s" in w.unavailable
+
+
+@pytest.mark.parametrize("gone", [errno.ENODEV, errno.ENXIO, errno.EIO])
+def test_vanishing_while_sampling(meter, timer, sensors, tmp_path, gone):
+    """The window says what vanished; nothing is read any more, and all descriptors are closed."""
+    with meter.window() as w:
+        timer.advance(1)
+        sensors.errors[tmp_path / "curr"] = gone
+        timer.advance(1)
+        reads = sensors.reads
+        timer.advance(10)
+        assert sensors.reads == reads
+    assert (w.energy_mj, w.rails_mj, w.samples) == (None, None, None)
+    assert f"vanished while measuring: {tmp_path / 'curr'}" in w.unavailable
+    assert w.seconds == 12
+    with meter.window() as again:
+        timer.advance(1)
+    assert "vanished" in again.unavailable
+    sensors.errors.clear()
+    with meter.window() as back:
+        timer.advance(1)
+    assert back.energy_mj == pytest.approx(7000)
+
+
+def test_vanishing_at_the_last_reading(meter, timer, sensors, tmp_path):
+    with meter.window() as w:
+        timer.advance(1)
+        sensors.errors[tmp_path / "power"] = errno.ENODEV
+    assert "vanished" in w.unavailable
+
+
+def test_vanished_before_the_window(meter, timer, sensors, tmp_path):
+    """The first rail's files, open by then, are closed again."""
+    (tmp_path / "power").unlink()
+    with meter.window() as w:
+        timer.advance(1)
+    assert str(tmp_path / "power") in w.unavailable
+    assert not sensors.open
+
+
+def test_nonsense_in_a_file(meter, timer, tmp_path):
+    (tmp_path / "power").write_text("watts\n", encoding="utf-8")
+    with meter.window() as w:
+        timer.advance(1)
+    assert "expected an integer, found 'watts'" in w.unavailable
+
+
+def test_a_thread_that_does_not_run(meter, timer):
+    """No figure is made up for the time in which nothing was read."""
+    ticks = timer.ticks
+    with meter.window() as w:
+        timer.advance(5)
+        held, timer.ticks = timer.ticks, []  # somebody holds the interpreter
+        timer.advance(MAX_GAP_SECONDS + 0.1)
+        timer.ticks = held
+        timer.advance(5)
+    assert ticks is held
+    assert w.energy_mj is None
+    assert "0.6 s apart" in w.unavailable
+    assert "CPU core" in w.unavailable
+
+
+def test_too_few_samples(meter, timer):
+    with meter.window() as w:
+        held, timer.ticks = timer.ticks, []
+        timer.advance(MIN_SECONDS)
+        timer.ticks = held
+    assert "2 samples in 0.5 s" in w.unavailable
+
+
+def test_the_real_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It samples until the window ends, and is gone afterwards."""
+    (tmp_path / "power").write_text("1000\n", encoding="utf-8")
+    meter = SampledMeter("test", [Rail("A", (tmp_path / "power",), 1.0)], ("A",))
+    sampled = threading.Semaphore(0)
+    add = Trapezoid.add
+    monkeypatch.setattr(Trapezoid, "add", lambda *args: (add(*args), sampled.release()))
+    with meter.window() as w:
+        for _ in range(5):
+            assert sampled.acquire(timeout=60)
+    assert w.samples >= 5
+    assert not [t for t in threading.enumerate() if t.name == "dvt-edge-energy"]

@@ -1,0 +1,67 @@
+"""The real timer; nothing here asserts how long anything takes."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from dvt_edge.energy import timer as timer_module
+from dvt_edge.energy.timer import ThreadTimer
+from dvt_edge.errors import EnergyError
+
+PATIENCE = 60.0
+"""Seconds until a test that waits for a thread gives up."""
+
+
+def _threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "dvt-edge-energy"]
+
+
+def test_time_increases():
+    timer = ThreadTimer()
+    assert timer.now_ns() <= timer.now_ns()
+
+
+def test_ticks_come_until_cancelled():
+    ticked = threading.Semaphore(0)
+    cancel = ThreadTimer().every(0.001, lambda: ticked.release() or True)
+    for _ in range(3):
+        assert ticked.acquire(timeout=PATIENCE)
+    cancel()
+    assert not _threads()
+    cancel()  # twice does no harm
+
+
+def test_false_ends_the_ticks():
+    ticks = []
+    cancel = ThreadTimer().every(0.001, lambda: bool(ticks.append(1)))
+    for thread in _threads():
+        thread.join(PATIENCE)
+    assert not _threads()
+    cancel()
+    assert ticks == [1]
+
+
+def test_cancelling_does_not_wait_for_the_next_tick():
+    cancel = ThreadTimer().every(1e6, lambda: True)
+    cancel()
+    assert not _threads()
+
+
+def test_a_sensor_that_hangs(monkeypatch):
+    """It is reported instead of waited for."""
+    monkeypatch.setattr(timer_module, "JOIN_SECONDS", 0.01)
+    entered, leave = threading.Event(), threading.Event()
+
+    def tick() -> bool:
+        entered.set()
+        return not leave.wait(PATIENCE)
+
+    cancel = ThreadTimer().every(0.001, tick)
+    assert entered.wait(PATIENCE)
+    with pytest.raises(EnergyError, match="has not answered"):
+        cancel()
+    leave.set()
+    for thread in _threads():
+        thread.join(PATIENCE)
