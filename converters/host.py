@@ -43,7 +43,7 @@ from dvt_edge.converters.quantization import (
     quantize_cascade,
 )
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
-from dvt_edge.converters.stage_graph import Handover, stage_graph_from_cascade
+from dvt_edge.converters.stage_graph import Target, stage_graph_from_cascade
 from dvt_edge.datasets import ImageDataset, open_images
 from dvt_edge.engines import PrecisionFigures
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
@@ -103,9 +103,9 @@ def build_host(profile: Profile, report: Progress, *, force: bool) -> tuple[Bund
     if not force and (bundle := _existing(profile, key)):
         return bundle, False
     cascade = Cascade.load(profile.model)
-    handover: Handover = "queries_keys" if profile.engine.builds_engines else "logits"
+    target: Target = "tensorrt" if profile.engine.builds_engines else "onnxruntime"
     few = calibration.images[:PYTORCH_IMAGES]
-    graphs = _checked_graphs(cascade, few, profile.exits, handover, report)
+    graphs = _checked_graphs(cascade, few, profile.exits, target, report)
     quantized = quantize_cascade(profile, graphs, calibration.images, calibration.label, report)
     if profile.engine.builds_engines:
         parts = _portable(profile, quantized, calibration)
@@ -343,13 +343,13 @@ def _existing(profile: Profile, key: str) -> Bundle | None:
 
 
 def _checked_graphs(
-    cascade: Cascade, images: Images, exits: ExitsConfig, handover: Handover, report: Progress
+    cascade: Cascade, images: Images, exits: ExitsConfig, target: Target, report: Progress
 ) -> list[onnx.ModelProto]:
     """FP32 graphs of all stages, proven equal to PyTorch on ``images``."""
     total = len(cascade.stages)
     graphs = []
     for i in range(total):
-        graphs.append(stage_graph_from_cascade(cascade, i, exits, handover))
+        graphs.append(stage_graph_from_cascade(cascade, i, exits, target))
         report("stage graphs", i + 1, total)
     with torch.no_grad():
         expected = [o.logits.numpy() for o in cascade(torch.from_numpy(images))]

@@ -6,9 +6,9 @@ probability by default), ``class_id`` [N] int32, ``logits`` [N, classes], and ``
 ``relations`` under the names ``next_features`` and ``next_relations`` where the next stage reads
 them.
 
-Relations are attention logits. Handed over as ``logits`` they are one tensor of all layers; handed
-over as ``queries_keys`` they are ``queries`` and ``keys`` of all layers and, from the third stage
-on, ``coarse_relations``, the reused part that was added to them: the next stage multiplies and
+Relations are attention logits. For ONNX Runtime they are handed on as such, one tensor of all
+layers. For TensorRT it is ``queries`` and ``keys`` of all layers and, from the third stage on,
+``coarse_relations``, the reused part that was added to the logits: the next stage multiplies and
 adds. A logit that leaves the graph cannot stay inside a fused attention kernel, queries and keys
 can: ``docs/adr/0001-relations-hand-over.md`` has the figures.
 
@@ -43,8 +43,8 @@ from dvt_edge.profile import ExitsConfig
 Array: TypeAlias = npt.NDArray[np.float32]
 Weights: TypeAlias = dict[str, Array]
 
-Handover = Literal["logits", "queries_keys"]
-"""How relations reach the next stage."""
+Target = Literal["onnxruntime", "tensorrt"]
+"""Whose habits a graph is written for; what it computes is the same."""
 
 BATCH = "N"
 TEMPERATURE = "exit.temperature"
@@ -54,14 +54,14 @@ def stage_graph_from_cascade(
     cascade: Cascade,
     index: int,
     exits: ExitsConfig | None = None,
-    handover: Handover = "logits",
+    target: Target = "onnxruntime",
 ) -> onnx.ModelProto:
     """The FP32 graph of stage ``index`` (from 0) with dynamic batch ``N``.
 
     ``exits`` says what ``confidence`` is; with ``fit_temperature`` the graph holds a temperature of
-    1 that :func:`set_temperature` replaces. All stages of a cascade take the same ``handover``.
+    1 that :func:`set_temperature` replaces. All stages of a cascade take the same ``target``.
     """
-    return _StageGraph(cascade, index, exits or ExitsConfig(), handover).build()
+    return _StageGraph(cascade, index, exits or ExitsConfig(), target).build()
 
 
 def set_temperature(model: onnx.ModelProto, temperature: float) -> None:
@@ -76,11 +76,11 @@ class _StageGraph:
     the stage before is marked ``'``."""
 
     def __init__(
-        self, cascade: Cascade, index: int, exits: ExitsConfig, handover: Handover
+        self, cascade: Cascade, index: int, exits: ExitsConfig, target: Target
     ) -> None:
         config = cascade.config
         self.exits = exits
-        self.handover = handover
+        self.for_tensorrt = target == "tensorrt"
         self.config, self.index = config, index
         self.stage = config.stages[index]
         self.upstream = config.stages[index - 1] if index else None
@@ -123,7 +123,7 @@ class _StageGraph:
 
     def _hand_over_relations(self) -> None:
         tokens, channels = self.stage.tokens, self.stage.relation_channels
-        if self.handover == "logits":
+        if not self.for_tensorrt:
             self._hand_over("relations", self.logits, [channels, tokens, tokens])
             return
         head = self.stage.width // self.stage.heads
@@ -205,7 +205,7 @@ class _StageGraph:
     def _relations_of(self, up: StageConfig) -> str:
         """Attention logits of all layers of the stage before: (N, L'H', T', T')."""
         g, channels, tokens = self.g, up.relation_channels, up.tokens
-        if self.handover == "logits":
+        if not self.for_tensorrt:
             return g.input("relations", [BATCH, channels, tokens, tokens])
         head = up.width // up.heads
         queries = g.input("queries", [BATCH, channels, tokens, head])
@@ -262,8 +262,12 @@ class _StageGraph:
         g, heads, width = self.g, self.stage.heads, self.stage.width
         head = width // heads
         weight, bias = self._linear(f"{name}.qkv")
+        # Where nothing follows one of q, k and v alone, TensorRT's planner takes the product apart
+        # and dequantizes its weights at run time; the scale or k's bias is put there to follow k.
+        scaled_keys = self.for_tensorrt and bias is None
         scale = np.ones(3 * width, np.float32)
-        scale[:width] = 1 / math.sqrt(head)
+        if not scaled_keys:
+            scale[:width] = 1 / math.sqrt(head)
         weight, bias = weight * scale, None if bias is None else bias * scale
         if class_only:
             queries = g.linear(
@@ -277,12 +281,16 @@ class _StageGraph:
         if bias is not None:
             of_q, of_k, of_v = bias.reshape(3, heads, 1, head)
             q = g.node("Add", [q, g.constant(f"{name}.q.bias", of_q)], name=f"{name}.q/add_bias")
-            if self.gives_relations:  # otherwise softmax takes k's share of every row away again
+            # Where only softmax reads the logits it takes k's share of every row away again.
+            if self.gives_relations or (self.for_tensorrt and class_only):
                 k = g.node(
                     "Add", [k, g.constant(f"{name}.k.bias", of_k)], name=f"{name}.k/add_bias"
                 )
             shift = of_v.reshape(-1) @ proj  # the weights of a row sum to one
             proj_bias = shift if proj_bias is None else proj_bias + shift
+        if scaled_keys:
+            factor = g.constant(f"{name}.k.scale", np.float32(1 / math.sqrt(head)))
+            k = g.node("Mul", [k, factor], name=f"{name}.k/scaled")
         k = g.transpose(k, [0, 1, 3, 2], f"{name}/k_transposed")
         logits = g.node("MatMul", [q, k], name=f"{name}/logits")  # (N, H, T, T)
         if reused:

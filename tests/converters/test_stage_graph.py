@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.stage_graph import Handover, set_temperature, stage_graph_from_cascade
+from dvt_edge.converters.stage_graph import Target, set_temperature, stage_graph_from_cascade
 from dvt_edge.models import Cascade, CascadeConfig, StageConfig
 from dvt_edge.models.upsampling import relation_matrix
 from dvt_edge.policy.confidence import ConfidenceKind, confidence
@@ -67,9 +67,9 @@ def cascade(
     return random_cascade(tiny_config(**ARCHITECTURES[request.param]))
 
 
-def _graphs(cascade: Cascade, handover: Handover = "logits") -> list[onnx.ModelProto]:
+def _graphs(cascade: Cascade, target: Target = "onnxruntime") -> list[onnx.ModelProto]:
     stages = range(len(cascade.stages))
-    return [stage_graph_from_cascade(cascade, i, handover=handover) for i in stages]
+    return [stage_graph_from_cascade(cascade, i, target=target) for i in stages]
 
 
 def _images(config: CascadeConfig, count: int) -> np.ndarray:
@@ -122,7 +122,7 @@ def test_queries_and_keys_hand_over_the_same_relations(cascade: Cascade) -> None
     images = _images(cascade.config, 3)
     with torch.no_grad():
         expected = cascade(torch.from_numpy(images))
-    found = list(Chain(_graphs(cascade, "queries_keys")).run(images))
+    found = list(Chain(_graphs(cascade, "tensorrt")).run(images))
     for k, (outputs, stage) in enumerate(zip(found, expected, strict=True)):
         logits = stage.logits.numpy()
         np.testing.assert_allclose(outputs["logits"], logits, atol=TOLERANCE, rtol=TOLERANCE)
