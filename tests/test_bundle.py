@@ -141,7 +141,7 @@ def test_file_instead_of_folder(folder: Path) -> None:
 def test_garbage_manifest(folder: Path, data: bytes) -> None:
     """Whatever the manifest holds, the answer is one line with the remedy."""
     (folder / MANIFEST).write_bytes(data)
-    with pytest.raises(BundleError, match=r"manifest\.json: not a manifest of schema 1 .*rebuild"):
+    with pytest.raises(BundleError, match=r"manifest\.json: not a manifest of schema 2 .*rebuild"):
         Bundle(folder)
 
 
@@ -161,7 +161,7 @@ def test_garbage_manifest(folder: Path, data: bytes) -> None:
 def test_other_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Another schema, or a manifest that was edited, is refused."""
     _edit(folder, change)
-    with pytest.raises(BundleError, match=r"not a manifest of schema 1 .*rebuild") as caught:
+    with pytest.raises(BundleError, match=r"not a manifest of schema 2 .*rebuild") as caught:
         Bundle(folder)
     assert "\n" not in str(caught.value)
 

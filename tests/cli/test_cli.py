@@ -293,7 +293,7 @@ def test_inspect_no_bundle(dvt_edge: Run, tmp_path: Path) -> None:
 def test_inspect_damaged_manifest(dvt_edge: Run, own_bundle: Path) -> None:
     """A manifest that is none."""
     (own_bundle / MANIFEST).write_text("{\n}\n", encoding="utf-8")
-    assert "not a manifest of schema 1" in _error(dvt_edge("inspect", own_bundle))
+    assert "not a manifest of schema 2" in _error(dvt_edge("inspect", own_bundle))
 
 
 # profile

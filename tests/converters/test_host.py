@@ -18,7 +18,7 @@ from PIL import Image
 
 import dvt_edge
 from dvt_edge.bundle import MANIFEST, RECORDS, Bundle
-from dvt_edge.converters import build as build_module
+from dvt_edge.converters import host as build_module
 from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.converters.chain import Chain
 from dvt_edge.converters.graph_facts import stage_spec
@@ -69,7 +69,7 @@ def test_manifest_describes_the_bundle(
     for i, stage in enumerate(manifest.stages):
         model = onnx.load(built.bundle.stage_path(i))
         assert stage == stage_spec(model, f"stage{i + 1}.onnx")
-    assert manifest.schema_version == 1
+    assert manifest.schema_version == 2
     assert (manifest.input, manifest.engine) == (profile.input, profile.engine)
     assert (manifest.budget, manifest.device) == (profile.budget, "any")
     assert manifest.class_names == ("0", "1", "2", "3", "4")

@@ -1,0 +1,126 @@
+"""Relations handed on as logits or as queries and keys: kernels, bytes, ONNX Runtime time.
+
+    python benchmarks/relations.py [--runs 30] [--output benchmarks/results/cpu/relations.json]
+
+Plans every stage with TensorRT-RTX for compute capability 8.6 at batch 1 (weights are random, plans
+depend on shapes alone) and counts kernels and the activations that they read and write. Times the
+INT8 stages of both kinds in ONNX Runtime, one thread, taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dvt_edge.converters.engine_request import Request
+from dvt_edge.converters.engine_runner import run_build
+from dvt_edge.converters.fp16 import fp16_body
+from dvt_edge.converters.graph_facts import stage_spec
+from dvt_edge.converters.layer_listing import bytes_moved, kernels_from_listing
+from dvt_edge.converters.quantize import (
+    ONNXRUNTIME_OPS,
+    TENSORRT_OPS,
+    QuantizedOps,
+    quantizable_inputs,
+    quantize,
+)
+from dvt_edge.converters.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.models.registry import create
+from dvt_edge.runtime.costs import machine_name
+from dvt_edge.runtime.onnxruntime_backend import open_session
+
+MODELS = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")
+KINDS: dict[str, Target] = {"logits": "onnxruntime", "queries and keys": "tensorrt"}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--runs", type=int, default=30)
+    arguments.add_argument("--output", type=Path)
+    given = arguments.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in MODELS:
+        torch.manual_seed(0)
+        cascade = create(name)
+        for stage in range(len(cascade.stages)):
+            graphs = {
+                kind: stage_graph_from_cascade(cascade, stage, target=target)
+                for kind, target in KINDS.items()
+            }
+            times = _median_ms(list(graphs.values()), given.runs)
+            for (kind, graph), ms in zip(graphs.items(), times, strict=True):
+                rows.append({"model": name, "stage": stage + 1, "relations": kind})
+                rows[-1] |= _planned(graph) | {"onnxruntime_ms": ms}
+    machine = machine_name()
+    table = Table(title="Relations handed on as logits, or as queries and keys", caption=machine)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    if given.output:
+        values = {"machine": machine, "runs": given.runs, "rows": rows}
+        given.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _planned(graph: onnx.ModelProto) -> dict[str, Any]:
+    half = fp16_body(_int8(graph, TENSORRT_OPS))
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(half, f"{folder}/stage.onnx")
+        request = Request(
+            graph=f"{folder}/stage.onnx",
+            plan=f"{folder}/stage.plan",
+            largest_batch=1,
+            workspace_bytes=1 << 30,
+            quantized=True,
+            compute_capabilities=(86,),
+        )
+        built = run_build("tensorrt_rtx", request, lambda remark: None)
+    kernels = kernels_from_listing(built.listing or "")
+    return {
+        "kernels": len(kernels),
+        "fused_attention": sum(kernel.is_fused_attention for kernel in kernels),
+        "activations_mb": bytes_moved(kernels) / 1e6,
+        "handed_on_kb": stage_spec(half, "").handed_on_bytes / 1e3,
+    }
+
+
+def _median_ms(graphs: list[onnx.ModelProto], runs: int) -> list[float]:
+    """Median time of each graph at batch 1 in INT8."""
+    sessions = [
+        open_session(_int8(graph, ONNXRUNTIME_OPS).SerializeToString(), threads=1)
+        for graph in graphs
+    ]
+    noise = np.random.default_rng(0)
+    feeds = []
+    for session in sessions:
+        shapes = {i.name: [1, *i.shape[1:]] for i in session.get_inputs()}
+        feeds.append(
+            {name: 0.3 * noise.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+        )
+    samples = np.zeros((len(sessions), runs))
+    for run in range(-3, runs):  # the first ones warm up
+        for i, (session, feed) in enumerate(zip(sessions, feeds, strict=True)):
+            started = perf_counter()
+            session.run(None, feed)
+            if run >= 0:
+                samples[i, run] = 1e3 * (perf_counter() - started)
+    return [float(ms) for ms in np.median(samples, axis=1)]
+
+
+def _int8(graph: onnx.ModelProto, ops: QuantizedOps) -> onnx.ModelProto:
+    return quantize(graph, dict.fromkeys(quantizable_inputs(graph, ops), 4.0), ops)
+
+
+if __name__ == "__main__":
+    main()
