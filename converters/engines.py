@@ -225,7 +225,9 @@ def _build_all(
             what = f"stage {i + 1} {precision}"
             took = earlier.get((i, precision))
 
-            def tell(remark: str, what: str = what, done: int = done, took: float | None = took):
+            def tell(
+                remark: str, what: str = what, done: int = done, took: float | None = took
+            ) -> None:
                 last = f", {took:.0f} s last time" if took is not None else ""
                 report("engines", done, total, f"{what}: {remark}{last}")
 
