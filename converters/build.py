@@ -32,7 +32,7 @@ class BuildResult:
     rebuilt: bool
     """False when the bundle there was already the result of the same inputs."""
     unfinished: str | None = None
-    """Why a portable bundle was not finished here, and what finishes it."""
+    """Why the bundle is still portable, its engines yet to be built; None if it is not."""
 
 
 def build(
@@ -68,13 +68,13 @@ def build(
     if not engines:
         return BuildResult(bundle, rebuilt)
     if phase == "host":
-        return BuildResult(bundle, rebuilt, _finish_line(profile))
+        return BuildResult(bundle, rebuilt, "only the host phase was asked for")
     try:
         toolchain = find_toolchain(profile.engine)
     except BackendError as error:
         if phase == "device":
             raise
-        return BuildResult(bundle, rebuilt, f"{error}; {_finish_line(profile)}")
+        return BuildResult(bundle, rebuilt, str(error))
     if not force and _finished(bundle, profile, toolchain):
         return BuildResult(bundle, rebuilt)
     bundle.manifest = bundle.manifest.model_copy(update={"engine": profile.engine})
@@ -138,11 +138,4 @@ def _finished(bundle: Bundle, profile: Profile, toolchain: Toolchain) -> bool:
         manifest.engines is not None
         and manifest.engine == profile.engine
         and manifest.engines.platform == toolchain.platform
-    )
-
-
-def _finish_line(profile: Profile) -> str:
-    return (
-        f"copy {profile.output} and the profile to the device and finish it there with "
-        "'dvt-edge build --phase device --profile FILE'"
     )

@@ -166,6 +166,13 @@ class Manifest(Document):
         return self.engine.builds_engines and self.engines is None
 
     @property
+    def bytes_resident(self) -> int:
+        """Images, reuse tensors and answers that a backend holds for the largest batch."""
+        own = sum(t.bytes_per_image for stage in self.stages for t in stage.outputs)
+        image = self.stages[0].inputs[0].bytes_per_image
+        return max(self.engine.batch_sizes) * (image + own)
+
+    @property
     def content_hash(self) -> str:
         """Hash over all stage files; measured costs are bound to it."""
         return _sha256("".join(self.files[stage.file] for stage in self.stages).encode())

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dvt_edge.documents import Document, DocumentPath
+from dvt_edge.policy.budget import Budget
 from dvt_edge.policy.confidence import ConfidenceKind
 from dvt_edge.policy.solver import Statistic
 
@@ -151,6 +152,13 @@ class BudgetConfig(Document):
     video: bool = False
     """Frames are consecutive: keep the last answer while the picture hardly changes, and do not
     decide at exits that the last frames passed, where measurements say that it pays."""
+
+    @property
+    def limits(self) -> Budget:
+        """What the solver needs of it."""
+        return Budget(
+            self.latency_ms, self.statistic, self.energy_mj, self.min_accuracy, self.max_stage
+        )
 
     def __str__(self) -> str:
         """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""

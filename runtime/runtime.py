@@ -16,7 +16,7 @@ from dvt_edge.budgeted import recorded_point, recorded_thresholds
 from dvt_edge.bundle import Bundle
 from dvt_edge.errors import BudgetError, BundleError, ClosedError, DataError
 from dvt_edge.policy import Solution, replay
-from dvt_edge.policy.budget import Budget, solve_budget
+from dvt_edge.policy.budget import solve_budget
 from dvt_edge.policy.certificate import Certificate, solve_certified
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.runtime.backend import Backend
@@ -106,15 +106,8 @@ class Runtime:
         config = _changed(budget or self.budget, changes)
         if config.point is not None:
             return self._use_recorded(config, config.point)
-        limits = Budget(
-            config.latency_ms,
-            config.statistic,
-            config.energy_mj,
-            config.min_accuracy,
-            config.max_stage,
-        )
         certificate = None
-        arguments = (self.records, self._costs.latency, self._costs.energy_mj, limits)
+        arguments = (self.records, self._costs.latency, self._costs.energy_mj, config.limits)
         if config.confidence_level is None:
             solution = solve_budget(*arguments)
         else:
