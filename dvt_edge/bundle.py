@@ -4,6 +4,7 @@ manifest.json   what is inside: schema version, stages, tensors, SHA-256 of ever
 stage1.onnx ... one file per stage
 records.npz     answers of every exit to every calibration image
 costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
+measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
 
 For TensorRT it is written in two halves. The portable one, made on any host, holds each stage in
 the serialisations that builders read and a few calibration images:
@@ -45,6 +46,7 @@ SCHEMA_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 RECORDS = "records.npz"
 COSTS = "costs.json"
+MEASUREMENT = "measurement.json"
 PARITY = "parity.npz"
 HANDED_ON = "next_"
 """A stage's outputs of this prefix are the next stage's inputs of the name without it."""
@@ -148,7 +150,7 @@ class Manifest(Document):
     engines: Engines | None = None
     """The device half; None before it, and where there are no engines."""
     files: dict[str, str]
-    """SHA-256 of every file but the manifest and the costs."""
+    """SHA-256 of every file but the manifest, the costs and the measurement."""
     versions: dict[str, str]
     """Of the programs that built the bundle."""
 

@@ -26,7 +26,9 @@ from dvt_edge.bundle import Bundle
 from dvt_edge.datasets import FolderDataset, load_image, open_folder
 from dvt_edge.errors import DataError
 from dvt_edge.files import replaced_file
+from dvt_edge.measurement import DataFigures
 from dvt_edge.policy import Records
+from dvt_edge.policy.solver import exits_taken
 from dvt_edge.profile import InputConfig
 from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.preprocess import Pixels, Preprocessor
@@ -111,6 +113,53 @@ def evaluate(
     )
 
 
+def judge(
+    bundle: Bundle,
+    backend: Backend,
+    images: FolderDataset,
+    folder: Path,
+    thresholds: npt.ArrayLike,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> DataFigures:
+    """What ``thresholds`` [K] do on ``images``, labelled or not: exits, accuracy, exits by class.
+
+    Raises :class:`~dvt_edge.errors.DataError` where no image can be read.
+    """
+    state, started = _Progress(), time.monotonic()
+    preprocess = Preprocessor(bundle.manifest.input)
+    stages = len(bundle.manifest.stages)
+    for chunk, crops in _prepared(images, bundle.manifest.input, 0, backend, workers):
+        _run_batch(state, backend, preprocess, images, chunk, crops, stages)
+        if progress:
+            spent = max(time.monotonic() - started, 1e-9)
+            progress(state.done, len(images), state.done / spent)
+    if not state.confidence:
+        raise DataError(f"{folder}: none of the {len(images)} images could be read")
+    label = np.concatenate(state.label) if images.labels is not None else None
+    records = Records(np.concatenate(state.confidence), np.concatenate(state.prediction), label)
+    at = exits_taken(records, thresholds)
+    right = records.correct[np.arange(len(records)), at]
+
+    def shares(exits: npt.NDArray[np.intp]) -> tuple[float, ...]:
+        return tuple((np.bincount(exits, minlength=records.exits) / len(exits)).tolist())
+
+    by_class = {}
+    if label is not None and images.class_names is not None:
+        by_class = {images.class_names[c]: shares(at[label == c]) for c in np.unique(label)}
+    return DataFigures(
+        folder=str(folder),
+        images=len(records),
+        unreadable=len(state.unreadable),
+        labelled=label is not None,
+        exit_fraction=shares(at),
+        accuracy=float(right.mean()) if label is not None else None,
+        exit_accuracy=tuple(records.accuracy.tolist()) if label is not None else None,
+        class_exit_fraction=by_class,
+    )
+
+
 def _prepared(
     images: FolderDataset, config: InputConfig, first: int, backend: Backend, workers: int
 ) -> Iterator[tuple[range, list[Pixels | str]]]:
@@ -153,7 +202,6 @@ def _run_batch(
     crops: list[Pixels | str],
     stages: int,
 ) -> None:
-    assert images.labels is not None  # checked by evaluate()
     state.done = chunk.stop
     readable = [
         (i, crop) for i, crop in zip(chunk, crops, strict=True) if not isinstance(crop, str)
@@ -166,19 +214,21 @@ def _run_batch(
     buffer = backend.image_buffer(len(readable))
     for row, (_, crop) in enumerate(readable):
         preprocess.normalise(crop, buffer[row])
-    label = np.asarray([images.labels[i] for i, _ in readable], np.int32)
+    labels = images.labels
+    label = None if labels is None else np.asarray([labels[i] for i, _ in readable], np.int32)
     confidence, prediction, top5 = [], [], []
     for stage in range(stages):
         answer = backend.run_stage(stage, len(readable))
         confidence.append(answer.confidence.copy())
         prediction.append(answer.class_id.copy())
-        logits = backend.logits(stage, len(readable))
-        best = np.argsort(-logits, axis=1)[:, :5]
-        top5.append((best == label[:, None]).any(axis=1))
+        if label is not None:
+            best = np.argsort(-backend.logits(stage, len(readable)), axis=1)[:, :5]
+            top5.append((best == label[:, None]).any(axis=1))
     state.confidence.append(np.stack(confidence, axis=1))
     state.prediction.append(np.stack(prediction, axis=1))
-    state.top5.append(np.stack(top5, axis=1))
-    state.label.append(label)
+    if label is not None:
+        state.top5.append(np.stack(top5, axis=1))
+        state.label.append(label)
 
 
 def _key(bundle: Bundle, images: FolderDataset) -> str:

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dvt_edge.errors import ConfigError
+
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
@@ -25,3 +27,22 @@ def replaced_file(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Find out whether :func:`replaced_file` will work, before something long is run for it.
+
+    Raises :class:`~dvt_edge.errors.ConfigError`.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: cannot be written (it is a folder); give a file's path")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another file or make "
+            "its folder writable"
+        ) from None

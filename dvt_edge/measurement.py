@@ -72,6 +72,9 @@ class DataFigures(Document):
 
     folder: str
     images: int
+    """That were judged."""
+    unreadable: int = 0
+    """Images besides that could not be decoded."""
     labelled: bool
     exit_fraction: tuple[float, ...]
     """[K]: share of the images that left at each exit."""
@@ -100,6 +103,10 @@ class Measurement(Document):
     settled: bool
     """Whether it did; False if the warm-up reached its limit first."""
     bytes_resident: int
+    """Images, reuse tensors and answers that the backend holds, without weights."""
+    process_bytes: int | None = None
+    """Memory of the whole process that is in use, libraries and weights included; None where the
+    system does not tell."""
     back_to_back: PacedTiming
     paced: PacedTiming | None
     energy: EnergyFigures

@@ -191,6 +191,17 @@ class BudgetConfig(Document):
         return self
 
 
+class EnergyConfig(Document):
+    """Power that somebody declares, for machines on which no sensor can be read."""
+
+    watts: (
+        Annotated[float, Field(gt=0)]
+        | Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    )
+    """Power in watts while a stage runs: one figure, or one per stage. ``dvt-edge profile``
+    multiplies it by measured time where it finds no power sensor, and calls the result declared."""
+
+
 class Profile(Document):
     """One YAML file that says what to build and which budget to keep.
 
@@ -205,5 +216,6 @@ class Profile(Document):
     exits: ExitsConfig = ExitsConfig()
     calibration: CalibrationConfig
     budget: BudgetConfig
+    energy: EnergyConfig | None = None
     output: DocumentPath
     """Folder of the bundle."""

@@ -31,6 +31,8 @@ class CascadeLoop:
         self.backend = backend
         self._preprocess = preprocess
         self._names = tuple(class_names)
+        self.energy_mj: Sequence[float] | None = None
+        """[K]: what leaving at each exit takes, for predictions to estimate their energy by."""
 
     def run_one(
         self,
@@ -89,6 +91,7 @@ class CascadeLoop:
             tuple(classes),
             refused is not None,
             AUDITED if audit and not refused else refused,
+            self._energy(len(classes)),
         )
 
     def run_many(
@@ -138,6 +141,7 @@ class CascadeLoop:
                         thresholds,
                         tuple(confidences[frame_at]),
                         tuple(classes[frame_at]),
+                        energy_mj=self._energy(stage + 1),
                     )
             stays = np.flatnonzero(~leaves)
             if not len(stays):
@@ -146,3 +150,6 @@ class CascadeLoop:
                 backend.keep_rows(stage, stays)
                 waiting = waiting[stays]
         return [answers[i] for i in range(len(frames))]
+
+    def _energy(self, exit_stage: int) -> float | None:
+        return None if self.energy_mj is None else self.energy_mj[exit_stage - 1]

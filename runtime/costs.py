@@ -1,26 +1,38 @@
-"""What leaving at each exit costs on this machine, in milliseconds: measured, never assumed."""
+"""What leaving at each exit costs on this machine: measured, never assumed."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import onnxruntime
 from pydantic import Field, ValidationError
 
-from dvt_edge.bundle import COSTS, Bundle, write_aside
+from dvt_edge.board import read_power_mode
+from dvt_edge.bundle import COSTS, Bundle, Manifest, write_aside
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
+from dvt_edge.measurement import ExitTiming, Measurement, PacedTiming
 from dvt_edge.policy.budget import ExitLatency
-from dvt_edge.policy.deadline import stage_p99
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.onnxruntime_backend import available_cores
+from dvt_edge.runtime.timing import ForcedExits, RealClock, time_back_to_back, warm_up
 
-WARM_UP_RUNS = 20
+QUICK_WARM_UP_S = 0.5
+"""Most time that the warm-up of :func:`measure_costs` takes."""
+
+_STEP = 1 + 1e-6  # between exits that noise made equal or reversed
+
+
+@dataclass(frozen=True)
+class CostsRefused:
+    """Stored costs belong to another machine or to other engines, or are damaged."""
+
+    reason: str
 
 
 class ExitCost(Document):
@@ -52,16 +64,19 @@ class Costs(Document):
     stage_p99_ms: tuple[float | None, ...]
     """[K]: p99 of each stage alone with its exit's decision."""
     energy_mj: tuple[float, ...] | None = None
-    """[K]: mean energy of leaving at each exit; None where nothing could measure it."""
+    """[K]: mean gross energy of leaving at each exit, increasing; None where nothing could measure
+    it."""
+    energy_source: str | None = None
+    """Sensor and rails that ``energy_mj`` comes from."""
+    energy_declared: bool = False
+    """Whether ``energy_mj`` is a declared power times measured time, and no measurement."""
+    paced_fps: float | None = None
+    """Frames per second that were timed; None for back to back."""
 
     @property
     def mean_ms(self) -> list[float]:
         """[K]: mean latency of leaving at each exit, made to increase where noise reversed it."""
-        result: list[float] = []
-        for cost in self.exits:
-            floor = result[-1] * (1 + 1e-6) if result else 0.0
-            result.append(max(cost.mean_ms, floor))
-        return result
+        return _increasing([cost.mean_ms for cost in self.exits])
 
     @property
     def latency(self) -> ExitLatency:
@@ -71,8 +86,16 @@ class Costs(Document):
         return ExitLatency(np.asarray(self.mean_ms), p50, p95, p99, longest)
 
 
-def machine_name() -> str:
-    """What timings depend on: processor, cores, engine version."""
+def _increasing(values: Sequence[float]) -> list[float]:
+    result: list[float] = []
+    for value in values:
+        result.append(max(value, result[-1] * _STEP) if result else value)
+    return result
+
+
+def machine_name(manifest: Manifest | None = None) -> str:
+    """What timings depend on: processor, cores, power mode, and what executes the stages: the GPU
+    and the TensorRT of ``manifest``'s engines, ONNX Runtime without engines."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -81,10 +104,22 @@ def machine_name() -> str:
                 break
     except OSError:
         pass
-    return (
-        f"{platform.machine()}, {model}, {available_cores()} cores, "
-        f"ONNX Runtime {onnxruntime.__version__}"
-    )
+    parts = [platform.machine(), model, f"{available_cores()} cores"]
+    if manifest is not None and manifest.engines is not None:
+        built = manifest.engines.platform
+        name = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[built.backend]
+        parts += [*filter(None, (built.device,)), f"{name} {built.version}"]
+    else:
+        parts.append(f"ONNX Runtime {onnxruntime.__version__}")
+    mode = read_power_mode()  # the one in force, not the one that engines were built in
+    if mode:
+        parts.append(f"power mode {mode}")
+    return ", ".join(parts)
+
+
+def now_utc() -> str:
+    """The time, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def measure_costs(
@@ -93,50 +128,70 @@ def measure_costs(
     seconds: float,
     progress: Callable[[float], None] | None = None,
 ) -> Costs:
-    """Time ``classify`` for every exit in turn, for about ``seconds`` after a warm-up.
+    """Time ``classify`` for every exit in turn, for about ``seconds`` after a short warm-up.
 
-    Frames are noise of the calibration images' median size; which stages run does not depend on
-    what they show. ``progress`` is called with the share done, 0..1.
+    For a start without stored costs; :func:`~dvt_edge.runtime.measuring.measure` takes its time and
+    looks at more. ``progress`` is called with the share done, 0..1.
     """
     manifest = bundle.manifest
-    exits = len(manifest.stages)
-    height, width = manifest.frame_shape
-    shape = (height, width) if manifest.input.color_order == "gray" else (height, width, 3)
-    frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    forced = [(np.inf,) * k + (-np.inf,) * (exits - k) for k in range(exits)]
-    for _ in range(WARM_UP_RUNS):
-        for thresholds in forced:
-            loop.run_one(frame, thresholds)
-    samples: list[list[tuple[float, ...]]] = [[] for _ in forced]
-    started = perf_counter()
-    while (spent := perf_counter() - started) < seconds or len(samples[0]) < 10:
-        for k, thresholds in enumerate(forced):
-            p = loop.run_one(frame, thresholds)
-            samples[k].append((p.latency_ms, p.preprocess_ms, *p.stage_latency_ms))
+    exits, clock = ForcedExits(loop, manifest), RealClock()
+    warm_up(exits, clock, QUICK_WARM_UP_S)
+
+    def report(what: str, share: float) -> None:
         if progress:
-            progress(min(1.0, spent / seconds))
-    return Costs(
-        machine=machine_name(),
-        content_hash=manifest.content_hash,
-        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        runs_per_exit=len(samples[0]),
-        frame_shape=manifest.frame_shape,
-        exits=tuple(_exit_cost(np.asarray(rows)) for rows in samples),
-        stage_p99_ms=stage_p99([row[2:] for row in samples[-1]]),
+            progress(share)
+
+    timing = time_back_to_back(exits, clock, seconds, report)
+    return _costs(machine_name(manifest), manifest.content_hash, manifest.frame_shape, timing)
+
+
+def costs_of(measurement: Measurement, *, paced: bool = False) -> Costs:
+    """What the solver reads of ``measurement``: its figures back to back, or at the camera's pace.
+
+    The energy is gross, as a battery or a plug would see it, and always that of frames back to
+    back. Raises :class:`~dvt_edge.errors.BundleError` for a pace that was not measured.
+    """
+    timing = measurement.paced if paced else measurement.back_to_back
+    if timing is None:
+        raise BundleError("nothing was timed at a camera's pace; measure with --pace FPS")
+    energy = measurement.energy
+    return _costs(
+        measurement.machine, measurement.content_hash, measurement.frame_shape, timing
+    ).model_copy(
+        update={
+            "measured_at": measurement.measured_at,
+            "energy_mj": energy.gross_mj and tuple(_increasing(energy.gross_mj)),
+            "energy_source": energy.source if energy.gross_mj else None,
+            "energy_declared": energy.declared,
+        }
     )
 
 
-def _exit_cost(rows: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> ExitCost:
-    latency, means = rows[:, 0], rows.mean(axis=0)
-    p50, p95, p99 = (float(v) for v in np.percentile(latency, (50, 95, 99)))
+def _costs(
+    machine: str, content_hash: str, frame_shape: tuple[int, int], timing: PacedTiming
+) -> Costs:
+    return Costs(
+        machine=machine,
+        content_hash=content_hash,
+        measured_at=now_utc(),
+        runs_per_exit=min(exit_.latency.runs for exit_ in timing.exits),
+        frame_shape=frame_shape,
+        exits=tuple(_exit_cost(exit_) for exit_ in timing.exits),
+        stage_p99_ms=tuple(stage.p99_ms for stage in timing.exits[-1].stages),
+        paced_fps=timing.fps,
+    )
+
+
+def _exit_cost(timing: ExitTiming) -> ExitCost:
+    latency = timing.latency
     return ExitCost(
-        mean_ms=float(means[0]),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
-        max_ms=float(latency.max()),
-        preprocess_ms=float(means[1]),
-        stage_ms=tuple(float(v) for v in means[2:]),
+        mean_ms=latency.mean_ms,
+        p50_ms=latency.p50_ms,
+        p95_ms=latency.p95_ms,
+        p99_ms=latency.p99_ms,
+        max_ms=latency.max_ms,
+        preprocess_ms=timing.preprocess.mean_ms,
+        stage_ms=tuple(stage.mean_ms for stage in timing.stages),
     )
 
 
@@ -150,15 +205,36 @@ def save_costs(bundle: Bundle, costs: Costs) -> None:
         ) from None
 
 
-def load_costs(bundle: Bundle) -> Costs | None:
-    """Stored costs, or None where there are none for these stages on this machine."""
+def load_costs(bundle: Bundle, refused: Callable[[str], None] | None = None) -> Costs | None:
+    """Stored costs, or None where there are none for these stages on this machine.
+
+    Where there are some of another machine or of other stages, ``refused`` is called with what
+    differs.
+    """
+    path = bundle.folder / COSTS
     try:
-        costs = Costs.model_validate_json((bundle.folder / COSTS).read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError):
+        costs = Costs.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    fits = (
-        costs.machine == machine_name()
-        and costs.content_hash == bundle.manifest.content_hash
-        and len(costs.exits) == len(bundle.manifest.stages)
-    )
-    return costs if fits else None
+    except (OSError, ValidationError, UnicodeDecodeError):
+        problem = "they cannot be read"
+    else:
+        problem = _misfit(costs, bundle.manifest)
+        if not problem:
+            return costs
+    if refused:
+        refused(f"the costs in {path} are not used: {problem}")
+    return None
+
+
+def _misfit(costs: Costs, manifest: Manifest) -> str:
+    """What keeps ``costs`` from being used; empty where nothing does."""
+    here, engines = machine_name(manifest), manifest.content_hash
+    if costs.machine != here:
+        return f"they were measured on '{costs.machine}', this is '{here}'"
+    if costs.content_hash != engines or len(costs.exits) != len(manifest.stages):
+        return (
+            f"they were measured for other engines ({costs.content_hash[:12]}, these are "
+            f"{engines[:12]})"
+        )
+    return ""

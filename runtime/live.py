@@ -17,7 +17,7 @@ from dvt_edge.policy.deadline import Deadline, check_deadline
 from dvt_edge.policy.video import VideoPolicy, thumbnail
 from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.costs import Costs
+from dvt_edge.runtime.costs import Costs, CostsRefused
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import check_frame
 
@@ -33,8 +33,9 @@ class NotFinite:
     reason: str
 
 
-Event: TypeAlias = Change | AuditEvent | NotFinite
-"""What a Runtime reports: other thresholds, an audit that failed, a stage that broke down."""
+Event: TypeAlias = Change | AuditEvent | NotFinite | CostsRefused
+"""What a Runtime reports: other thresholds, an audit that failed, a stage that broke down, stored
+costs that it does not use."""
 
 
 class LivePolicy:
@@ -101,6 +102,7 @@ class LivePolicy:
                     stage_latency_ms=(),
                     truncated=False,
                     reason=plan.reason,
+                    energy_mj=None,
                 )
         answer = loop.run_one(
             frame,

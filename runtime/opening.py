@@ -9,10 +9,20 @@ from dvt_edge.bundle import Bundle, StageSpec
 from dvt_edge.errors import BackendError
 from dvt_edge.profile import EngineConfig
 from dvt_edge.runtime.backend import Backend
+from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from dvt_edge.runtime.preprocess import Preprocessor
 
 FINISH = "dvt-edge build --phase device --profile FILE"
 """The command that turns a portable bundle into engines."""
+
+
+def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:
+    """The cascade of ``bundle``, on ``backend`` or on what :func:`open_backend` finds."""
+    manifest = bundle.manifest
+    return CascadeLoop(
+        backend or open_backend(bundle), Preprocessor(manifest.input), manifest.class_names
+    )
 
 
 def open_backend(bundle: Bundle) -> Backend:

@@ -37,6 +37,10 @@ class Prediction:
     """Whether a deadline ended the work before the thresholds did."""
     reason: str | None = None
     """What decided where the thresholds did not: a deadline, an audit, a kept answer."""
+    energy_mj: float | None = None
+    """An estimate, not a reading: the mean gross millijoules of leaving at this exit at batch 1,
+    from the table that ``dvt-edge profile`` measured (:attr:`Runtime.costs.energy_source` says with
+    what). None without such a table, and for an answer that was kept from an earlier frame."""
 
     def explain(self) -> str:
         """One sentence: why the answer came from this exit and from no other."""

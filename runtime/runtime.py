@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 from typing_extensions import Self
@@ -21,11 +21,10 @@ from dvt_edge.policy.certificate import Certificate, solve_certified
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.costs import Costs, load_costs, measure_costs
+from dvt_edge.runtime.costs import Costs, CostsRefused, load_costs, measure_costs
 from dvt_edge.runtime.live import Event, LivePolicy
-from dvt_edge.runtime.opening import open_backend
+from dvt_edge.runtime.opening import open_loop
 from dvt_edge.runtime.prediction import Prediction
-from dvt_edge.runtime.preprocess import Preprocessor
 
 QUICK_MEASUREMENT_S = 0.5
 """Spent at start-up where ``dvt-edge profile`` has not measured this bundle on this machine."""
@@ -35,14 +34,24 @@ EVENTS_KEPT = 256
 """Events that a Runtime remembers."""
 
 
+class Watcher(Protocol):
+    """Sees what a Runtime does; called by the classifying thread, which waits for it."""
+
+    def answered(self, prediction: Prediction) -> None:
+        """A frame was answered."""
+
+    def happened(self, event: Event) -> None:
+        """Something was reported."""
+
+
 class Runtime:
     """Classifies frames with the stages of a bundle, leaving early within the budget.
 
     ``source`` is a profile (a :class:`~dvt_edge.profile.Profile` or the path of its YAML file),
     whose ``output`` names the bundle and whose budget is kept, or the folder of a bundle, whose
     own budget is kept. ``on_event`` is called, from the classifying thread, when thresholds change,
-    an audit fails or logits are not finite. Safe to use from several threads; frames are then
-    worked on in turn.
+    an audit fails or logits are not finite, and at the start where stored costs belong to another
+    machine or other engines. Safe to use from several threads; frames are then worked on in turn.
 
         with dvt_edge.Runtime("demo-cpu.yaml") as runtime:
             print(runtime.classify(frame).label)
@@ -62,20 +71,18 @@ class Runtime:
         self._lock = threading.Lock()
         self._on_event = on_event
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        """What happened lately: thresholds changed, an audit failed, logits were not finite."""
-        self.bundle, self.budget = _open(source)
-        manifest = self.bundle.manifest
-        self._loop: CascadeLoop | None = CascadeLoop(
-            backend or open_backend(self.bundle),
-            Preprocessor(manifest.input),
-            manifest.class_names,
-        )
+        """What happened lately: thresholds changed, an audit failed, logits were not finite, stored
+        costs were not used."""
+        self._watchers: tuple[Watcher, ...] = ()
+        self.bundle, self.budget = open_source(source)
+        self._loop: CascadeLoop | None = open_loop(self.bundle, backend)
         try:
             self.records = self.bundle.records()
             """Answers of all exits to the calibration images."""
-            self._costs = load_costs(self.bundle) or measure_costs(
+            self._costs = load_costs(self.bundle, self._refuse) or measure_costs(
                 self._loop, self.bundle, QUICK_MEASUREMENT_S
             )
+            self._loop.energy_mj = self._costs.energy_mj
             self.set_budget(self.budget)
         except BaseException:
             self.close()
@@ -90,6 +97,11 @@ class Runtime:
     def costs(self) -> Costs:
         """Measured latency of leaving at each exit on this machine."""
         return self._costs
+
+    @property
+    def backend(self) -> Backend:
+        """What executes the stages; use it only while no frame is classified."""
+        return self._open_loop().backend
 
     @property
     def certificate(self) -> Certificate | None:
@@ -158,7 +170,10 @@ class Runtime:
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
         with self._lock:
-            return self._live.classify(self._open_loop(), frame, color_order, deadline_ms)
+            answer = self._live.classify(self._open_loop(), frame, color_order, deadline_ms)
+            for watcher in self._watchers:
+                watcher.answered(answer)
+            return answer
 
     def classify_batch(
         self, frames: Sequence[object], *, color_order: ColorOrder | None = None
@@ -180,7 +195,24 @@ class Runtime:
             for start in range(0, len(frames), size):
                 part = frames[start : start + size]
                 answers += loop.run_many(part, self._live.thresholds, color_order)
+            for watcher in self._watchers:
+                for answer in answers:
+                    watcher.answered(answer)
         return answers
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Let ``watcher`` see every answer and event from now on; the result ends that.
+
+        A Runtime that nobody watches loses no time by it.
+        """
+        with self._lock:
+            self._watchers = (*self._watchers, watcher)
+
+        def stop() -> None:
+            with self._lock:
+                self._watchers = tuple(w for w in self._watchers if w is not watcher)
+
+        return stop
 
     def measure(self, seconds: float, progress: Callable[[float], None] | None = None) -> Costs:
         """Measure the costs anew, for about ``seconds``; thresholds stay as they are.
@@ -212,6 +244,16 @@ class Runtime:
         self.events.append(event)
         if self._on_event is not None:
             self._on_event(event)
+        for watcher in self._watchers:
+            watcher.happened(event)
+
+    def _refuse(self, problem: str) -> None:
+        self._report(
+            CostsRefused(
+                f"{problem}; measured anew for {QUICK_MEASUREMENT_S:g} s, which is rough: run "
+                "'dvt-edge profile --profile FILE' here"
+            )
+        )
 
     def _open_loop(self) -> CascadeLoop:
         if self._loop is None:
@@ -229,7 +271,12 @@ def _changed(budget: BudgetConfig, changes: dict[str, Any]) -> BudgetConfig:
         raise BudgetError(f"{where}: {first['msg']}; the keys of a budget are {keys}") from None
 
 
-def _open(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
+def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
+    """The bundle that a profile, its YAML file or a folder stands for, and the budget to keep.
+
+    Raises :class:`~dvt_edge.errors.BundleError` for a bundle that was built with another input,
+    engine or exits than the profile has.
+    """
     if not isinstance(source, Profile):
         path = Path(source)
         if path.is_dir():

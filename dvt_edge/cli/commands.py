@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import dvt_edge
-from dvt_edge.cli.budget import show_budget, solution_values
+from dvt_edge.cli.budget import show_budget
 from dvt_edge.cli.classify import classify_paths
-from dvt_edge.cli.progress import step_progress
 from dvt_edge.errors import BuildError
 from dvt_edge.profile import BudgetConfig, Profile
+
+if TYPE_CHECKING:
+    from dvt_edge.runtime.live import Event
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 profile_option = click.option(
@@ -63,55 +63,80 @@ def build(
     build_with_progress(profile_file, phase, force=force, as_json=as_json)
 
 
+class _Pace(click.ParamType):
+    """Frames per second; ``none`` and 0 are no pace."""
+
+    name = "fps"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if str(value).lower() == "none":
+            return 0.0
+        fps = click.FLOAT.convert(value, param, ctx)
+        if not (fps == 0 or 0.1 <= fps <= 10_000):  # NaN too
+            self.fail(f"{value} is not in 0.1..10000 frames per second, nor 'none'", param, ctx)
+        return float(fps)
+
+
 @cli.command("profile")
 @profile_option
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True)
-@json_option
-def profile_command(profile_file: Path, seconds: float, as_json: bool) -> None:
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Images to try the thresholds on, by class."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.5, 3600),
+    default=10.0,
+    show_default=True,
+    help="Seconds of timing; where a power sensor can be read, energy takes about twice as long "
+    "besides.",
+)
+@click.option(
+    "--pace",
+    type=_Pace(),
+    default=30.0,
+    show_default=True,
+    help="Frames per second of the camera to imitate for half of the time, or none.",
+)
+@click.option(
+    "--solve-for",
+    type=click.Choice(["back-to-back", "paced"]),
+    default="back-to-back",
+    show_default=True,
+    help="Which of the two latencies the thresholds shall keep the budget with.",
+)
+@click.option("--report", type=_FILE, help="Write a report (HTML) for people.")
+@click.option(
+    "--json",
+    "json_file",
+    type=_FILE,
+    is_flag=False,
+    flag_value="-",
+    help="Write everything as JSON; '-' or nothing is standard output.",
+)
+def profile_command(
+    profile_file: Path,
+    data: Path | None,
+    duration: float,
+    pace: float,
+    solve_for: str,
+    report: Path | None,
+    json_file: Path | None,
+) -> None:
     """Measure what each exit costs on this machine, and choose thresholds by it."""
-    from dvt_edge.runtime.costs import save_costs
-    from dvt_edge.runtime.runtime import Runtime
+    from dvt_edge.cli.profiling import profile_command as run
 
-    profile = Profile.from_yaml(profile_file)
-    # Costs measured earlier may call the budget impossible: measure first, then choose by it.
-    unlimited = BudgetConfig(latency_ms=1e9)
-    measured = profile.model_copy(update={"budget": unlimited})
-    with Runtime(measured) as runtime, step_progress(quiet=as_json) as progress:
-        costs = runtime.measure(
-            seconds, lambda share: progress("measuring", round(100 * share), 100)
-        )
-        save_costs(runtime.bundle, costs)
-    with Runtime(profile) as runtime:
-        solution = runtime.solution
-    if as_json:
-        _print_json(
-            costs.model_dump(mode="json")
-            | {
-                "budget": profile.budget.model_dump(mode="json"),
-                "solution": solution_values(solution),
-            }
-        )
-        return
-    console = Console(markup=False)
-    table = Table(title="Latency of classify at batch 1, ms", caption=costs.machine)
-    for column in ("exit", "mean", "p50", "p95", "p99", "max", "preprocess", "stages", "leave"):
-        table.add_column(column, justify="right")
-    for k, cost in enumerate(costs.exits):
-        table.add_row(
-            str(k + 1),
-            *(
-                f"{v:.3f}"
-                for v in (cost.mean_ms, cost.p50_ms, cost.p95_ms, cost.p99_ms, cost.max_ms)
-            ),
-            f"{cost.preprocess_ms:.3f}",
-            " + ".join(f"{ms:.3f}" for ms in cost.stage_ms),
-            f"{100 * solution.exit_fraction[k]:.1f} %",
-        )
-    console.print(table)
-    thresholds = ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1])
-    console.print(
-        f"Budget ({profile.budget}): expected mean {solution.cost:.3f} ms, accuracy "
-        f"{100 * solution.accuracy:.2f} % on the calibration records; thresholds {thresholds}"
+    if solve_for == "paced" and not pace:
+        raise click.UsageError("--solve-for paced needs a --pace")
+    run(
+        profile_file,
+        duration_s=duration,
+        pace_fps=pace or None,
+        paced_costs=solve_for == "paced",
+        data=data,
+        json_file=json_file,
+        report_file=report,
     )
 
 
@@ -131,9 +156,7 @@ def classify(
     """Classify image files and folders; '-' reads a list of paths from standard input."""
     from dvt_edge.runtime.runtime import Runtime
 
-    with Runtime(
-        profile_file, on_event=lambda event: click.echo(f"note: {event.reason}", err=True)
-    ) as runtime:
+    with Runtime(profile_file, on_event=_note) as runtime:
         return classify_paths(
             runtime, paths, as_json=as_json, explain=explain, deadline_ms=deadline_ms
         )
@@ -165,7 +188,7 @@ def eval_command(
     profile = Profile.from_yaml(profile_file)
     folder = output or profile.output.with_name(f"{profile.output.name}-eval")
     anything = profile.model_copy(update={"budget": BudgetConfig(max_stage=1)})
-    with Runtime(anything) as runtime:
+    with Runtime(anything, on_event=_note) as runtime:
         return evaluate_folder(runtime, data, folder, workers=workers, as_json=as_json)
 
 
@@ -186,7 +209,7 @@ def budget(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any)
     profile = Profile.from_yaml(profile_file)
     # The profile's own budget may be impossible; what counts here is the one that is asked about.
     anything = profile.model_copy(update={"budget": BudgetConfig(max_stage=1)})
-    with Runtime(anything) as runtime:
+    with Runtime(anything, on_event=_note) as runtime:
         given = {key: value for key, value in changes.items() if value is not None}
         runtime.set_budget(profile.budget, **given)
         show_budget(runtime, as_json=as_json, plot=plot)
@@ -258,6 +281,10 @@ def doctor(profile_file: Path | None, as_json: bool) -> int:
 
     profile = Profile.from_yaml(profile_file) if profile_file else None
     return show_findings(profile, as_json=as_json)
+
+
+def _note(event: Event) -> None:
+    click.echo(f"note: {event.reason}", err=True)
 
 
 def _needs_torch(command: str) -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.table import Table
 
 from dvt_edge.bundle import Manifest
 from dvt_edge.engines import Engines, PrecisionFigures
+
+WIDTH = 100
+"""Columns where the output is no terminal that tells its own."""
+
+
+def wide_console() -> Console:
+    """For tables on standard output."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH)
 
 
 def choice_table(choices: tuple[PrecisionFigures, ...]) -> Table:

@@ -47,14 +47,19 @@ class Solution:
     """[K]: share of samples that leave at each exit."""
 
 
+def exits_taken(records: Records, thresholds: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    """[N]: the exit, from 0, at which each record leaves by ``thresholds`` [K]."""
+    leaves = records.confidence >= np.asarray(thresholds, float)
+    leaves[:, -1] = True
+    return np.asarray(leaves.argmax(axis=1))
+
+
 def replay(records: Records, cost: npt.ArrayLike, thresholds: npt.ArrayLike) -> Solution:
     """What ``thresholds`` [K] give on ``records`` when leaving at exit k costs ``cost[k]``."""
     costs, limits = check_cost(records, cost), np.asarray(thresholds, float)
     if limits.shape != costs.shape:
         raise DataError(f"expected {records.exits} thresholds, found {limits.shape}")
-    leaves = records.confidence >= limits
-    leaves[:, -1] = True
-    at = leaves.argmax(axis=1)
+    at = exits_taken(records, limits)
     fraction = np.bincount(at, minlength=records.exits) / len(records)
     accuracy = records.correct[np.arange(len(records)), at].mean()
     final = limits.copy()

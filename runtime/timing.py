@@ -1,0 +1,219 @@
+"""Times every exit of a cascade, back to back and at a camera's pace, once it has settled."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.bundle import Manifest
+from dvt_edge.measurement import Distribution, ExitTiming, PacedTiming
+from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.prediction import Prediction
+
+SETTLED_SHARE = 0.03
+"""The latency has settled when the medians of two windows in a row differ by no more."""
+WARM_UP_LIMIT_S = 10.0
+WINDOW_S = 0.1
+WINDOW_ROUNDS = (5, 200)
+"""Fewest rounds over all exits in a window, and most."""
+MAX_WINDOWS = 1000
+MIN_ROUNDS = 10
+"""Rounds over all exits that are timed back to back, however short the time."""
+MIN_PACED_ROUNDS = 2
+HISTOGRAM_BINS = 40
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done, 0..1."""
+
+
+def silent(what: str, share: float) -> None:
+    """A :data:`Progress` for nobody."""
+
+
+class Clock(Protocol):
+    """Time in seconds; tests bring one that takes none."""
+
+    def now(self) -> float:
+        """Seconds that only increase, from any start."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let ``seconds`` pass without work: the processor may lower its clocks meanwhile."""
+
+
+class RealClock:
+    """The clock of the machine."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class ForcedExits:
+    """A cascade that leaves where it is told to, whatever the frame shows.
+
+    The frame is noise of the calibration images' median size: which stages run, and for how long,
+    does not depend on what it shows.
+    """
+
+    def __init__(self, loop: CascadeLoop, manifest: Manifest) -> None:
+        self.count = len(manifest.stages)
+        self._loop = loop
+        self._frame = noise_frame(manifest)
+        self._thresholds = [
+            (math.inf,) * k + (-math.inf,) * (self.count - k) for k in range(self.count)
+        ]
+
+    def run(self, exit_at: int) -> Prediction:
+        """Classify the frame up to exit ``exit_at`` (from 0)."""
+        return self._loop.run_one(self._frame, self._thresholds[exit_at])
+
+
+def noise_frame(manifest: Manifest) -> npt.NDArray[np.uint8]:
+    """A frame of noise, laid out as ``classify`` takes it: uint8 [H, W] or [H, W, 3]."""
+    height, width = manifest.frame_shape
+    shape = (height, width) if manifest.input.color_order == "gray" else (height, width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How long it took until the latency had settled."""
+
+    runs: int
+    settled: bool
+    """False if a limit came first."""
+
+
+def warm_up(exits: ForcedExits, clock: Clock, limit_s: float = WARM_UP_LIMIT_S) -> WarmUp:
+    """Run all exits in turn until their latency no longer changes, for at most ``limit_s``.
+
+    The first runs allocate, fill caches and raise clocks; how many that are differs by machine. So
+    it is looked for: windows of rounds over all exits, until one's median agrees with that of the
+    window before.
+    """
+    started, runs = clock.now(), 0
+    before = math.inf
+    for _ in range(MAX_WINDOWS):
+        rounds: list[float] = []
+        window_started = clock.now()
+        while _window_goes_on(len(rounds), clock.now() - window_started):
+            rounds.append(sum(exits.run(k).latency_ms for k in range(exits.count)))
+            runs += exits.count
+            if clock.now() - started >= limit_s:
+                return WarmUp(runs, False)
+        found = median(rounds)
+        if abs(found - before) <= SETTLED_SHARE * found:
+            return WarmUp(runs, True)
+        before = found
+    return WarmUp(runs, False)
+
+
+def _window_goes_on(rounds: int, seconds: float) -> bool:
+    least, most = WINDOW_ROUNDS
+    return rounds < least or (seconds < WINDOW_S and rounds < most)
+
+
+class Samples:
+    """What was timed, exit by exit."""
+
+    def __init__(self, exits: int) -> None:
+        self._rows: list[list[tuple[float, ...]]] = [[] for _ in range(exits)]
+
+    def add(self, exit_at: int, answer: Prediction) -> None:
+        self._rows[exit_at].append(
+            (answer.latency_ms, answer.preprocess_ms, *answer.stage_latency_ms)
+        )
+
+    def timing(self, fps: float | None, missed: int = 0) -> PacedTiming:
+        return PacedTiming(
+            fps=fps, exits=tuple(_exit_timing(np.array(rows)) for rows in self._rows), missed=missed
+        )
+
+
+def _exit_timing(rows: npt.NDArray[np.float64]) -> ExitTiming:
+    """Of rows [R, 2 + stages]: the whole call, preprocessing, every stage."""
+    decision = np.maximum(rows[:, 0] - rows[:, 1:].sum(axis=1), 0.0)
+    return ExitTiming(
+        latency=distribution(rows[:, 0], bins=HISTOGRAM_BINS),
+        preprocess=distribution(rows[:, 1]),
+        stages=tuple(distribution(column) for column in rows.T[2:]),
+        decision=distribution(decision),
+    )
+
+
+def distribution(samples_ms: npt.ArrayLike, bins: int = 0) -> Distribution:
+    """Of samples [R]; with a histogram of ``bins`` equal bins up to the 99th percentile and, where
+    something took longer, one more from there to the longest.
+
+    Percentiles are order statistics, rounded up: at least 99 % of the samples are not above p99,
+    and of fewer than 100 it is the longest.
+    """
+    samples = np.asarray(samples_ms, float)
+    p50, p95, p99 = np.percentile(samples, (50, 95, 99), method="inverted_cdf").tolist()
+    edges: Sequence[float] = ()
+    counts: Sequence[int] = ()
+    if bins:
+        low, high = float(samples.min()), float(samples.max())
+        top = p99 if p99 > low else low + max(1e-6, 1e-6 * low)  # all alike: one narrow range
+        edges = np.linspace(low, top, bins + 1).tolist()
+        if high > edges[-1]:
+            edges = [*edges, high]
+        counts = np.histogram(samples, edges)[0].tolist()
+    return Distribution(
+        mean_ms=float(samples.mean()),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        max_ms=float(samples.max()),
+        runs=len(samples),
+        edges_ms=tuple(edges),
+        counts=tuple(counts),
+    )
+
+
+def time_back_to_back(
+    exits: ForcedExits, clock: Clock, seconds: float, progress: Progress = silent
+) -> PacedTiming:
+    """Time all exits in turn without a pause, for about ``seconds``."""
+    samples, rounds, started = Samples(exits.count), 0, clock.now()
+    while (spent := clock.now() - started) < seconds or rounds < MIN_ROUNDS:
+        progress("back to back", min(1.0, spent / seconds))
+        for k in range(exits.count):
+            samples.add(k, exits.run(k))
+        rounds += 1
+    progress("back to back", 1.0)
+    return samples.timing(None)
+
+
+def time_paced(
+    exits: ForcedExits, clock: Clock, seconds: float, fps: float, progress: Progress = silent
+) -> PacedTiming:
+    """Time all exits in turn on frames that come ``fps`` times a second, for about ``seconds``.
+
+    Frames are due at multiples of the period from the start, so delays do not add up. Between
+    frames nothing runs, as behind a camera. A frame that is not finished before the next is due is
+    counted as missed, and the frames that came meanwhile are skipped.
+    """
+    samples, started = Samples(exits.count), clock.now()
+    frames = missed = due = 0
+    while due < seconds * fps or frames < MIN_PACED_ROUNDS * exits.count:
+        progress(f"at {fps:g} fps", min(1.0, due / (seconds * fps)))
+        wait = started + due / fps - clock.now()
+        if wait > 0:
+            clock.sleep(wait)
+        samples.add(frames % exits.count, exits.run(frames % exits.count))
+        frames += 1
+        passed = (clock.now() - started) * fps  # in frames of the camera
+        missed += passed > due + 1 + 1e-9
+        due = max(due + 1, math.ceil(passed - 1e-9))
+    progress(f"at {fps:g} fps", 1.0)
+    return samples.timing(fps, missed)
