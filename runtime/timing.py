@@ -20,7 +20,7 @@ from dvt_edge.runtime.prediction import Prediction
 SETTLED_SHARE = 0.03
 """The latency has settled when the medians of two windows in a row differ by no more."""
 WARM_UP_LIMIT_S = 10.0
-WINDOW_S = 0.1
+WINDOW_S = 0.2
 WINDOW_ROUNDS = (5, 200)
 """Fewest rounds over all exits in a window, and most."""
 MAX_WINDOWS = 1000

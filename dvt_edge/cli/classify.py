@@ -78,6 +78,7 @@ def _as_json(path: Path, p: Prediction) -> str:
             "latency_ms": p.latency_ms,
             "preprocess_ms": p.preprocess_ms,
             "stage_latency_ms": p.stage_latency_ms,
+            "energy_mj": p.energy_mj,
             "truncated": p.truncated,
             "explanation": p.explain(),
         }

@@ -371,13 +371,15 @@ def test_every_command_bears_it(
 ) -> None:
     """``profile``, ``inspect``, ``build``, ``classify`` and ``budget`` with other limits."""
     path = write_profile(budget=limits)
-    result = dvt_edge("profile", "--profile", path, "--seconds", "0.1")
+    result = dvt_edge("profile", "--profile", path, "--duration", "0.5", "--pace", "none")
     assert (result.code, result.err) == (0, "")
     assert f"Budget ({words}): expected mean " in " ".join(result.out.split())
     costs = load_costs(Bundle(own_bundle))
     assert costs is not None
     assert min(costs.stage_p99_ms) > 0
-    values = _json(dvt_edge("profile", "--json", "--profile", path, "--seconds", "0.1"))
+    values = _json(
+        dvt_edge("profile", "--json", "--profile", path, "--duration", "0.5", "--pace", "none")
+    )
     assert {key: values["budget"][key] for key in limits} == limits
     assert dvt_edge("build", "--profile", path).code == 0  # stores the budget
     result = dvt_edge("inspect", own_bundle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,7 @@ import pytest
 from PIL import Image
 
 import dvt_edge as package
-from dvt_edge.bundle import COSTS, MANIFEST, RECORDS, Bundle, file_sha256, write_records
-from dvt_edge.policy import Records
+from dvt_edge.bundle import MANIFEST, Bundle
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -72,8 +70,12 @@ def test_help_names_every_command(dvt_edge: Run) -> None:
         ["classify", "image.png"],
         ["classify", "--profile", "p.yaml"],
         ["classify", "--profile", ".", "image.png"],
-        ["profile", "--profile", "p.yaml", "--seconds", "soon"],
-        ["profile", "--profile", "p.yaml", "--seconds", "0"],
+        ["profile", "--profile", "p.yaml", "--duration", "soon"],
+        ["profile", "--profile", "p.yaml", "--duration", "0.4"],
+        ["profile", "--profile", "p.yaml", "--pace", "-1"],
+        ["profile", "--profile", "p.yaml", "--pace", "nan"],
+        ["profile", "--profile", "p.yaml", "--pace", "fast"],
+        ["profile", "--profile", "p.yaml", "--pace", "none", "--solve-for", "paced"],
         ["build"],
         ["inspect"],
         ["inspect", "a", "b"],
@@ -294,78 +296,6 @@ def test_inspect_damaged_manifest(dvt_edge: Run, own_bundle: Path) -> None:
     """A manifest that is none."""
     (own_bundle / MANIFEST).write_text("{\n}\n", encoding="utf-8")
     assert "not a manifest of schema 2" in _error(dvt_edge("inspect", own_bundle))
-
-
-# profile
-
-
-def test_profile_json(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
-    """Costs of this machine and the thresholds they give; the costs are kept."""
-    path = write_profile(budget={"latency_ms": 1e6})
-    result = dvt_edge("profile", "--json", "--profile", path, "--seconds", "0.1")
-    assert (result.code, result.err) == (0, "")
-    values = json.loads(result.out)
-    assert [len(cost["stage_ms"]) for cost in values["exits"]] == [1, 2, 3]
-    assert values["budget"]["latency_ms"] == 1e6
-    assert 0 < values["solution"]["mean_ms"] <= 1e6
-    assert 0 < values["solution"]["accuracy"] <= 1
-    assert len(values["solution"]["thresholds"]) == 3
-    assert sum(values["solution"]["exit_fraction"]) == pytest.approx(1)
-    stored = json.loads((own_bundle / COSTS).read_text(encoding="utf-8"))
-    assert stored["exits"] == values["exits"]
-    assert Bundle(own_bundle).manifest.content_hash == values["content_hash"]
-
-
-def test_profile_text(dvt_edge: Run, write_profile: Write) -> None:
-    """A table, and what the budget gives."""
-    path = write_profile(budget={"latency_ms": 1e6})
-    result = dvt_edge("profile", "--profile", path, "--seconds", "0.1")
-    assert (result.code, result.err) == (0, "")
-    assert "Budget (mean latency 1e+06 ms): expected mean " in result.out
-    assert "\x1b" not in result.out
-
-
-def test_profile_with_small_budget(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
-    """The smallest possible budget is named, by the costs just measured; then it works."""
-    before = (own_bundle / COSTS).read_bytes()
-    path = write_profile(budget={"latency_ms": 1e-6})
-    message = _error(dvt_edge("profile", "--profile", path, "--seconds", "0.1"))
-    found = re.search(r"budget of 1e-06 ms is smaller .* possible is (\S+) ms$", message)
-    assert found
-    assert (own_bundle / COSTS).read_bytes() != before
-    with Runtime(write_profile(budget={"latency_ms": float(found[1])})) as runtime:
-        assert runtime.solution.cost <= float(found[1])
-
-
-def test_profile_replaces_costs_that_forbid_the_budget(
-    dvt_edge: Run, write_profile: Write, own_bundle: Path
-) -> None:
-    """Costs measured on a busy machine do not keep the command from measuring again."""
-    costs = json.loads((own_bundle / COSTS).read_text(encoding="utf-8"))
-    for k, exit_ in enumerate(costs["exits"]):
-        exit_["mean_ms"] = 1e7 * (k + 1)
-    (own_bundle / COSTS).write_text(json.dumps(costs), encoding="utf-8")
-    path = write_profile(budget={"latency_ms": 1e6})
-    assert dvt_edge("profile", "--json", "--profile", path, "--seconds", "0.1").code == 0
-
-
-def test_profile_json_where_nobody_leaves_early(
-    dvt_edge: Run, write_profile: Write, own_bundle: Path
-) -> None:
-    """An infinite threshold is null: JSON has no infinity."""
-    old = Bundle(own_bundle).records()
-    assert old.label is not None
-    answers = np.repeat(old.label[:, None], old.exits, axis=1)
-    answers[:, :-1] = (answers[:, :-1] + 1) % 10
-    write_records(own_bundle / RECORDS, Records(old.confidence, answers, old.label))
-    digest = file_sha256(own_bundle / RECORDS)
-    _edit_manifest(own_bundle, lambda m: m["files"].update({RECORDS: digest}))
-    path = write_profile(budget={"latency_ms": 1e6})
-    result = dvt_edge("profile", "--json", "--profile", path, "--seconds", "0.1")
-    assert result.code == 0
-    values = json.loads(result.out)
-    assert values["solution"]["thresholds"] == [None, None, 0]
-    assert values["solution"]["exit_fraction"] == [0, 0, 1]
 
 
 # build and train: what the converters and the training do has tests of its own

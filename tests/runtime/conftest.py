@@ -15,10 +15,15 @@ import pytest
 
 from dvt_edge import Prediction, Runtime
 from dvt_edge.bundle import MANIFEST, RECORDS, Bundle, file_sha256, write_records
+from dvt_edge.energy.meter import Counted, Meter
+from dvt_edge.errors import EnergyError
 from dvt_edge.policy import Records
 from dvt_edge.runtime.backend import StageAnswer
+from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs, ExitCost, machine_name, save_costs
 from dvt_edge.runtime.live import Event
+from dvt_edge.runtime.opening import open_loop
+from dvt_edge.runtime.timing import ForcedExits
 
 CLASSES = 10
 VALUES = 250
@@ -209,6 +214,86 @@ class TimedBackend:
 
 
 @dataclass
+class HandClock:
+    """:class:`~dvt_edge.runtime.timing.Clock` that passes when stages run and when one sleeps."""
+
+    clock: Clock
+    slept_s: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.clock()
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.clock.ms += 1e3 * seconds
+
+
+class FakeMeter(Meter):
+    """Draws :attr:`idle_mw` all the time, and ``stage_mj`` for every stage that runs."""
+
+    idle_mw = 2000.0
+    stage_mj = (3.0, 5.0, 11.0)
+
+    def __init__(self, clock: HandClock, backend: FakeBackend) -> None:
+        self.clock, self.backend = clock, backend
+        self.breaks_after = 10**9
+        """The sensor vanishes in the window after so many."""
+        self.windows = 0
+        super().__init__("FAKE rail", ("rail",), timer=self)
+
+    def now_ns(self) -> int:
+        return round(1e9 * self.clock.now())
+
+    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
+        return lambda: None
+
+    def start(self) -> FakeCount:
+        self.windows += 1
+        return FakeCount(self)
+
+
+class FakeCount:
+    """One window."""
+
+    def __init__(self, meter: FakeMeter) -> None:
+        self._meter = meter
+        self._start_s, self._runs = meter.clock.now(), len(meter.backend.runs)
+
+    def stop(self) -> Counted:
+        if self._meter.windows > self._meter.breaks_after:
+            raise EnergyError("rail: the sensor has gone; look at the kernel's log")
+        seconds = self._meter.clock.now() - self._start_s
+        ran = (self._meter.stage_mj[stage] for stage, _ in self._meter.backend.runs[self._runs :])
+        return Counted(seconds, {"rail": self._meter.idle_mw * seconds + sum(ran)})
+
+
+@dataclass
+class Timed:
+    """A cascade whose stages take 1, 1 and 2 ms on a clock that the test can read."""
+
+    loop: CascadeLoop
+    bundle: Bundle
+    backend: TimedBackend
+    clock: HandClock
+    meter: FakeMeter
+
+    @property
+    def exits(self) -> ForcedExits:
+        return ForcedExits(self.loop, self.bundle.manifest)
+
+    def slow_at_first(self, runs: int, factor: float = 3.0) -> None:
+        """The first ``runs`` stages take ``factor`` times as long."""
+        run_stage, usual = self.backend.inner.run_stage, self.backend.stage_ms
+
+        def run(stage: int, count: int) -> StageAnswer:
+            done = len(self.backend.inner.runs)
+            self.backend.stage_ms = usual * (factor if done < runs else 1.0)
+            return run_stage(stage, count)
+
+        self.backend.inner.run_stage = run  # type: ignore[method-assign]
+
+
+@dataclass
 class Live:
     """A Runtime, the backend under it, and what it reported."""
 
@@ -283,6 +368,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in ("cascade_loop", "live"):
         monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
     return made
+
+
+@pytest.fixture
+def timed(live_bundle: Path, live_records: Records, clock: Clock) -> Timed:
+    """Stages that answer nothing, on the clock, with a meter that knows what they take."""
+    inner = FakeBackend(live_records.confidence.copy(), live_records.prediction.copy())
+    backend, hand, bundle = TimedBackend(inner, clock), HandClock(clock), Bundle(live_bundle)
+    return Timed(open_loop(bundle, backend), bundle, backend, hand, FakeMeter(hand, inner))
 
 
 @pytest.fixture

@@ -12,11 +12,21 @@ import numpy.typing as npt
 import pytest
 
 from dvt_edge.bundle import COSTS, Bundle
+from dvt_edge.engines import Engines, PlanRecord, Platform
 from dvt_edge.errors import BundleError
 from dvt_edge.profile import InputConfig
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.costs import Costs, load_costs, machine_name, measure_costs, save_costs
+from dvt_edge.runtime.costs import (
+    Costs,
+    CostsRefused,
+    load_costs,
+    machine_name,
+    measure_costs,
+    save_costs,
+)
+from dvt_edge.runtime.live import Event
 from dvt_edge.runtime.preprocess import Preprocessor
+from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import FakeBackend
@@ -31,28 +41,57 @@ def test_round_trip(own_bundle: Path, known_costs: Callable[..., Costs]) -> None
 
 
 def test_none_measured(own_bundle: Path) -> None:
-    """Without the file there are no costs."""
+    """Without the file there are no costs, and nothing to tell."""
     (own_bundle / COSTS).unlink()
-    assert load_costs(Bundle(own_bundle)) is None
+    told: list[str] = []
+    assert load_costs(Bundle(own_bundle), told.append) is None
+    assert told == []
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"machine": "x86_64, another processor, 64 cores"},
-        {"content_hash": "0" * 64},
-        {"exits": []},
-        {"exits": "x"},
-        {"unknown": 1},
+        (
+            {"machine": "x86_64, another processor, 64 cores"},
+            "they were measured on 'x86_64, another processor, 64 cores', this is '",
+        ),
+        (
+            {"content_hash": "0" * 64},
+            "they were measured for other engines (000000000000, these are ",
+        ),
+        ({"exits": []}, "they were measured for other engines"),
+        ({"exits": "x"}, "they cannot be read"),
+        ({"unknown": 1}, "they cannot be read"),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=["machine", "engines", "exits", "nonsense", "unknown"],
 )
-def test_others_are_ignored(own_bundle: Path, change: dict[str, Any]) -> None:
-    """Costs of another machine, of other stages, or that make no sense."""
+def test_others_are_refused(own_bundle: Path, change: dict[str, Any], reason: str) -> None:
+    """Costs of another machine, of other stages, or that make no sense; what differs is told."""
     path = own_bundle / COSTS
     assert load_costs(Bundle(own_bundle)) is not None
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
+    told: list[str] = []
+    assert load_costs(Bundle(own_bundle), told.append) is None
+    assert told[0].startswith(f"the costs in {path} are not used: {reason}")
     assert load_costs(Bundle(own_bundle)) is None
+
+
+def test_a_runtime_tells_what_it_refuses(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an event, once, with what to do; then it measures. Where there are none it is silent."""
+    monkeypatch.setattr("dvt_edge.runtime.runtime.QUICK_MEASUREMENT_S", 0.01)
+    path = own_bundle / COSTS
+    path.write_text(path.read_text(encoding="utf-8").replace(machine_name(), "a board"))
+    heard: list[Event] = []
+    with Runtime(own_bundle, on_event=heard.append) as runtime:
+        assert runtime.costs.machine == machine_name()
+        assert list(runtime.events) == heard
+    [event] = heard
+    assert isinstance(event, CostsRefused)
+    assert "measured on 'a board', this is" in event.reason
+    assert "dvt-edge profile" in event.reason
+    path.unlink()
+    with Runtime(own_bundle, on_event=heard.append):
+        assert len(heard) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\xff\xfe", b"null"])
@@ -95,6 +134,24 @@ def test_machine_name() -> None:
     assert machine_name() == machine_name()
     assert "\n" not in machine_name()
     assert "cores" in machine_name()
+
+
+def test_machine_name_of_engines(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU, TensorRT and the power mode in force, which is not the one that they were built in."""
+    manifest = Bundle(own_bundle).manifest
+    assert machine_name(manifest) == machine_name()
+    platform = Platform(
+        backend="tensorrt",
+        version="10.3.0.30",
+        compute_capabilities=("8.7",),
+        device="Orin",
+        power_mode="15W",
+    )
+    plans = (PlanRecord(precision="int8", graph="x", seconds=1, cached=False),)
+    engines = Engines(platform=platform, flags=(), workspace_mb=1, plans=plans, built_at="now")
+    monkeypatch.setattr("dvt_edge.runtime.costs.read_power_mode", lambda: "MAXN_SUPER")
+    name = machine_name(manifest.model_copy(update={"engines": engines}))
+    assert name.endswith("cores, Orin, TensorRT 10.3.0.30, power mode MAXN_SUPER")
 
 
 def test_measuring_forces_every_exit(
