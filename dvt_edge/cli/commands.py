@@ -63,7 +63,7 @@ def build(
     build_with_progress(profile_file, phase, force=force, as_json=as_json)
 
 
-class _Pace(click.ParamType):
+class _Pace(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from 8.3 on
     """Frames per second; ``none`` and 0 are no pace."""
 
     name = "fps"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +85,9 @@ def profile_command(
             check_writable(path)
     report = _report() if report_file else None
     images = open_folder(data, bundle.manifest.class_names) if data else None
-    watts = profile.energy and declared_watts(profile.energy.watts, len(bundle.manifest.stages))
+    watts = None
+    if profile.energy is not None:
+        watts = declared_watts(profile.energy.watts, len(bundle.manifest.stages))
     plan = Plan(duration_s, pace_fps, watts)
 
     quiet = json_file == STDOUT
@@ -98,7 +102,7 @@ def profile_command(
             _write(json_file, text + "\n")
             click.echo(f"JSON: {json_file}")
     if report is not None and report_file is not None:
-        report(report_file, bundle, profile, outcome.costs, outcome.measurement, data)
+        report(report_file, outcome, bundle)
         click.echo(f"Report: {report_file}", err=quiet)
     if outcome.problem:
         raise outcome.problem
@@ -153,16 +157,22 @@ def _judge(
     )
 
 
-def _report() -> Callable[..., None]:
-    """What writes ``--report``, looked for before anything is measured."""
+def _report() -> Callable[[Path, Outcome, Bundle], None]:
+    """What writes ``--report``; whether that can work is known before anything is measured."""
     try:
-        from dvt_edge.report import write_report  # type: ignore[import-not-found, unused-ignore]
+        report = importlib.import_module("dvt_edge.report")
     except ImportError as error:
         raise ConfigError(
             f"--report is not part of this installation ({error}); leave it out, or use --json FILE"
         ) from None
-    writer: Callable[..., None] = write_report
-    return writer
+    if importlib.util.find_spec("jinja2") is None:
+        raise ConfigError("--report needs Jinja2; install it with pip install 'dvt-edge[report]'")
+
+    def write(path: Path, outcome: Outcome, bundle: Bundle) -> None:
+        found = report.collect(bundle, outcome.profile, outcome.costs, outcome.measurement)
+        report.write_report(path, found)
+
+    return write
 
 
 def _write(path: Path, text: str) -> None:

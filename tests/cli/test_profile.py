@@ -290,20 +290,33 @@ def test_report_that_is_not_installed(
     assert "--report is not part of this installation" in message
 
 
+@pytest.mark.usefixtures("never_measured")
+def test_report_without_its_extra(
+    dvt_edge: Run, write_profile: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out before."""
+    monkeypatch.setitem(sys.modules, "dvt_edge.report", ModuleType("dvt_edge.report"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    report = tmp_path / "r.html"
+    message = _error(dvt_edge("profile", "--profile", write_profile(), "--report", report))
+    assert "pip install 'dvt-edge[report]'" in message
+
+
 def test_report(
     dvt_edge: Run, write_profile: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets the bundle, the profile, and what was measured."""
     given: list[Any] = []
     module = ModuleType("dvt_edge.report")
+    module.collect = lambda *arguments: arguments  # type: ignore[attr-defined]
     module.write_report = lambda *arguments: given.extend(arguments)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dvt_edge.report", module)
     path, report = write_profile(budget=ANYTHING), tmp_path / "r.html"
     result = dvt_edge("profile", "--profile", path, *QUICK, "--report", report)
     assert result.code == 0
     assert result.out.endswith(f"Report: {report}\n")
-    file, bundle, profile, costs, measurement, data = given
-    assert (file, data) == (report, None)
+    file, (bundle, profile, costs, measurement) = given
+    assert file == report
     assert profile.output == bundle.folder
     assert isinstance(costs, Costs)
     assert isinstance(measurement, Measurement)
