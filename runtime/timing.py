@@ -22,7 +22,7 @@ SETTLED_SHARE = 0.03
 WARM_UP_LIMIT_S = 10.0
 WINDOW_S = 0.2
 WINDOW_ROUNDS = (5, 200)
-"""Fewest rounds over all exits in a window, and most."""
+"""Fewest rounds in a window, and most."""
 MAX_WINDOWS = 1000
 MIN_ROUNDS = 10
 """Rounds over all exits that are timed back to back, however short the time."""
@@ -57,6 +57,17 @@ class RealClock:
         time.sleep(seconds)
 
 
+class Repeatable(Protocol):
+    """Something that is run again and again until it has settled."""
+
+    @property
+    def count(self) -> int:
+        """Runs in a round."""
+
+    def round_ms(self) -> float:
+        """Run one round; returns how long it took, in milliseconds."""
+
+
 class ForcedExits:
     """A cascade that leaves where it is told to, whatever the frame shows.
 
@@ -76,6 +87,10 @@ class ForcedExits:
         """Classify the frame up to exit ``exit_at`` (from 0)."""
         return self._loop.run_one(self._frame, self._thresholds[exit_at])
 
+    def round_ms(self) -> float:
+        """Run all exits in turn; returns the sum of their latencies."""
+        return sum(self.run(k).latency_ms for k in range(self.count))
+
 
 def noise_frame(manifest: Manifest) -> npt.NDArray[np.uint8]:
     """A frame of noise, laid out as ``classify`` takes it: uint8 [H, W] or [H, W, 3]."""
@@ -93,12 +108,11 @@ class WarmUp:
     """False if a limit came first."""
 
 
-def warm_up(exits: ForcedExits, clock: Clock, limit_s: float = WARM_UP_LIMIT_S) -> WarmUp:
-    """Run all exits in turn until their latency no longer changes, for at most ``limit_s``.
+def warm_up(work: Repeatable, clock: Clock, limit_s: float = WARM_UP_LIMIT_S) -> WarmUp:
+    """Run ``work`` until its latency no longer changes, for at most ``limit_s``.
 
     The first runs allocate, fill caches and raise clocks; how many that are differs by machine. So
-    it is looked for: windows of rounds over all exits, until one's median agrees with that of the
-    window before.
+    it is looked for: windows of rounds, until one's median agrees with that of the window before.
     """
     started, runs = clock.now(), 0
     before = math.inf
@@ -106,8 +120,8 @@ def warm_up(exits: ForcedExits, clock: Clock, limit_s: float = WARM_UP_LIMIT_S) 
         rounds: list[float] = []
         window_started = clock.now()
         while _window_goes_on(len(rounds), clock.now() - window_started):
-            rounds.append(sum(exits.run(k).latency_ms for k in range(exits.count)))
-            runs += exits.count
+            rounds.append(work.round_ms())
+            runs += work.count
             if clock.now() - started >= limit_s:
                 return WarmUp(runs, False)
         found = median(rounds)

@@ -215,6 +215,47 @@ def budget(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any)
         show_budget(runtime, as_json=as_json, plot=plot)
 
 
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path), required=False)
+@click.option("--against", type=_FILE, help="Any ONNX classifier: one image in, scores out.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Images, by class for accuracy [default: A's calibration images, or noise].",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.5, 3600),
+    default=10.0,
+    show_default=True,
+    help="Seconds at least; every image is given once in any case.",
+)
+@json_option
+def compare(
+    a: Path, b: Path | None, against: Path | None, data: Path | None, duration: float, as_json: bool
+) -> None:
+    """Compare A with B, or with any ONNX classifier, in turns on the same images.
+
+    A and B are profiles (YAML) or folders of bundles; each keeps its own budget.
+    """
+    from dvt_edge.cli.comparing import compare_and_show
+
+    if b is None and against is None:
+        raise click.UsageError("give B, or --against model.onnx, to compare A with")
+    for path in (a, b):
+        if path is not None and path.suffix == ".onnx":
+            raise click.UsageError(f"{path} is no profile or bundle; give it by --against {path}")
+    compare_and_show(
+        [path for path in (a, b) if path is not None],
+        against,
+        data,
+        duration_s=duration,
+        as_json=as_json,
+        note=_note,
+    )
+
+
 @cli.command("import")
 @click.argument("file", type=_FILE, required=False)
 @click.option("--architecture", "name", help="Its name; without it the tensors tell.")

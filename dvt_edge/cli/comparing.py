@@ -1,0 +1,139 @@
+"""``dvt-edge compare``: cascades and plain classifiers side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dvt_edge.cli.progress import step_progress
+from dvt_edge.cli.tables import wide_console
+from dvt_edge.comparing import Cascade, Comparison, Contender, Interval, Plain, Side, compare
+from dvt_edge.datasets import ArrayDataset, ImageDataset, open_images
+from dvt_edge.errors import DataError
+from dvt_edge.profile import Profile
+from dvt_edge.runtime.live import Event
+from dvt_edge.runtime.plain_classifier import PlainClassifier
+from dvt_edge.runtime.runtime import Runtime
+from dvt_edge.runtime.timing import RealClock, noise_frame
+
+
+def compare_and_show(
+    paths: Sequence[Path],
+    against: Path | None,
+    data: Path | None,
+    *,
+    duration_s: float,
+    as_json: bool,
+    note: Callable[[Event], None],
+) -> None:
+    """Open everybody, run them in turns, print what came of it."""
+    with ExitStack() as stack:
+        runtimes = [stack.enter_context(Runtime(path, on_event=note)) for path in paths]
+        first = runtimes[0].bundle.manifest
+        contenders: list[Contender] = [
+            Cascade(name, runtime) for name, runtime in zip(_names(paths), runtimes, strict=True)
+        ]
+        if against is not None:
+            classifier = PlainClassifier(against, first.input, first.engine.threads)
+            contenders.append(Plain(against.name, classifier))
+        images, what = _images(paths[0], runtimes[0], data)
+        with step_progress(quiet=as_json) as progress:
+            result = compare(
+                contenders,
+                images,
+                duration_s,
+                RealClock(),
+                order=None if what == NOISE else "rgb",
+                progress=lambda done, total: progress("images", done, total),
+            )
+        machine = runtimes[0].costs.machine
+    if as_json:
+        values = {"machine": machine, "data": what, **result.model_dump(mode="json")}
+        click.echo(json.dumps(values, allow_nan=False))
+    else:
+        _show(wide_console(), result, what, machine)
+
+
+NOISE = "noise"
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Short names, or whole paths where those are alike."""
+    short = [path.stem if path.is_file() else path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _images(source: Path, runtime: Runtime, data: Path | None) -> tuple[ImageDataset, str]:
+    """The images to give to everybody, and what to call them."""
+    manifest = runtime.bundle.manifest
+    if data is None and source.is_file():
+        calibration = Profile.from_yaml(source).calibration.data
+        if calibration.exists():
+            data = calibration
+    if data is None:
+        return ArrayDataset(noise_frame(manifest)[None], None), NOISE
+    images = open_images(data, manifest.class_names)
+    if not len(images):
+        raise DataError(f"{data}: holds no images")
+    return images, str(data)
+
+
+def _show(console: Console, result: Comparison, what: str, machine: str) -> None:
+    counts = f"{_count(result.images, 'image')}, {_count(result.frames, 'frame')} in turns"
+    table = Table(title=f"{what}: {counts}", caption=machine)
+    table.add_column("")
+    for side in result.sides:
+        table.add_column(side.name, justify="right")
+    rows: list[tuple[str, Callable[[Side], str]]] = [
+        ("mean ms", lambda s: f"{s.latency.mean_ms:.3f}"),
+        ("p50 ms", lambda s: f"{s.latency.p50_ms:.3f}"),
+        ("p95 ms", lambda s: f"{s.latency.p95_ms:.3f}"),
+        ("exits", lambda s: " / ".join(f"{100 * share:.1f} %" for share in s.exit_fraction)),
+        ("accuracy", lambda s: "-" if s.accuracy is None else f"{100 * s.accuracy:.2f} %"),
+        ("energy", lambda s: "-" if s.energy_mj is None else f"{s.energy_mj:.3f} mJ (estimate)"),
+        ("engine", lambda s: s.engine),
+        ("precision", lambda s: s.precision),
+        ("files", lambda s: f"{s.size_bytes / 1e6:.2f} MB"),
+    ]
+    for name, text in rows:
+        table.add_row(name, *(text(side) for side in result.sides))
+    console.print(table)
+    for difference in result.differences:
+        ratio = difference.latency_ratio
+        parts = [
+            f"{difference.name} takes {ratio.value:.3g} times as long as {difference.to} "
+            f"({_range(ratio, '.3g')})"
+        ]
+        points = difference.accuracy_points
+        if points is not None:
+            parts.append(f"accuracy {points.value:+.2f} points ({_range(points, '+.2f')})")
+        console.print("; ".join(parts))
+    for side in result.sides:
+        if side.accuracy_unavailable and result.labelled:
+            console.print(f"{side.name}: no accuracy: {side.accuracy_unavailable}")
+    if what == NOISE:
+        console.print(
+            "Noise leaves where it happens to, and has no accuracy; give --data FOLDER, or A as a "
+            "profile whose calibration images are here"
+        )
+    elif not result.labelled:
+        console.print("No accuracy: the images have no labels; give --data with a folder per class")
+    if not result.settled:
+        console.print(
+            "Warning: the latencies had not settled before; end other programs and try again",
+            style="yellow",
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _range(interval: Interval, form: str) -> str:
+    return f"95 %: {interval.low:{form}} to {interval.high:{form}}"
