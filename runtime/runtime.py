@@ -94,6 +94,11 @@ class Runtime:
         return self._solution
 
     @property
+    def thresholds(self) -> tuple[float, ...]:
+        """[K]: in force at this moment; the solution's, unless adapting or an audit moved them."""
+        return self._live.thresholds
+
+    @property
     def costs(self) -> Costs:
         """Measured latency of leaving at each exit on this machine."""
         return self._costs
