@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dvt_edge.board import Board, check_jetpack, read_board, read_text
 from dvt_edge.conditions import read_conditions
+from dvt_edge.energy import open_meter
 from dvt_edge.errors import BackendError
 from dvt_edge.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
@@ -259,48 +260,21 @@ def _disk(profile: Profile | None) -> Finding:
 
 
 def _energy_sensors(root: Path) -> Finding:
-    """INA3221 and INA238 power monitors, and the RAPL counters of PCs."""
+    """The meter that a measurement would use."""
     name = "energy sensors"
-    sensors: dict[str, list[Path]] = {}
-    nodes = sorted(root.glob("sys/class/hwmon/hwmon*")) or sorted(
-        root.glob("sys/bus/i2c/devices/*/hwmon/hwmon*")
+    meter = open_meter(root)
+    if meter.unavailable is None:
+        rate = "" if meter.refresh_hz is None else f", {meter.refresh_hz:g} Hz"
+        return Finding(name, "ok", meter.source + rate)
+    allow = re.search(r"sudo chmod o\+r [^;)]+", meter.unavailable)
+    if allow:
+        return Finding(name, "broken", meter.unavailable, allow[0])
+    return Finding(
+        name,
+        "broken" if " cannot be read (" in meter.unavailable else "missing",
+        f"{meter.unavailable}; needed for budgets and reports in millijoules",
+        "use latency budgets, declare energy.watts in the profile, or run on a board with sensors",
     )
-    for node in nodes:
-        kind = read_text(node / "name") or ""
-        if kind.startswith("ina3221"):
-            sensors.setdefault("INA3221", []).extend(sorted(node.glob("curr[0-9]_input")))
-        elif kind.startswith(("ina238", "ina237")):
-            sensors.setdefault("INA238", []).extend(sorted(node.glob("power1_input")))
-    for node in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
-        sensors.setdefault("RAPL", []).extend(node.glob("energy_uj"))
-    shown = ", ".join(f"{kind} ({len(files)})" for kind, files in sensors.items() if files)
-    if not shown:
-        return Finding(
-            name,
-            "missing",
-            "no INA3221, INA238 or RAPL; needed for budgets and reports in millijoules",
-            "use latency budgets, or run on a board with sensors",
-        )
-    for files in sensors.values():
-        for file in files:
-            reason = _why_unreadable(file)
-            if reason:
-                return Finding(
-                    name,
-                    "broken",
-                    f"{shown}, but {file} cannot be read: {reason}",
-                    f"sudo chmod -R o+r {file.parent}  # until the next start",
-                )
-    return Finding(name, "ok", shown)
-
-
-def _why_unreadable(file: Path) -> str:
-    """Empty if the file can be opened; a value that cannot be had right now is no obstacle."""
-    try:
-        file.open("rb").close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
 
 
 def _cameras(root: Path) -> Finding:

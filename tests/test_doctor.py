@@ -299,42 +299,66 @@ def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "_PROBE_DRIVER", NO_DRIVER)
 
 
-SENSORS: dict[str, dict[str, str]] = {
-    "INA3221 (2)": {
-        f"{HWMON}/name": "ina3221\n",
-        f"{HWMON}/curr1_input": "1",
-        f"{HWMON}/curr2_input": "1",
-    },
-    "INA3221 (1)": {
-        "sys/bus/i2c/devices/1-0040/hwmon/hwmon4/name": "ina3221\n",
-        "sys/bus/i2c/devices/1-0040/hwmon/hwmon4/curr1_input": "1",
-    },
-    "INA238 (1)": {f"{HWMON}/name": "ina238\n", f"{HWMON}/power1_input": "1"},
-    "RAPL (1)": {"sys/class/powercap/intel-rapl:0/energy_uj": "1"},
+I2C = "sys/bus/i2c/devices/1-0040"
+INA3221 = {
+    f"{I2C}/name": "ina3221\n",
+    f"{I2C}/hwmon/hwmon1/in1_label": "VDD_IN",
+    f"{I2C}/hwmon/hwmon1/in1_input": "5000",
+    f"{I2C}/hwmon/hwmon1/curr1_input": "960",
+}
+RAPL_ZONE = "sys/class/powercap/intel-rapl:0"
+RAPL = {
+    f"{RAPL_ZONE}/name": "package-0",
+    f"{RAPL_ZONE}/energy_uj": "1",
+    f"{RAPL_ZONE}/max_energy_range_uj": "1000",
+}
+SENSORS: dict[str, tuple[dict[str, str], str]] = {
+    "INA3221 VDD_IN (module total), 50 Hz": (INA3221, f"{I2C}/hwmon/hwmon1/in1_input"),
+    "RAPL package-0, 1000 Hz": (RAPL, f"{RAPL_ZONE}/energy_uj"),
 }
 
 
 @pytest.mark.usefixtures("no_libraries")
 @pytest.mark.parametrize("shown", SENSORS)
 def test_energy_sensors(board_root: Root, monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
-    """Found and counted; if they may not be read, the file and the command are named."""
-    root = board_root("pc", SENSORS[shown])
+    """Those that a measurement reads; without permission the file and the command are named."""
+    files, denied = SENSORS[shown]
+    root = board_root("pc", files)
     found = _by_name(examine(root))["energy sensors"]
     assert (found.state, found.detail) == ("ok", shown)
-    file = root / next(name for name in SENSORS[shown] if name.endswith(("_input", "_uj")))
-    path_open = Path.open
+    file, os_open = root / denied, os.open
 
-    def refuse(path: Path, *arguments: Any, **keywords: Any) -> Any:
-        if path == file:
+    def refuse(path: Any, *arguments: Any, **keywords: Any) -> int:
+        if Path(str(path)) == file:
             raise PermissionError(13, "Permission denied")
-        return path_open(path, *arguments, **keywords)
+        return os_open(path, *arguments, **keywords)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     found = _by_name(examine(root))["energy sensors"]
     assert found.state == "broken"
-    assert f"{file} cannot be read: Permission denied" in found.detail
-    assert found.remedy.startswith(f"sudo chmod -R o+r {file.parent}")
+    assert f"no permission to read {file}" in found.detail
+    assert found.remedy == f"sudo chmod o+r {file}"
     assert not found.blocks
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_energy_sensor_that_does_not_answer(
+    board_root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, but broken: not the same as missing."""
+    root = board_root("pc", RAPL)
+    os_pread = os.pread
+
+    def fail(descriptor: int, *arguments: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("energy_uj"):
+            raise OSError(5, "Input/output error")
+        return os_pread(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "pread", fail)
+    found = _by_name(examine(root))["energy sensors"]
+    assert found.state == "broken"
+    assert "energy_uj cannot be read (Input/output error)" in found.detail
+    assert "energy.watts" in found.remedy
 
 
 @pytest.mark.usefixtures("no_libraries")

@@ -197,7 +197,8 @@ def budget_limits(
         if energy_mj is None:
             raise BudgetError(
                 "an energy budget needs the measured energy per exit, and none was measured; "
-                "set latency_ms instead"
+                "run 'dvt-edge profile' where a power sensor can be read or energy.watts is "
+                "declared, or set latency_ms instead"
             )
         energy = check_cost(records, energy_mj)
         if budget.energy_mj < energy[0]:
