@@ -19,7 +19,7 @@ PROFILE := samples/profiles/demo-cpu.yaml
 
 demo: .venv/installed
 	$(BIN)/dvt-edge build --profile $(PROFILE)
-	$(BIN)/dvt-edge profile --profile $(PROFILE)
+	$(BIN)/dvt-edge profile --profile $(PROFILE) --duration 3
 	$(BIN)/dvt-edge classify --profile $(PROFILE) samples/demo/scenes/test/*/000[01]*.png
 
 test: .venv/installed

@@ -31,8 +31,8 @@ from dvt_edge.runtime.timing import (
     warm_up,
 )
 
-FEW_RUNS = 100
-"""With fewer runs per exit, the 99th percentile is the longest run."""
+FEW_RUNS = 20
+"""With fewer runs per exit, the 95th percentile is the longest run."""
 SLOWER_PACED = 1.1
 """Ratio of mean latencies from which on the pace is worth a warning."""
 
@@ -147,7 +147,7 @@ def _remarks(
         if runs < FEW_RUNS:
             how = "back to back" if timing.fps is None else f"at {timing.fps:g} fps"
             yield (
-                f"only {runs} runs per exit {how}: p99 is the longest of them; give a longer "
+                f"only {runs} runs per exit {how}: p95 is the longest of them; give a longer "
                 "--duration"
             )
     if paced is not None:
@@ -164,8 +164,8 @@ def _remarks(
         if max(ratios) > SLOWER_PACED:
             yield (
                 f"frames at {paced.fps:g} fps take up to {max(ratios):.2f} times as long as back "
-                "to back: clocks fall between them; raise the lowest clock, or choose thresholds "
-                "with --solve-for paced"
+                "to back: clocks fall and caches empty between them; raise the lowest clock, or "
+                "choose thresholds with --solve-for paced"
             )
     if energy.declared:
         yield "energy is declared, not measured"

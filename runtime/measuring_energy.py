@@ -14,6 +14,7 @@ from dvt_edge.energy import (
     declared_exit_mj,
     energy_per_exit,
 )
+from dvt_edge.energy.opening import OR_DECLARE
 from dvt_edge.errors import EnergyError
 from dvt_edge.measurement import EnergyFigures, PacedTiming
 from dvt_edge.runtime.timing import Clock, ForcedExits, Progress, silent
@@ -144,9 +145,10 @@ def declared_figures(watts: Sequence[float], timing: PacedTiming, instead_of: st
     energy = declared_exit_mj(
         watts, [stage.mean_ms for stage in longest.stages], longest.preprocess.mean_ms
     )
+    reason = instead_of.removesuffix(OR_DECLARE)
     shown = " / ".join(f"{value:g}" for value in dict.fromkeys(watts))
     return EnergyFigures(
-        source=f"declared: energy.watts {shown} W times measured time, because {instead_of}",
+        source=f"declared: energy.watts {shown} W times measured time, because {reason}",
         declared=True,
         gross_mj=tuple(energy.tolist()),
     )

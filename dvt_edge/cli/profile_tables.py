@@ -41,9 +41,11 @@ def show_measurement(console: Console, outcome: Outcome) -> None:
     if solution is not None:
         shares = " / ".join(f"{100 * share:.1f} %" for share in solution.exit_fraction)
         thresholds = ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1]) or "none"
+        fps = outcome.costs.paced_fps
+        pace = "" if fps is None else f" at {fps:g} fps"
         console.print(
-            f"Budget ({outcome.profile.budget}): expected mean {solution.cost:.3f} ms, accuracy "
-            f"{100 * solution.accuracy:.2f} % on the calibration records; exits {shares}; "
+            f"Budget ({outcome.profile.budget}): expected mean {solution.cost:.3f} ms{pace}, "
+            f"accuracy {100 * solution.accuracy:.2f} % on the calibration records; exits {shares}; "
             f"thresholds {thresholds}"
         )
     if measured.data is not None:
@@ -168,7 +170,8 @@ def _conditions_lines(before: Conditions, after: Conditions) -> Iterator[str]:
 def _show_data(console: Console, data: DataFigures) -> None:
     accuracy = "no labels" if data.accuracy is None else f"{100 * data.accuracy:.2f} % right"
     shares = _percent(data.exit_fraction)
-    console.print(f"{data.folder}: {data.images} images, {accuracy}, exits {shares}")
+    images = "1 image" if data.images == 1 else f"{data.images} images"
+    console.print(f"{data.folder}: {images}, {accuracy}, exits {shares}")
     if data.unreadable:
         console.print(f"{data.unreadable} images could not be read", style="yellow")
     if data.exit_accuracy is not None:

@@ -16,6 +16,8 @@ from dvt_edge.energy.timer import Timer
 from dvt_edge.errors import EnergyError
 
 Processor = Literal["cpu", "gpu"]
+OR_DECLARE = "; or declare the power with energy.watts"
+"""How the reason ends where nothing can be measured."""
 
 
 def open_meter(
@@ -53,6 +55,4 @@ def open_meter(
     reason = "; ".join(reasons)
     if declared_watts is not None:
         return DeclaredMeter(declared_watts, reason, timer)
-    return UnavailableMeter(
-        f"no power sensor can be read ({reason}); or declare the power with energy.watts", timer
-    )
+    return UnavailableMeter(f"no power sensor can be read ({reason}){OR_DECLARE}", timer)

@@ -152,6 +152,16 @@ def test_unlabelled_data(dvt_edge: Run, write_profile: Write, images: Path) -> N
     assert data["class_exit_fraction"] == {}
 
 
+def test_solved_for_the_pace(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
+    """The costs are those at the pace, and the line says so."""
+    arguments = ("--duration", "0.6", "--pace", "60", "--solve-for", "paced")
+    result = dvt_edge("profile", "--profile", write_profile(budget=ANYTHING), *arguments)
+    assert result.code == 0
+    assert " ms at 60 fps, accuracy" in " ".join(result.out.split())
+    with Runtime(own_bundle) as runtime:
+        assert runtime.costs.paced_fps == 60
+
+
 def test_small_budget(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
     """The tables come nevertheless; the smallest possible budget is named, and then works."""
     before = (own_bundle / COSTS).read_bytes()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dvt_edge.energy import ExitEnergy, UnavailableMeter
+from dvt_edge.energy.opening import OR_DECLARE
 from dvt_edge.errors import EnergyError
 from dvt_edge.measurement import EnergyFigures
 from dvt_edge.runtime.measuring_energy import (
@@ -111,7 +112,7 @@ def test_patterns_tell_exits_apart(exits: int) -> None:
 def test_declared(timed: Timed) -> None:
     """Power times time, labelled, with the reason why nothing was measured."""
     timing = time_back_to_back(timed.exits, timed.clock, 0.1)
-    found = declared_figures((10.0, 20.0, 30.0), timing, "no sensor")
+    found = declared_figures((10.0, 20.0, 30.0), timing, f"no sensor{OR_DECLARE}")
     assert found.declared
     assert found.unavailable is None
     assert found.source == (
