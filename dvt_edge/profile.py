@@ -59,6 +59,9 @@ class EngineConfig(Document):
     backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
     """``onnxruntime`` runs on any CPU; ``tensorrt`` on Jetson and other NVIDIA GPUs, with engines
     built on the device; ``tensorrt-rtx`` on RTX GPUs, with engines built anywhere."""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Where ``onnxruntime`` computes; ``cuda`` is for GPUs without TensorRT and needs
+    onnxruntime-gpu and pycuda."""
     precision: Literal["int8", "fp16", "fp32", "auto"] = "int8"
     """``int8`` quantizes every linear layer. ``fp16`` (TensorRT) and ``fp32`` (ONNX Runtime) leave
     the layers in float. ``auto`` builds both and keeps, stage by stage, the faster one here whose
@@ -83,6 +86,8 @@ class EngineConfig(Document):
                 "compute_capabilities belong to tensorrt-rtx; a tensorrt engine is built on the "
                 "device that runs it"
             )
+        if self.provider == "cuda" and self.backend != "onnxruntime":
+            raise ValueError(f"provider belongs to onnxruntime; {self.backend} runs on the GPU")
         float_ = "fp32" if self.backend == "onnxruntime" else "fp16"
         if self.precision not in ("int8", "auto", float_):
             raise ValueError(
