@@ -1,7 +1,7 @@
 """One stage in ONNX Runtime's CUDA provider, on memory that it is told to use.
 
-For boards and servers without TensorRT; behind the same device backend, so reuse tensors stay on the
-device here as well.
+For boards and servers without TensorRT; behind the same device backend, so reuse tensors stay on
+the device here as well.
 """
 
 from __future__ import annotations

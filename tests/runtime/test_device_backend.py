@@ -26,9 +26,9 @@ from dvt_edge.converters.stage_graph import stage_graph_from_cascade
 from dvt_edge.errors import BackendError
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.runtime.cuda_device import MappedArray, Transfers
+from dvt_edge.runtime.device_backend import DeviceBackend
 from dvt_edge.runtime.onnxruntime_backend import open_session
 from dvt_edge.runtime.onnxruntime_cuda_stage import OnnxRuntimeCudaStage, open_cuda_session
-from dvt_edge.runtime.device_backend import DeviceBackend
 
 BATCH_SIZES = (1, 4, 8)
 ANSWER_BYTES = 8
