@@ -6,11 +6,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+NATIVE := $(wildcard runtime/native/*.cpp runtime/native/*.cu runtime/native/*.h)
 PROFILE := samples/profiles/demo-cpu.yaml
 
 .PHONY: demo test check clean
 
-.venv/installed: pyproject.toml CMakeLists.txt
+.venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH) "scikit-build-core>=0.10"
