@@ -66,6 +66,11 @@ def preprocess(plan: Plan, frame: Pixels, out: npt.NDArray[Any], threads: int = 
     )
 
 
+def set_portable(on: bool) -> None:
+    """Whether :func:`preprocess` does without the instructions of this processor; for tests."""
+    _library().dvt_set_portable(on)
+
+
 def preprocess_reference(
     plan: Plan, frame: Pixels, out: npt.NDArray[Any], block: int, shared_bytes: int
 ) -> None:

@@ -111,6 +111,7 @@ def _declare(found: ctypes.CDLL) -> None:
     integers = ctypes.POINTER(integer)
     for name, result, arguments in (
         ("dvt_preprocess", integer, [plan, pointer, pointer, integer]),
+        ("dvt_set_portable", None, [integer]),
         ("dvt_preprocess_reference", integer, [plan, pointer, pointer, integer, long]),
         ("dvt_axis_table", integer, [plan, integer, pointer]),
         ("dvt_tile", long, [plan, long, integers, integers]),

@@ -24,7 +24,11 @@ DVT_EXPORT int dvt_abi_version(void);
 // One frame -> out as plan.output says, on at most `threads` threads, the caller's among them.
 DVT_EXPORT int dvt_preprocess(const DvtPlan* plan, const uint8_t* frame, void* out, int threads);
 
-// The same, tile by tile, as the CUDA kernel's threads do it one after the other; slow, for tests.
+// Whether dvt_preprocess uses, in all threads, only the code that other processors than this one have
+// as well; for tests.
+DVT_EXPORT void dvt_set_portable(int on);
+
+// The same as dvt_preprocess, tile by tile, as the CUDA kernel's threads do it one after the other; slow, for tests.
 // `block`: threads of a block, 1..1024.
 DVT_EXPORT int dvt_preprocess_reference(const DvtPlan* plan, const uint8_t* frame, void* out,
                                         int block, int64_t shared_bytes);

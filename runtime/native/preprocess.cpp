@@ -7,6 +7,7 @@
 #include "native.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <system_error>
@@ -192,9 +193,11 @@ __attribute__((target("avx2"))) void filter_block_avx2(const Block& b) {
 }
 #endif
 
+std::atomic<bool> portable_only{false};
+
 void (*choose_filter(int channels))(const Block&) {
 #if defined(DVT_X86)
-    if (__builtin_cpu_supports("avx2"))
+    if (__builtin_cpu_supports("avx2") && !portable_only)
         return channels == 1 ? filter_block_avx2<1> : filter_block_avx2<3>;
 #endif
     (void)channels;
@@ -388,6 +391,8 @@ void share_out(int count, int step, int threads, Scratch& own, const Work& work)
 }  // namespace
 
 extern "C" {
+
+void dvt_set_portable(int on) { portable_only = on != 0; }
 
 int dvt_preprocess(const DvtPlan* plan, const uint8_t* frame, void* out, int threads) {
     if (!dvt::valid(*plan)) return DVT_BAD_PLAN;

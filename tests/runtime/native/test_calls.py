@@ -80,17 +80,24 @@ def test_fast_equals_kernel_arithmetic(
     shared: int,
     seed: int,
 ) -> None:
-    """Bit by bit, for any layout, size, ratio of the sides, block size and tile."""
+    """Bit by bit, for any layout, size, ratio of the sides, block size and tile; with this
+    processor's instructions and with the code for all processors."""
     crop = max(4, min(resized) - margin)
     config = _config(channels, max(crop, 4), crop, interpolation)
     frame = _frame(*frame_shape(height, width, order), seed=seed)
     plan = _plan(frame, order, config, resized, dtype)
-    fast, slow = _out(config, dtype), _out(config, dtype)
-    calls.preprocess(plan, frame, fast)
+    slow = _out(config, dtype)
     if calls.tile(plan, shared) is None:
         shared = 1 << 20
     calls.preprocess_reference(plan, frame, slow, block, shared)
-    np.testing.assert_array_equal(fast, slow)
+    for portable in (False, True):
+        fast = _out(config, dtype)
+        calls.set_portable(portable)
+        try:
+            calls.preprocess(plan, frame, fast)
+        finally:
+            calls.set_portable(False)
+        np.testing.assert_array_equal(fast, slow, err_msg="portable" if portable else "")
 
 
 @pytest.mark.parametrize("order", sorted(calls.LAYOUTS))
@@ -132,6 +139,17 @@ def test_half_precision(scale: float) -> None:
         expected = single.astype(np.float16)
     np.testing.assert_array_equal(half.view(np.uint16), expected.view(np.uint16))
     assert len(np.unique(half)) > 1 or scale < 1e-8
+
+
+def test_half_precision_ties() -> None:
+    """From 2048 on, half precision knows even numbers only: odd ones go to the even mantissa."""
+    config = _config(1, 16, 16)
+    frame = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    plan = _plan(frame, "gray", config, (16, 16), np.float16)
+    plan.scale[0], plan.shift[0] = 1, 2048
+    out = _out(config, np.float16)
+    calls.preprocess(plan, frame, out)
+    np.testing.assert_array_equal(out[0], (frame + np.float32(2048)).astype(np.float16))
 
 
 @pytest.mark.parametrize(
