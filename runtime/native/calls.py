@@ -66,9 +66,10 @@ def preprocess(plan: Plan, frame: Pixels, out: npt.NDArray[Any], threads: int = 
     )
 
 
-def set_portable(on: bool) -> None:
-    """Whether :func:`preprocess` does without the instructions of this processor; for tests."""
-    _library().dvt_set_portable(on)
+def limit_instructions(limit: int) -> None:
+    """Which instructions :func:`preprocess` may use where the processor has them: 0 what all
+    processors have, 1 AVX2, 2 all; for tests."""
+    _library().dvt_limit_instructions(limit)
 
 
 def preprocess_reference(

@@ -78,13 +78,14 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     try:
         found = ctypes.CDLL(str(path))
         version = found.dvt_abi_version()
+        if version == ABI_VERSION:
+            _declare(found)
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}; install dvt-edge again on this machine"
     if version != ABI_VERSION:
         return None, (
             f"{path} has interface {version}, this code needs {ABI_VERSION}; install dvt-edge again"
         )
-    _declare(found)
     return found, None
 
 
@@ -111,7 +112,7 @@ def _declare(found: ctypes.CDLL) -> None:
     integers = ctypes.POINTER(integer)
     for name, result, arguments in (
         ("dvt_preprocess", integer, [plan, pointer, pointer, integer]),
-        ("dvt_set_portable", None, [integer]),
+        ("dvt_limit_instructions", None, [integer]),
         ("dvt_preprocess_reference", integer, [plan, pointer, pointer, integer, long]),
         ("dvt_axis_table", integer, [plan, integer, pointer]),
         ("dvt_tile", long, [plan, long, integers, integers]),

@@ -24,9 +24,9 @@ DVT_EXPORT int dvt_abi_version(void);
 // One frame -> out as plan.output says, on at most `threads` threads, the caller's among them.
 DVT_EXPORT int dvt_preprocess(const DvtPlan* plan, const uint8_t* frame, void* out, int threads);
 
-// Whether dvt_preprocess uses, in all threads, only the code that other processors than this one have
-// as well; for tests.
-DVT_EXPORT void dvt_set_portable(int on);
+// Which instructions dvt_preprocess may use, in all threads, where the processor has them; for tests.
+enum DvtInstructions { DVT_PORTABLE = 0, DVT_AVX2 = 1, DVT_ALL_INSTRUCTIONS = 2 };
+DVT_EXPORT void dvt_limit_instructions(int limit);
 
 // The same as dvt_preprocess, tile by tile, as the CUDA kernel's threads do it one after the other; slow, for tests.
 // `block`: threads of a block, 1..1024.

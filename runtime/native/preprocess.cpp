@@ -1,242 +1,14 @@
 // Preprocessing on the CPU. Its pixels are those of device.h's loops; a test compares the two.
 //
-// Columns are filtered first, rows second. Filtering columns wants neighbouring pixels of one row
-// under one weight each, which suits no vector unit, so sixteen rows at a time are turned: then a
-// weight goes with sixteen rows' pixels, whatever the frame's channels. Only the rows and columns that
-// the crop needs are read; colours are reordered by where the filtered columns are written.
-#include "native.h"
+// Columns are filtered first (columns.h), rows second. Only the rows and columns that the crop needs
+// are read; colours are reordered by where the filtered columns are written.
+#include "columns.h"
 
-#include <algorithm>
-#include <atomic>
-#include <cstring>
 #include <new>
 #include <system_error>
 #include <thread>
-#include <vector>
-
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define DVT_X86 1
-#include <immintrin.h>
-#endif
-
-// One body, compiled for several instruction sets and chosen when the library is loaded.
-#if defined(DVT_X86) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__)
-#define DVT_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define DVT_CLONES
-#endif
 
 namespace {
-
-using dvt::Axis;
-using dvt::kFractionBits;
-using dvt::kHalf;
-
-constexpr int kRows = 16;  // rows that are filtered together
-constexpr int kLowBits = 11;
-
-using Bytes = std::vector<uint8_t>;
-
-// ---- turning 16x16 bytes --------------------------------------------------------------------------
-
-typedef uint8_t Vector __attribute__((vector_size(16)));
-
-inline Vector zip(Vector a, Vector b, bool high) {
-#if defined(__clang__)
-    return high ? __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
-                                          30, 15, 31)
-                : __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7,
-                                          23);
-#else
-    const Vector up = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const Vector down = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    return high ? __builtin_shuffle(a, b, up) : __builtin_shuffle(a, b, down);
-#endif
-}
-
-inline void zip_all(const Vector (&in)[16], Vector (&out)[16]) {
-    for (int i = 0; i < 8; ++i) {
-        out[2 * i] = zip(in[i], in[i + 8], false);
-        out[2 * i + 1] = zip(in[i], in[i + 8], true);
-    }
-}
-
-// to[j * to_stride + i] = from[i][j], i and j 0..15.
-inline void turn(const uint8_t* const* from, uint8_t* to, ptrdiff_t to_stride) {
-    Vector a[16], b[16];
-    for (int i = 0; i < 16; ++i) std::memcpy(&a[i], from[i], 16);
-    zip_all(a, b);
-    zip_all(b, a);
-    zip_all(a, b);
-    zip_all(b, a);
-    for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_stride, &a[i], 16);
-}
-
-// ---- the windows of the crop ----------------------------------------------------------------------
-
-// Windows along one axis, kept from frame to frame: frames of one source have one size.
-struct Windows {
-    int in = 0, out = 0, from = 0, count = 0, filter = -1;
-    std::vector<int32_t> table;
-    int taps = 0;
-    // Weights of pixel pairs from an even distance to `first()`: for 2 i and 2 i + 1, high and low
-    // part, [count][pairs][4] int16: weight = high * 2^11 + low. Two 16-bit products are exact where
-    // one 32-bit product would be slow.
-    std::vector<int16_t> pairs;
-    std::vector<int> first_pair, pair_count;
-    int max_pairs = 0;
-
-    Axis axis() const { return {table.data(), taps}; }
-    int first() const { return axis().first(0); }
-    int end() const { return axis().end(count - 1); }
-
-    void prepare(int in_, int out_, int from_, int count_, int filter_) {
-        if (in == in_ && out == out_ && from == from_ && count == count_ && filter == filter_) return;
-        filter = -1;  // stays so if memory runs out below
-        in = in_, out = out_, from = from_, count = count_;
-        taps = 0;
-        for (int i = 0; i < count; ++i)
-            taps = std::max(taps, dvt::window(in, out, filter_, from + i).count);
-        table.assign(size_t(count) * (2 + taps), 0);
-        max_pairs = taps / 2 + 1;
-        pairs.assign(size_t(count) * max_pairs * 4, 0);
-        first_pair.resize(count);
-        pair_count.resize(count);
-        for (int i = 0; i < count; ++i) {
-            const dvt::Window w = dvt::window(in, out, filter_, from + i);
-            int32_t* row = &table[size_t(i) * (2 + taps)];
-            row[0] = w.first, row[1] = w.count;
-            dvt::window_weights(w, filter_, row + 2);
-            const int skip = (w.first - table[0]) & 1;
-            first_pair[i] = (w.first - table[0]) / 2;
-            pair_count[i] = (skip + w.count + 1) / 2;
-            for (int t = 0; t < w.count; ++t) {
-                const int32_t weight = row[2 + t];
-                const int at = skip + t;
-                int16_t* pair = &pairs[(size_t(i) * max_pairs + at / 2) * 4];
-                pair[at % 2] = int16_t(weight >> kLowBits);
-                pair[2 + at % 2] = int16_t(weight & ((1 << kLowBits) - 1));
-            }
-        }
-        filter = filter_;
-    }
-};
-
-// ---- filtering columns ----------------------------------------------------------------------------
-
-// Pairs of neighbouring pixels of sixteen rows, [pair][channel][16 rows][2] as int16, filtered into
-// to[plane * plane_step + x][16 rows].
-struct Block {
-    const int16_t* pixels;
-    const Windows* windows;
-    int channels;
-    uint8_t* to;
-    const int* planes;  // where channel c goes
-};
-
-void filter_block(const Block& b) {
-    const Windows& w = *b.windows;
-    for (int x = 0; x < w.count; ++x) {
-        const int16_t* weights = &w.pairs[size_t(x) * w.max_pairs * 4];
-        for (int c = 0; c < b.channels; ++c) {
-            const int16_t* p = b.pixels + (size_t(w.first_pair[x]) * b.channels + c) * 32;
-            int32_t sum[kRows];
-            for (int r = 0; r < kRows; ++r) sum[r] = kHalf;
-            for (int i = 0; i < w.pair_count[x]; ++i, p += 32 * b.channels) {
-                const int32_t even = weights[4 * i] * (1 << kLowBits) + weights[4 * i + 2];
-                const int32_t odd = weights[4 * i + 1] * (1 << kLowBits) + weights[4 * i + 3];
-                for (int r = 0; r < kRows; ++r) sum[r] += p[2 * r] * even + p[2 * r + 1] * odd;
-            }
-            uint8_t* to = b.to + (size_t(b.planes[c]) * w.count + x) * kRows;
-            for (int r = 0; r < kRows; ++r) to[r] = dvt::to_level(sum[r]);
-        }
-    }
-}
-
-#if defined(DVT_X86)
-__attribute__((target("avx2"))) inline __m256i finish(__m256i high, __m256i low) {
-    const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(high, kLowBits), low);
-    return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(kHalf)), kFractionBits);
-}
-
-template <int kChannels>
-__attribute__((target("avx2"))) void filter_block_avx2(const Block& b) {
-    const Windows& w = *b.windows;
-    for (int x = 0; x < w.count; ++x) {
-        const int16_t* weights = &w.pairs[size_t(x) * w.max_pairs * 4];
-        const int16_t* p = b.pixels + size_t(w.first_pair[x]) * kChannels * 32;
-        __m256i high[kChannels][2], low[kChannels][2];
-        for (int c = 0; c < kChannels; ++c)
-            for (int h = 0; h < 2; ++h) high[c][h] = low[c][h] = _mm256_setzero_si256();
-        for (int i = 0; i < w.pair_count[x]; ++i, p += 32 * kChannels) {
-            int32_t both[2];
-            std::memcpy(both, weights + 4 * i, sizeof both);
-            const __m256i up = _mm256_set1_epi32(both[0]), down = _mm256_set1_epi32(both[1]);
-            for (int c = 0; c < kChannels; ++c)
-                for (int h = 0; h < 2; ++h) {
-                    const __m256i v = _mm256_loadu_si256(
-                        reinterpret_cast<const __m256i*>(p + 32 * c + 16 * h));
-                    high[c][h] = _mm256_add_epi32(high[c][h], _mm256_madd_epi16(v, up));
-                    low[c][h] = _mm256_add_epi32(low[c][h], _mm256_madd_epi16(v, down));
-                }
-        }
-        for (int c = 0; c < kChannels; ++c) {
-            const __m256i words = _mm256_packs_epi32(finish(high[c][0], low[c][0]),
-                                                     finish(high[c][1], low[c][1]));
-            const __m256i order = _mm256_permute4x64_epi64(words, 0xd8);
-            const __m128i levels = _mm_packus_epi16(_mm256_castsi256_si128(order),
-                                                    _mm256_extracti128_si256(order, 1));
-            uint8_t* to = b.to + (size_t(b.planes[c]) * w.count + x) * kRows;
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), levels);
-        }
-    }
-}
-#endif
-
-std::atomic<bool> portable_only{false};
-
-void (*choose_filter(int channels))(const Block&) {
-#if defined(DVT_X86)
-    if (__builtin_cpu_supports("avx2") && !portable_only)
-        return channels == 1 ? filter_block_avx2<1> : filter_block_avx2<3>;
-#endif
-    (void)channels;
-    return filter_block;
-}
-
-// Widen two vectors of sixteen rows into pairs.
-inline void pair_up(const uint8_t* even, const uint8_t* odd, uint32_t* to) {
-    for (int r = 0; r < kRows; ++r) to[r] = even[r] | uint32_t(odd[r]) << 16;
-}
-
-// Sixteen rows of `bytes` bytes (a multiple of the channels) -> pairs as Block wants them, filled up
-// with zeros to sixteen pixels.
-template <int kChannels>
-DVT_CLONES void turn_rows(const uint8_t* const* rows, int bytes, uint32_t* pixels) {
-    constexpr int kStep = 16 * kChannels;  // sixteen pixels
-    uint8_t tile[kStep * 16];
-    for (int at = 0; at < bytes; at += kStep) {
-        const int left = std::min(kStep, bytes - at);
-        for (int part = 0; part < kStep; part += 16) {
-            const uint8_t* from[16];
-            if (left - part >= 16) {
-                for (int r = 0; r < kRows; ++r) from[r] = rows[r] + at + part;
-                turn(from, tile + part * 16, 16);
-            } else {
-                uint8_t padded[16][16] = {};
-                for (int r = 0; r < kRows; ++r) {
-                    if (left > part) std::memcpy(padded[r], rows[r] + at + part, left - part);
-                    from[r] = padded[r];
-                }
-                turn(from, tile + part * 16, 16);
-            }
-        }
-        for (int pixel = 0; pixel < 16; pixel += 2)
-            for (int c = 0; c < kChannels; ++c, pixels += kRows)
-                pair_up(tile + (pixel * kChannels + c) * 16,
-                        tile + ((pixel + 1) * kChannels + c) * 16, pixels);
-    }
-}
 
 // ---- reading rows ---------------------------------------------------------------------------------
 
@@ -245,22 +17,49 @@ DVT_CLONES void luma_row(const uint8_t* from, int count, int red, int blue, uint
         to[i] = dvt::luma(from[3 * i + red], from[3 * i + 1], from[3 * i + blue]);
 }
 
-// Row y of the frame from column `first` on, `count` pixels: where they lie, or converted into
-// scratch.
-const uint8_t* read_row(const DvtPlan& plan, const uint8_t* frame, int y, int first, int count,
-                        int channels, uint8_t* scratch) {
-    const uint8_t* row = frame + y * plan.row_stride;
-    if (plan.layout == DVT_GRAY) return row + first;
-    if (plan.layout == DVT_BGR || plan.layout == DVT_RGB) {
-        row += int64_t(first) * 3;
-        if (channels == 3) return row;
-        const int red = plan.layout == DVT_RGB ? 0 : 2;
-        luma_row(row, count, red, 2 - red, scratch);
-        return scratch;
+// U and V of `pairs` pixel pairs, one of each per pixel.
+DVT_CLONES void spread_chroma(const uint8_t* u, const uint8_t* v, int step, int pairs, uint8_t* us,
+                              uint8_t* vs) {
+    for (int i = 0; i < pairs; ++i) {
+        us[2 * i] = us[2 * i + 1] = u[ptrdiff_t(i) * step];
+        vs[2 * i] = vs[2 * i + 1] = v[ptrdiff_t(i) * step];
     }
-    for (int i = 0; i < count; ++i)
-        dvt::read_pixel(plan, frame, first + i, y, scratch + int64_t(i) * channels);
-    return scratch;
+}
+
+template <int kStep>
+DVT_CLONES void rgb_row(const uint8_t* __restrict y, const uint8_t* __restrict u,
+                        const uint8_t* __restrict v, int count, uint8_t* __restrict r,
+                        uint8_t* __restrict g, uint8_t* __restrict b) {
+    for (int i = 0; i < count; ++i) {
+        uint8_t rgb[3];
+        dvt::rgb_from_yuv(y[i * kStep], u[i], v[i], rgb);
+        r[i] = rgb[0], g[i] = rgb[1], b[i] = rgb[2];
+    }
+}
+
+DVT_CLONES void luma_planes(const uint8_t* r, const uint8_t* g, const uint8_t* b, int count,
+                            uint8_t* to) {
+    for (int i = 0; i < count; ++i) to[i] = dvt::luma(r[i], g[i], b[i]);
+}
+
+// Row y of an NV12 or YUYV frame into the planes R, G, B and, for a gray model, into `to` its luma.
+void read_yuv(const DvtPlan& plan, const uint8_t* frame, int y, int first, int count, int channels,
+              uint8_t* planes, ptrdiff_t plane, Bytes& chroma, uint8_t* to) {
+    const int even = first & ~1, pairs = (first + count - even + 1) / 2;
+    const uint8_t* row = frame + y * plan.row_stride;
+    const bool nv12 = plan.layout == DVT_NV12;
+    chroma.resize(size_t(pairs) * 4);
+    uint8_t *us = chroma.data(), *vs = us + pairs * 2;
+    const uint8_t* u = nv12 ? frame + (plan.height + y / 2) * plan.row_stride + even
+                            : row + ptrdiff_t(even) * 2 + 1;
+    spread_chroma(u, u + (nv12 ? 1 : 2), nv12 ? 2 : 4, pairs, us, vs);
+    us += first - even, vs += first - even;
+    uint8_t *r = planes, *g = r + plane, *b = g + plane;
+    if (nv12)
+        rgb_row<1>(row + first, us, vs, count, r, g, b);
+    else
+        rgb_row<2>(row + ptrdiff_t(first) * 2, us, vs, count, r, g, b);
+    if (channels == 1) luma_planes(r, g, b, count, to);
 }
 
 // ---- filtering rows, normalising ------------------------------------------------------------------
@@ -287,7 +86,8 @@ DVT_CLONES void normalise_row(const uint8_t* from, int count, float scale, float
 // Scratch memory of one thread, kept from frame to frame.
 struct Scratch {
     std::vector<uint32_t> pixels;
-    Bytes filtered, converted, row;
+    Bytes filtered, converted, chroma, row;
+    uint16_t halves[3][256];  // float16 of each level, per channel
 };
 
 struct Frame {
@@ -300,28 +100,58 @@ struct Frame {
     uint8_t* levels;  // [rows.end() - rows.first()][stride]: columns filtered, one plane per channel
 };
 
+// Sixteen input rows from `row` on, where they lie or converted; behind the last, the first again.
+void read_rows(const Frame& f, int row, int there, int first, Scratch& s, Rows& rows) {
+    const DvtPlan& p = f.plan;
+    const bool yuv = p.layout == DVT_NV12 || p.layout == DVT_YUYV, gray = f.channels == 1;
+    const ptrdiff_t plane = rows.pixels;
+    rows.plane = plane;
+    if (yuv || gray) s.converted.resize(plane * (kRows + 1) * 3);
+    for (int r = 0; r < kRows; ++r) {
+        const int y = row + r;
+        const uint8_t* data = f.data + y * p.row_stride;
+        uint8_t* scratch = s.converted.data() + r * plane * 3;
+        if (r >= there) {
+            rows.row[r] = rows.row[0];
+        } else if (yuv) {
+            uint8_t* luma = s.converted.data() + kRows * plane * 3;
+            luma = gray ? scratch : luma;
+            uint8_t* planes = gray ? s.converted.data() + kRows * plane * 3 : scratch;
+            read_yuv(p, f.data, y, first, rows.pixels, f.channels, planes, plane, s.chroma, luma);
+            rows.row[r] = scratch;
+        } else if (p.layout == DVT_GRAY) {
+            rows.row[r] = data + first;
+        } else if (!gray) {
+            rows.row[r] = data + ptrdiff_t(first) * 3;
+        } else {
+            const int red = p.layout == DVT_RGB ? 0 : 2;
+            luma_row(data + ptrdiff_t(first) * 3, rows.pixels, red, 2 - red, scratch);
+            rows.row[r] = scratch;
+        }
+    }
+}
+
 // First pass over input rows from..to, counted from rows.first(); from is a multiple of 16.
 void first_pass(const Frame& f, int from, int to, Scratch& s) {
     const int first = f.columns.first(), count = f.columns.end() - first;
-    const int bytes = count * f.channels, width = f.columns.count * f.channels;
-    const int padded = (width + 15) / 16 * 16;
+    const int width = f.columns.count * f.channels, padded = (width + 15) / 16 * 16;
     const size_t tiles = size_t(count + 15) / 16;
     s.pixels.resize((tiles * 16 + 2) * f.channels * 8);
     s.filtered.resize(size_t(padded) * kRows);
-    s.converted.resize(size_t(bytes) * kRows);
     const int bgr[3] = {2, 1, 0}, rgb[3] = {0, 1, 2};
     const Block block = {reinterpret_cast<const int16_t*>(s.pixels.data()), &f.columns, f.channels,
                          s.filtered.data(),
                          f.channels == 3 && f.plan.layout == DVT_BGR ? bgr : rgb};
     const auto filter = choose_filter(f.channels);
+    const bool yuv = f.plan.layout == DVT_NV12 || f.plan.layout == DVT_YUYV;
+    const auto turn_rows = f.channels == 1 ? ::turn_rows<1, false>
+                           : yuv           ? ::turn_rows<3, true>
+                                           : ::turn_rows<3, false>;
+    Rows rows = {};
+    rows.pixels = count;
     for (int row = from; row < to; row += kRows) {
-        const uint8_t* rows[kRows];
-        const int there = std::min(kRows, to - row);
-        for (int r = 0; r < kRows; ++r)
-            rows[r] = r < there ? read_row(f.plan, f.data, f.rows.first() + row + r, first, count,
-                                           f.channels, s.converted.data() + size_t(r) * bytes)
-                                : rows[0];
-        (f.channels == 1 ? turn_rows<1> : turn_rows<3>)(rows, bytes, s.pixels.data());
+        read_rows(f, f.rows.first() + row, std::min(kRows, to - row), first, s, rows);
+        turn_rows(rows, s.pixels.data());
         filter(block);
         // Back to rows. The last block writes into padding behind the levels.
         for (int at = 0; at < padded; at += 16) {
@@ -332,15 +162,19 @@ void first_pass(const Frame& f, int from, int to, Scratch& s) {
     }
 }
 
-void store_row(const Frame& f, int y, const uint8_t* levels) {
+void store_row(const Frame& f, int y, const uint8_t* levels, const Scratch& s) {
     const DvtPlan& p = f.plan;
     for (int c = 0; c < p.channels; ++c) {
         const uint8_t* plane = levels + (f.channels == 1 ? 0 : c * p.crop);
-        if (p.output == DVT_FLOAT32)
-            normalise_row(plane, p.crop, p.scale[c], p.shift[c],
-                          static_cast<float*>(f.out) + (size_t(c) * p.crop + y) * p.crop);
-        else
+        const size_t at = (size_t(c) * p.crop + y) * p.crop;
+        if (p.output == DVT_FLOAT32) {
+            normalise_row(plane, p.crop, p.scale[c], p.shift[c], static_cast<float*>(f.out) + at);
+        } else if (p.output == DVT_FLOAT16) {
+            uint16_t* to = static_cast<uint16_t*>(f.out) + at;
+            for (int x = 0; x < p.crop; ++x) to[x] = s.halves[c][plane[x]];
+        } else {
             for (int x = 0; x < p.crop; ++x) dvt::store(p, f.out, c, x, y, plane[x]);
+        }
     }
 }
 
@@ -348,10 +182,15 @@ void store_row(const Frame& f, int y, const uint8_t* levels) {
 void second_pass(const Frame& f, int from, int to, Scratch& s) {
     const Axis axis = f.rows.axis();
     s.row.resize(f.stride);
+    if (f.plan.output == DVT_FLOAT16)
+        for (int c = 0; c < f.plan.channels; ++c)
+            for (int level = 0; level < 256; ++level)
+                s.halves[c][level] = dvt::half_bits(
+                    dvt::normalise(uint8_t(level), f.plan.scale[c], f.plan.shift[c]));
     for (int y = from; y < to; ++y) {
         filter_row(f.levels + (axis.first(y) - f.rows.first()) * f.stride, f.stride, axis.weights(y),
                    axis.count(y), f.columns.count * f.channels, s.row.data());
-        store_row(f, y, s.row.data());
+        store_row(f, y, s.row.data(), s);
     }
 }
 
@@ -392,7 +231,7 @@ void share_out(int count, int step, int threads, Scratch& own, const Work& work)
 
 extern "C" {
 
-void dvt_set_portable(int on) { portable_only = on != 0; }
+void dvt_limit_instructions(int limit) { instruction_limit = limit; }
 
 int dvt_preprocess(const DvtPlan* plan, const uint8_t* frame, void* out, int threads) {
     if (!dvt::valid(*plan)) return DVT_BAD_PLAN;
