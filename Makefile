@@ -31,7 +31,8 @@ check: .venv/installed test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	rm -rf build/typing
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing .
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing \
+		--config-settings cmake.define.DVT_EDGE_WERROR=ON .
 	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dvt_edge
 
 clean:

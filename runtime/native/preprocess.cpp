@@ -114,10 +114,9 @@ void read_rows(const Frame& f, int row, int there, int first, Scratch& s, Rows& 
         if (r >= there) {
             rows.row[r] = rows.row[0];
         } else if (yuv) {
-            uint8_t* luma = s.converted.data() + kRows * plane * 3;
-            luma = gray ? scratch : luma;
+            // A gray model's colours are needed for this row alone.
             uint8_t* planes = gray ? s.converted.data() + kRows * plane * 3 : scratch;
-            read_yuv(p, f.data, y, first, rows.pixels, f.channels, planes, plane, s.chroma, luma);
+            read_yuv(p, f.data, y, first, rows.pixels, f.channels, planes, plane, s.chroma, scratch);
             rows.row[r] = scratch;
         } else if (p.layout == DVT_GRAY) {
             rows.row[r] = data + first;

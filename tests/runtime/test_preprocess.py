@@ -52,9 +52,9 @@ def _run(
 def _reference(config: InputConfig, image: Image.Image) -> npt.NDArray[np.float64]:
     """What the documentation says, written down plainly: [C, crop, crop]."""
     image = image.convert("L" if config.channels == 1 else "RGB")
-    scale = config.resize / min(image.size)
-    size = tuple(max(config.crop, round(side * scale)) for side in image.size)
-    if min(image.size) != config.resize:
+    short = min(image.size)
+    size = tuple(max(config.crop, round(side * config.resize / short)) for side in image.size)
+    if short != config.resize:
         # Columns first: in one call, Pillow's order depends on its version.
         image = image.resize((size[0], image.height), FILTERS[config.interpolation])
         image = image.resize(size, FILTERS[config.interpolation])
