@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <vector>
 
@@ -131,21 +132,33 @@ struct Block {
     const int* planes;  // where channel c goes
 };
 
+typedef int32_t Four __attribute__((vector_size(16)));
+
+// For any processor with vectors of sixteen bytes. A pair of pixels is one 32-bit number, the even
+// one below.
+template <int kChannels>
 void filter_block(const Block& b) {
     const Windows& w = *b.windows;
     for (int x = 0; x < w.count; ++x) {
         const int16_t* weights = &w.pairs[size_t(x) * w.max_pairs * 4];
-        for (int c = 0; c < b.channels; ++c) {
-            const int16_t* p = b.pixels + (size_t(w.first_pair[x]) * b.channels + c) * 32;
-            int32_t sum[kRows];
-            for (int r = 0; r < kRows; ++r) sum[r] = kHalf;
-            for (int i = 0; i < w.pair_count[x]; ++i, p += 32 * b.channels) {
-                const int32_t even = weights[4 * i] * (1 << kLowBits) + weights[4 * i + 2];
-                const int32_t odd = weights[4 * i + 1] * (1 << kLowBits) + weights[4 * i + 3];
-                for (int r = 0; r < kRows; ++r) sum[r] += p[2 * r] * even + p[2 * r + 1] * odd;
-            }
+        const int16_t* p = b.pixels + size_t(w.first_pair[x]) * kChannels * 32;
+        Four sum[kChannels][4];
+        for (int c = 0; c < kChannels; ++c)
+            for (int q = 0; q < 4; ++q) sum[c][q] = Four{} + kHalf;
+        for (int i = 0; i < w.pair_count[x]; ++i, p += 32 * kChannels) {
+            const int32_t even = weights[4 * i] * (1 << kLowBits) + weights[4 * i + 2];
+            const int32_t odd = weights[4 * i + 1] * (1 << kLowBits) + weights[4 * i + 3];
+            for (int c = 0; c < kChannels; ++c)
+                for (int q = 0; q < 4; ++q) {
+                    Four v;
+                    std::memcpy(&v, p + 32 * c + 8 * q, sizeof v);
+                    sum[c][q] += (v & 0xffff) * even;
+                    sum[c][q] += (v >> 16) * odd;
+                }
+        }
+        for (int c = 0; c < kChannels; ++c) {
             uint8_t* to = b.to + (size_t(b.planes[c]) * w.count + x) * kRows;
-            for (int r = 0; r < kRows; ++r) to[r] = dvt::to_level(sum[r]);
+            for (int r = 0; r < kRows; ++r) to[r] = dvt::to_level(sum[c][r / 4][r % 4]);
         }
     }
 }
@@ -234,8 +247,7 @@ void (*choose_filter(int channels))(const Block&) {
     if (limit >= DVT_AVX2 && __builtin_cpu_supports("avx2"))
         return channels == 1 ? filter_block_avx2<1> : filter_block_avx2<3>;
 #endif
-    (void)channels;
-    return filter_block;
+    return channels == 1 ? filter_block<1> : filter_block<3>;
 }
 
 // Widen two vectors of sixteen rows into pairs.
