@@ -35,7 +35,7 @@ constexpr int kLowBits = 11;
 
 using Bytes = std::vector<uint8_t>;
 
-// ---- turning 16x16 bytes --------------------------------------------------------------------------
+// ---- turning 16x16 bytes ------------------------------------------------------------------------
 
 typedef uint8_t Vector __attribute__((vector_size(16)));
 
@@ -70,7 +70,7 @@ inline void turn(const uint8_t* const* from, uint8_t* to, ptrdiff_t to_stride) {
     for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_stride, &a[i], 16);
 }
 
-// ---- the windows of the crop ----------------------------------------------------------------------
+// ---- the windows of the crop --------------------------------------------------------------------
 
 // Windows along one axis, kept from frame to frame: frames of one source have one size.
 struct Windows {
@@ -78,8 +78,8 @@ struct Windows {
     std::vector<int32_t> table;
     int taps = 0;
     // Weights of pixel pairs from an even distance to `first()`: for 2 i and 2 i + 1, high and low
-    // part, [count][pairs][4] int16: weight = high * 2^11 + low. Two 16-bit products are exact where
-    // one 32-bit product would be slow.
+    // part, [count][pairs][4] int16: weight = high * 2^11 + low. Two 16-bit products are exact
+    // where one 32-bit product would be slow.
     std::vector<int16_t> pairs;
     std::vector<int> first_pair, pair_count;
     int max_pairs = 0;
@@ -89,7 +89,8 @@ struct Windows {
     int end() const { return axis().end(count - 1); }
 
     void prepare(int in_, int out_, int from_, int count_, int filter_) {
-        if (in == in_ && out == out_ && from == from_ && count == count_ && filter == filter_) return;
+        if (in == in_ && out == out_ && from == from_ && count == count_ && filter == filter_)
+            return;
         filter = -1;  // stays so if memory runs out below
         in = in_, out = out_, from = from_, count = count_;
         taps = 0;
@@ -120,7 +121,7 @@ struct Windows {
     }
 };
 
-// ---- filtering columns ----------------------------------------------------------------------------
+// ---- filtering columns --------------------------------------------------------------------------
 
 // Pairs of neighbouring pixels of sixteen rows, [pair][channel][16 rows][2] as int16, filtered into
 // to[plane * plane_step + x][16 rows].
@@ -184,18 +185,18 @@ __attribute__((target("avx2"))) void filter_block_avx2(const Block& b) {
             const __m256i up = _mm256_set1_epi32(both[0]), down = _mm256_set1_epi32(both[1]);
             for (int c = 0; c < kChannels; ++c)
                 for (int h = 0; h < 2; ++h) {
-                    const __m256i v = _mm256_loadu_si256(
-                        reinterpret_cast<const __m256i*>(p + 32 * c + 16 * h));
+                    const __m256i v =
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * c + 16 * h));
                     high[c][h] = _mm256_add_epi32(high[c][h], _mm256_madd_epi16(v, up));
                     low[c][h] = _mm256_add_epi32(low[c][h], _mm256_madd_epi16(v, down));
                 }
         }
         for (int c = 0; c < kChannels; ++c) {
-            const __m256i words = _mm256_packs_epi32(finish(high[c][0], low[c][0]),
-                                                     finish(high[c][1], low[c][1]));
+            const __m256i words =
+                _mm256_packs_epi32(finish(high[c][0], low[c][0]), finish(high[c][1], low[c][1]));
             const __m256i order = _mm256_permute4x64_epi64(words, 0xd8);
-            const __m128i levels = _mm_packus_epi16(_mm256_castsi256_si128(order),
-                                                    _mm256_extracti128_si256(order, 1));
+            const __m128i levels =
+                _mm_packus_epi16(_mm256_castsi256_si128(order), _mm256_extracti128_si256(order, 1));
             uint8_t* to = b.to + (size_t(b.planes[c]) * w.count + x) * kRows;
             _mm_storeu_si128(reinterpret_cast<__m128i*>(to), levels);
         }

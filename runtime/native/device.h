@@ -1,9 +1,9 @@
-// Every kernel's arithmetic, compiled for the GPU (kernels.cu) and for the CPU (preprocess.cpp, where
-// the fast path is tested against it element by element).
+// Every kernel's arithmetic, compiled for the GPU (kernels.cu) and for the CPU (preprocess.cpp,
+// where the fast path is tested against it element by element).
 //
-// Pixels are uint8 levels 0..255. Pointers named frame, levels, table, rows and out lie in the memory
-// of whoever calls: host memory on the CPU, device or mapped memory in a kernel. Nothing here
-// allocates.
+// Pixels are uint8 levels 0..255. Pointers named frame, levels, table, rows and out lie in the
+// memory of whoever calls: host memory on the CPU, device or mapped memory in a kernel. Nothing
+// here allocates.
 //
 // The resize is Pillow's: a triangle or cubic (a = -0.5) stretched by the factor of the reduction,
 // weights in fixed point with 22 fractional bits, columns first, rounded to levels after each pass.
@@ -22,8 +22,8 @@ enum DvtLayout {
     DVT_BGR = 0,   // [H, W, 3]
     DVT_RGB = 1,   // [H, W, 3]
     DVT_GRAY = 2,  // [H, W]
-    DVT_NV12 = 3,  // [H * 3 / 2, W]: H rows of Y, then H / 2 rows of U V U V..., BT.601 limited range
-    DVT_YUYV = 4,  // [H, W, 2]: Y U Y V..., BT.601 limited range
+    DVT_NV12 = 3,  // [H * 3 / 2, W]: H rows of Y, then H / 2 rows of U V U V...; BT.601 limited
+    DVT_YUYV = 4,  // [H, W, 2]: Y U Y V...; BT.601 limited range (Y 16..235)
 };
 enum DvtFilter { DVT_BILINEAR = 0, DVT_BICUBIC = 1 };
 enum DvtOutput {
@@ -42,12 +42,12 @@ struct DvtPlan {
     int32_t channels;        // of the model: 1 (gray) or 3 (RGB)
     int32_t resized_height;  // of the whole resized picture, px, of which only the crop is computed
     int32_t resized_width;
-    int32_t top;             // of the crop in the resized picture, px
+    int32_t top;  // of the crop in the resized picture, px
     int32_t left;
-    int32_t crop;            // side of the crop, px, 1..4096
-    int32_t filter;          // DvtFilter
-    int32_t output;          // DvtOutput
-    float scale[3];          // per channel, in RGB order: value = level * scale + shift
+    int32_t crop;    // side of the crop, px, 1..4096
+    int32_t filter;  // DvtFilter
+    int32_t output;  // DvtOutput
+    float scale[3];  // per channel, in RGB order: value = level * scale + shift
     float shift[3];
 };
 
@@ -153,7 +153,8 @@ DVT_DEVICE void rgb_from_yuv(int y, int u, int v, uint8_t* rgb) {
 }
 
 // Pixel (x, y) of the frame in the model's channels, RGB or gray, into pixel[plan.channels].
-DVT_DEVICE void read_pixel(const DvtPlan& plan, const uint8_t* frame, int x, int y, uint8_t* pixel) {
+DVT_DEVICE void read_pixel(const DvtPlan& plan, const uint8_t* frame, int x, int y,
+                           uint8_t* pixel) {
     const uint8_t* row = frame + y * plan.row_stride;
     uint8_t rgb[3];
     switch (plan.layout) {
@@ -186,7 +187,9 @@ DVT_DEVICE void read_pixel(const DvtPlan& plan, const uint8_t* frame, int x, int
 
 // Product and sum are rounded one after the other, as NumPy does: the build forbids fused
 // multiply-add on both sides.
-DVT_DEVICE float normalise(uint8_t level, float scale, float shift) { return level * scale + shift; }
+DVT_DEVICE float normalise(uint8_t level, float scale, float shift) {
+    return level * scale + shift;
+}
 
 // IEEE half precision, rounded to nearest even; infinity beyond 65504, NaN stays NaN.
 DVT_DEVICE uint16_t half_bits(float value) {
@@ -220,7 +223,7 @@ DVT_DEVICE void store(const DvtPlan& plan, void* out, int c, int x, int y, uint8
     }
 }
 
-// ---- the preprocessing kernel, tile by tile -------------------------------------------------------
+// ---- the preprocessing kernel, tile by tile -----------------------------------------------------
 
 // Part of the crop, px; cut off at the crop's edge.
 struct Tile {
@@ -270,7 +273,7 @@ DVT_DEVICE void filter_rows(const DvtPlan& plan, Axis rows, Tile tile, const uin
     }
 }
 
-// ---- the exit decision and the survivors' gather --------------------------------------------------
+// ---- the exit decision and the survivors' gather ------------------------------------------------
 
 // Whether a row leaves here. NaN reaches no threshold but -inf, which means that all leave.
 DVT_DEVICE bool leaves(float confidence, double threshold) {

@@ -5,9 +5,9 @@
 // A frame -> the model's input. Grid (ceil(crop / tile_width), ceil(crop / tile_height)), any block
 // size, shared memory and tile from dvt_tile; columns and rows from dvt_axis_table.
 //
-// The floor is the crop's part of the frame, read once, and the output, written once, over the memory
-// bandwidth. A block keeps its tile's first pass in shared memory, so the frame is read from memory
-// once but for the tiles' borders, and no intermediate picture goes through memory.
+// The floor is the crop's part of the frame, read once, and the output, written once, over the
+// memory bandwidth. A block keeps its tile's first pass in shared memory, so the frame is read from
+// memory once but for the tiles' borders, and no intermediate picture goes through memory.
 extern "C" __global__ void dvt_preprocess_kernel(DvtPlan plan, const uint8_t* frame,
                                                  const int32_t* columns, int column_taps,
                                                  const int32_t* rows, int row_taps, int tile_width,

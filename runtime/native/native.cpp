@@ -20,7 +20,8 @@ int64_t most_rows(const DvtPlan& p, int height) {
     return most;
 }
 
-int reference(const DvtPlan& plan, const uint8_t* frame, void* out, int block, int64_t shared_bytes) {
+int reference(const DvtPlan& plan, const uint8_t* frame, void* out, int block,
+              int64_t shared_bytes) {
     int width = 0, height = 0;
     const int64_t bytes = dvt_tile(&plan, shared_bytes, &width, &height);
     if (bytes == 0 || block < 1) return DVT_BAD_PLAN;
@@ -79,7 +80,8 @@ int dvt_axis_table(const DvtPlan* plan, int axis, int32_t* table) {
 
 int64_t dvt_tile(const DvtPlan* plan, int64_t shared_bytes, int* width, int* height) {
     if (!dvt::valid(*plan)) return 0;
-    // Fewer rows first: a row of a tile costs the border of a whole window, and threads read along x.
+    // Fewer rows first: a row of a tile costs the border of a whole window, and threads read along
+    // x.
     for (*width = 32; *width >= 1; *width /= 2)
         for (*height = 16; *height >= 1; *height /= 2) {
             const int64_t bytes = most_rows(*plan, *height) * *width * plan->channels;

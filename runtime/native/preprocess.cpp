@@ -1,7 +1,7 @@
 // Preprocessing on the CPU. Its pixels are those of device.h's loops; a test compares the two.
 //
-// Columns are filtered first (columns.h), rows second. Only the rows and columns that the crop needs
-// are read; colours are reordered by where the filtered columns are written.
+// Columns are filtered first (columns.h), rows second. Only the rows and columns that the crop
+// needs are read; colours are reordered by where the filtered columns are written.
 #include "columns.h"
 
 #include <new>
@@ -10,7 +10,7 @@
 
 namespace {
 
-// ---- reading rows ---------------------------------------------------------------------------------
+// ---- reading rows -------------------------------------------------------------------------------
 
 DVT_CLONES void luma_row(const uint8_t* from, int count, int red, int blue, uint8_t* to) {
     for (int i = 0; i < count; ++i)
@@ -62,7 +62,7 @@ void read_yuv(const DvtPlan& plan, const uint8_t* frame, int y, int first, int c
     if (channels == 1) luma_planes(r, g, b, count, to);
 }
 
-// ---- filtering rows, normalising ------------------------------------------------------------------
+// ---- filtering rows, normalising ----------------------------------------------------------------
 
 // One output row: to[i] = sum of weights[t] * from[t * stride + i].
 DVT_CLONES void filter_row(const uint8_t* from, ptrdiff_t stride, const int32_t* weights, int taps,
@@ -81,7 +81,7 @@ DVT_CLONES void normalise_row(const uint8_t* from, int count, float scale, float
     for (int i = 0; i < count; ++i) to[i] = dvt::normalise(from[i], scale, shift);
 }
 
-// ---- a whole frame --------------------------------------------------------------------------------
+// ---- a whole frame ------------------------------------------------------------------------------
 
 // Scratch memory of one thread, kept from frame to frame.
 struct Scratch {
@@ -95,9 +95,9 @@ struct Frame {
     const uint8_t* data;
     void* out;
     const Windows &columns, &rows;
-    int channels;     // that are filtered: 1 where the frame is gray
+    int channels;      // that are filtered: 1 where the frame is gray
     ptrdiff_t stride;  // of levels, a multiple of 32
-    uint8_t* levels;  // [rows.end() - rows.first()][stride]: columns filtered, one plane per channel
+    uint8_t* levels;   // [rows needed][stride]: columns filtered, one plane per channel
 };
 
 // Sixteen input rows from `row` on, where they lie or converted; behind the last, the first again.
@@ -116,7 +116,8 @@ void read_rows(const Frame& f, int row, int there, int first, Scratch& s, Rows& 
         } else if (yuv) {
             // A gray model's colours are needed for this row alone.
             uint8_t* planes = gray ? s.converted.data() + kRows * plane * 3 : scratch;
-            read_yuv(p, f.data, y, first, rows.pixels, f.channels, planes, plane, s.chroma, scratch);
+            read_yuv(p, f.data, y, first, rows.pixels, f.channels, planes, plane, s.chroma,
+                     scratch);
             rows.row[r] = scratch;
         } else if (p.layout == DVT_GRAY) {
             rows.row[r] = data + first;
@@ -187,8 +188,8 @@ void second_pass(const Frame& f, int from, int to, Scratch& s) {
                 s.halves[c][level] = dvt::half_bits(
                     dvt::normalise(uint8_t(level), f.plan.scale[c], f.plan.shift[c]));
     for (int y = from; y < to; ++y) {
-        filter_row(f.levels + (axis.first(y) - f.rows.first()) * f.stride, f.stride, axis.weights(y),
-                   axis.count(y), f.columns.count * f.channels, s.row.data());
+        filter_row(f.levels + (axis.first(y) - f.rows.first()) * f.stride, f.stride,
+                   axis.weights(y), axis.count(y), f.columns.count * f.channels, s.row.data());
         store_row(f, y, s.row.data(), s);
     }
 }
