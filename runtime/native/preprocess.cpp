@@ -4,8 +4,8 @@
 // needs are read; colours are reordered by where the filtered columns are written.
 #include "columns.h"
 
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 
 namespace {
@@ -194,8 +194,8 @@ void second_pass(const Frame& f, int from, int to, Scratch& s) {
     }
 }
 
-// A thread is worth starting for so many bytes of the frame: it takes some 30 us, in which one
-// thread filters about as many.
+// A thread is worth starting for so many bytes of the frame: they take some 0.1 ms, starting it
+// 0.03 ms.
 constexpr int64_t kBytesPerThread = 256 << 10;
 
 // Run work(from, to, scratch) over 0..count in steps of `step` on so many threads, this one among
@@ -212,14 +212,14 @@ void share_out(int count, int step, int threads, Scratch& own, const Work& work)
     const auto run = [&](int i) {
         try {
             work(std::min(count, i * share), std::min(count, (i + 1) * share), scratch[i]);
-        } catch (const std::bad_alloc&) {
+        } catch (const std::exception&) {
             failed[i] = 1;
         }
     };
     try {
         running.reserve(threads);
         for (; begun < threads; ++begun) running.emplace_back(run, begun);
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
     }
     run(0);
     for (int i = begun; i < threads; ++i) run(i);
@@ -253,7 +253,7 @@ int dvt_preprocess(const DvtPlan* plan, const uint8_t* frame, void* out, int thr
                   [&](int from, int to, Scratch& s) { first_pass(f, from, to, s); });
         share_out(p.crop, 1, threads, scratch,
                   [&](int from, int to, Scratch& s) { second_pass(f, from, to, s); });
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception&) {  // nothing else can fail than memory
         return DVT_NO_MEMORY;
     }
     return DVT_OK;
