@@ -11,7 +11,8 @@ from dvt_edge.policy.budget import Budget
 from dvt_edge.policy.confidence import ConfidenceKind
 from dvt_edge.policy.solver import Statistic
 
-ColorOrder = Literal["bgr", "rgb", "gray"]
+ColorOrder = Literal["bgr", "rgb", "gray", "nv12", "yuyv"]
+"""Layout of a frame in memory: the order of its channels, or how it packs YUV."""
 
 
 class InputConfig(Document):
@@ -26,8 +27,9 @@ class InputConfig(Document):
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
     """Per channel, as ``mean``."""
     color_order: ColorOrder = "bgr"
-    """Channel order of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take
-    [H, W] frames, and colour frames are converted."""
+    """Layout of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take [H, W]
+    frames, and colour frames are converted; cameras give ``nv12`` [H * 3 / 2, W] or ``yuyv``
+    [H, W, 2], BT.601 of limited range."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of the resize, antialiased."""
 
@@ -35,8 +37,12 @@ class InputConfig(Document):
     def _consistent(self) -> InputConfig:
         if len(self.mean) != len(self.std) or len(self.mean) == 2:
             raise ValueError("mean and std need one value per channel: 1 (gray) or 3 (colour)")
-        if (self.color_order == "gray") != (len(self.mean) == 1):
-            raise ValueError("color_order gray goes with one mean and std, bgr and rgb with three")
+        fits = {"gray": (1,), "bgr": (3,), "rgb": (3,)}.get(self.color_order, (1, 3))
+        if len(self.mean) not in fits:
+            raise ValueError(
+                "color_order gray goes with one mean and std, bgr and rgb with three, nv12 and "
+                "yuyv with either"
+            )
         if self.crop > self.resize:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self

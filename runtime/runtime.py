@@ -23,6 +23,7 @@ from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs, load_costs, measure_costs
 from dvt_edge.runtime.live import Event, LivePolicy
+from dvt_edge.runtime.onnxruntime_backend import available_cores
 from dvt_edge.runtime.opening import open_backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
@@ -67,7 +68,7 @@ class Runtime:
         manifest = self.bundle.manifest
         self._loop: CascadeLoop | None = CascadeLoop(
             backend or open_backend(self.bundle),
-            Preprocessor(manifest.input),
+            Preprocessor(manifest.input, manifest.engine.threads or available_cores()),
             manifest.class_names,
         )
         try:
@@ -148,9 +149,9 @@ class Runtime:
         color_order: ColorOrder | None = None,
         deadline_ms: float | None = None,
     ) -> Prediction:
-        """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W].
+        """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W], or ``nv12`` or ``yuyv``.
 
-        Channels are in the profile's order (OpenCV's BGR by default) unless ``color_order`` says
+        Its layout is the profile's (OpenCV's BGR by default) unless ``color_order`` says
         otherwise. With ``deadline_ms``, counted from this call's start of work, a stage is started
         only if its p99 fits the time left; otherwise the best answer so far is given, marked
         ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is no frame,
