@@ -19,6 +19,7 @@ from dvt_edge.bundle import HANDED_ON, StageSpec, TensorSpec, handed_on
 from dvt_edge.errors import BackendError
 from dvt_edge.runtime.backend import StageAnswer
 from dvt_edge.runtime.cuda_device import CudaDevice, MappedArray
+from dvt_edge.runtime.native.library import kernels
 from dvt_edge.runtime.onnxruntime_cuda_stage import OnnxRuntimeCudaStage, open_cuda_session
 from dvt_edge.runtime.tensorrt_stage import StageEngine, TensorRTStage, load_module, make_logger
 
@@ -41,12 +42,12 @@ class DeviceBackend:
         stages: Sequence[StageEngine],
         specs: Sequence[StageSpec],
         batch_sizes: Sequence[int],
-        gather: Gather | None = None,
     ) -> None:
         self.device = device
         self._stages, self._specs = list(stages), list(specs)
         self._batch_sizes = sorted(batch_sizes)
-        self._gather = gather or self._copy_rows
+        self.gather: Gather = self._copy_rows
+        """How survivors' rows are moved; a kernel where there is one."""
         self._sizes: dict[int, int] = {}
         self._graphs: dict[tuple[int, int], int | None] = {}
         self._answers: list[dict[str, MappedArray]] = []
@@ -108,9 +109,9 @@ class DeviceBackend:
         with self.device.current():
             for name, spec in specs.items():
                 if name == "image":
-                    self._gather(self._addresses[0]["image"], spec.bytes_per_image, rows)
+                    self.gather(self._addresses[0]["image"], spec.bytes_per_image, rows)
                 elif name.startswith(HANDED_ON):
-                    self._gather(self._addresses[stage][name], spec.bytes_per_image, rows)
+                    self.gather(self._addresses[stage][name], spec.bytes_per_image, rows)
 
     def close(self) -> None:
         for stage in self._stages:
@@ -236,7 +237,11 @@ def _open(
             stage.close()
         device.close()
         raise
-    return DeviceBackend(device, opened, specs, batch_sizes)
+    backend = DeviceBackend(device, opened, specs, batch_sizes)
+    fatbin = kernels()
+    if fatbin is not None:
+        backend.gather = GatherKernel(device, fatbin, backend.max_batch)
+    return backend
 
 
 def _shape(tensor: TensorSpec, batch: int) -> tuple[int, ...]:
