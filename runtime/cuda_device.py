@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BackendError
 
-_GLOBAL_CAPTURE, _THREAD_LOCAL_CAPTURE = 0, 1
+_THREAD_LOCAL_CAPTURE = 1
+"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may use CUDA meanwhile."""
 
 
 @dataclass
@@ -123,7 +123,7 @@ class CudaDevice:
         """Zeroed host memory that kernels use in place."""
         flags = self._cuda.host_alloc_flags.DEVICEMAP
         array = self._cuda.pagelocked_zeros(shape, dtype, mem_flags=flags)
-        self._owned.append(array)
+        self._owned.append(array.base)
         return MappedArray(array, int(array.base.get_device_pointer()))
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
@@ -147,9 +147,22 @@ class CudaDevice:
         self._modules.append(module)
         return module.get_function(name)
 
-    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, int],
+        threads: int,
+        *arguments: Any,
+        shared_bytes: int = 0,
+    ) -> None:
         """Run a kernel in stream order; arguments are NumPy scalars of the kernel's types."""
-        kernel(*arguments, block=(threads, 1, 1), grid=(blocks, 1), stream=self._stream)
+        kernel(
+            *arguments,
+            block=(threads, 1, 1),
+            grid=grid,
+            shared=shared_bytes,
+            stream=self._stream,
+        )
 
     def synchronize(self) -> None:
         """Wait until the stream is done."""
@@ -202,7 +215,7 @@ class CudaDevice:
             for graph in self._graphs:
                 self._driver.cuGraphExecDestroy(ctypes.c_void_p(graph))
             for memory in self._owned:
-                (memory.base if isinstance(memory, np.ndarray) else memory).free()
+                memory.free()
             self._graphs.clear()
             self._owned.clear()
             self._modules.clear()

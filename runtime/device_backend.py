@@ -192,7 +192,7 @@ class GatherKernel:
         blocks = min(1024, -(-words // GATHER_THREADS))
         at = self._rows.address
         arguments = (np.uintp(address), np.int64(row_bytes), np.uintp(at + 4), np.uintp(at))
-        self._device.launch(self._kernel, blocks, GATHER_THREADS, *arguments)
+        self._device.launch(self._kernel, (blocks, 1), GATHER_THREADS, *arguments)
 
 
 def open_tensorrt(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -333,3 +334,44 @@ def test_batch_outside_the_profile(
     backend, _ = _backend(device, models)
     with pytest.raises(BackendError, match=r"engine\.batch_sizes end at 8"):
         backend.image_buffer(count)
+
+
+def test_the_proof_script_reads_a_backend(
+    models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+) -> None:
+    """What ``scripts/gpu_proof.py`` does to a cascade on a GPU, done to one on host memory."""
+    path = Path(__file__).resolve().parents[2] / "scripts" / "gpu_proof.py"
+    spec = importlib.util.spec_from_file_location("gpu_proof", path)
+    assert spec is not None
+    assert spec.loader is not None
+    proof = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(proof)
+    proof.RUNS.update({1: 3, 8: 2})
+    backend, engines = _backend(HostDevice(), models)
+    specs = [engine.spec for engine in engines]
+    row = {
+        "backend": "none",
+        "model": "tiny",
+        "precision": "fp16",
+        "stages": proof._agreement(backend, images, list(Chain(models).run(images))),
+        "residency": proof._residency(backend, images, specs),
+        "latency": [proof._latency(backend, len(specs), batch) for batch in (1, 8)],
+    }
+    assert all(stage["same_class"] == 1 for stage in row["stages"])
+    assert row["residency"]["to_host"] == row["residency"]["expected_to_host"] == 24
+    assert row["residency"]["to_device"] == row["residency"]["image"]
+    assert row["latency"][0]["stages_ms"]["median"] == 4.5
+    text = proof._markdown(
+        {
+            "gpu": "none",
+            "compute_capability": "0.0",
+            "command": "test",
+            "date": "today",
+            "driver_cuda": "0.0",
+            "versions": {},
+            "cascades": [row, {**row, "failed": "for a reason"}],
+            "kernels": {"failed": "not built"},
+        }
+    )
+    assert "24 of 24" in text
+    assert "failed: for a reason" in text
