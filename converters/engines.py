@@ -313,7 +313,7 @@ def _choose(
                 same_class=None,
                 same_exit=None,
                 chosen=True,
-                remark="not measured: engines were built ahead of time, without their GPU",
+                remark="not measured: no GPU here",
             )
             for i, plans in enumerate(options)
         ]
