@@ -24,9 +24,14 @@ FINISH = "dvt-edge build --phase device --profile FILE"
 def open_backend(bundle: Bundle) -> Backend:
     """What executes the stages of ``bundle`` on this machine.
 
-    Raises :class:`~dvt_edge.errors.BackendError` where nothing here can.
+    A bundle for TensorRT runs in ONNX Runtime where no NVIDIA driver is installed, from the graphs
+    that its engines are built from; a warning is logged. Raises
+    :class:`~dvt_edge.errors.BackendError` where nothing here can run it, and
+    :class:`~dvt_edge.errors.BundleError` for engines of another machine.
     """
     manifest = bundle.manifest
+    if manifest.engine.builds_engines and read_driver() is None:
+        return _stand_in(bundle)
     if manifest.portable:
         raise BackendError(
             f"{bundle.folder}: is the portable half of a build for {manifest.engine.backend}; "
@@ -50,6 +55,19 @@ def open_stages(
     if engine.backend == "onnxruntime":
         return open_onnxruntime_cuda(paths, specs, sizes)
     return open_tensorrt(MODULES[engine.backend], paths, specs, sizes)
+
+
+def _stand_in(bundle: Bundle) -> Backend:
+    """The graphs of a bundle for TensorRT on the CPU: the same answers, at the CPU's speed."""
+    manifest = bundle.manifest
+    logging.getLogger(__name__).warning(
+        "%s: no NVIDIA driver here, so its stages run on the CPU; answers are those of the bundle, "
+        "latency and energy are not the device's",
+        bundle.folder,
+    )
+    specs = manifest.portable_stages or manifest.stages
+    paths = [bundle.folder / spec.file for spec in specs]
+    return OnnxRuntimeBackend(paths, specs, max(manifest.engine.batch_sizes), threads=0)
 
 
 def _check_engines(built: Platform, folder: Path) -> None:
