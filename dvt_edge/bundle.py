@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -198,7 +199,10 @@ class Bundle:
                 "'dvt-edge build --profile FILE'"
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
+            written = _schema_version(path)
             first = str(error).replace("\n", " ")[:200]
+            if written not in (None, SCHEMA_VERSION):
+                first = f"written as schema {written} by another version of dvt-edge"
             raise BundleError(
                 f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first}); rebuild with "
                 "'dvt-edge build'"
@@ -231,6 +235,15 @@ class Bundle:
         manifest = self.manifest.model_copy(update={"budget": budget})
         write_aside(self.folder / MANIFEST, manifest.model_dump_json(indent=2))
         self.manifest = manifest
+
+
+def _schema_version(path: Path) -> int | None:
+    """What a manifest says of itself, if anything."""
+    try:
+        found = json.loads(path.read_bytes())["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def write_records(path: Path, records: Records) -> None:

@@ -34,7 +34,8 @@ class ExitTiming(Document):
     decision: Distribution
     """What is left: thresholds, bookkeeping, the call itself."""
     transfer: Distribution | None = None
-    """Copies to and from the device; None where the backend has none to make."""
+    """Part of ``stages``: what they took beyond the device's own work, that is copies to and from
+    it, launches and waiting; None where the stages run on the CPU."""
 
 
 class PacedTiming(Document):

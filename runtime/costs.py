@@ -16,10 +16,12 @@ from dvt_edge.board import read_power_mode
 from dvt_edge.bundle import COSTS, Bundle, Manifest, write_aside
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
+from dvt_edge.gpu import read_driver
 from dvt_edge.measurement import ExitTiming, Measurement, PacedTiming
 from dvt_edge.policy.budget import ExitLatency
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.onnxruntime_backend import available_cores
+from dvt_edge.runtime.opening import on_gpu
 from dvt_edge.runtime.timing import ForcedExits, RealClock, time_back_to_back, warm_up
 
 QUICK_WARM_UP_S = 0.5
@@ -94,8 +96,8 @@ def _increasing(values: Sequence[float]) -> list[float]:
 
 
 def machine_name(manifest: Manifest | None = None) -> str:
-    """What timings depend on: processor, cores, power mode, and what executes the stages: the GPU
-    and the TensorRT of ``manifest``'s engines, ONNX Runtime without engines."""
+    """What timings depend on: processor, cores, power mode, and what executes the stages of
+    ``manifest``: GPU and TensorRT, or ONNX Runtime, as :func:`open_backend` takes them here."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -105,10 +107,14 @@ def machine_name(manifest: Manifest | None = None) -> str:
     except OSError:
         pass
     parts = [platform.machine(), model, f"{available_cores()} cores"]
-    if manifest is not None and manifest.engines is not None:
+    gpu = manifest is not None and on_gpu(manifest)
+    if gpu:
+        driver = read_driver()
+        parts += [found.name for found in driver.gpus[:1]] if driver else []
+    if gpu and manifest is not None and manifest.engines is not None:
         built = manifest.engines.platform
         name = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[built.backend]
-        parts += [*filter(None, (built.device,)), f"{name} {built.version}"]
+        parts.append(f"{name} {built.version}")
     else:
         parts.append(f"ONNX Runtime {onnxruntime.__version__}")
     mode = read_power_mode()  # the one in force, not the one that engines were built in

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dvt_edge.bundle import MEASUREMENT, Bundle, write_aside
+from dvt_edge.bundle import MEASUREMENT, Bundle, Manifest, write_aside
 from dvt_edge.conditions import changes, read_conditions
 from dvt_edge.energy import Meter
 from dvt_edge.energy.opening import Processor
 from dvt_edge.errors import BundleError, EnergyError
 from dvt_edge.measurement import EnergyFigures, Measurement, PacedTiming
-from dvt_edge.profile import EngineConfig
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import machine_name, now_utc
 from dvt_edge.runtime.measuring_energy import EnergyRun, declared_figures
+from dvt_edge.runtime.opening import on_gpu
 from dvt_edge.runtime.timing import (
     WARM_UP_LIMIT_S,
     Clock,
@@ -49,9 +49,9 @@ class Plan:
     """[K]: declared power per stage, for where no meter can be read."""
 
 
-def runs_on(engine: EngineConfig) -> Processor:
+def runs_on(manifest: Manifest) -> Processor:
     """Which processor a meter must see."""
-    return "cpu" if engine.backend == "onnxruntime" else "gpu"
+    return "gpu" if on_gpu(manifest) else "cpu"
 
 
 def declared_watts(watts: float | Sequence[float], stages: int) -> tuple[float, ...]:

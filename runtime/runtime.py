@@ -165,9 +165,9 @@ class Runtime:
         color_order: ColorOrder | None = None,
         deadline_ms: float | None = None,
     ) -> Prediction:
-        """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W].
+        """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W], or ``nv12`` or ``yuyv``.
 
-        Channels are in the profile's order (OpenCV's BGR by default) unless ``color_order`` says
+        Its layout is the profile's (OpenCV's BGR by default) unless ``color_order`` says
         otherwise. With ``deadline_ms``, counted from this call's start of work, a stage is started
         only if its p99 fits the time left; otherwise the best answer so far is given, marked
         ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is no frame,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.bundle import Manifest
 from dvt_edge.measurement import Distribution, ExitTiming, PacedTiming
+from dvt_edge.runtime.backend import StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.prediction import Prediction
+from dvt_edge.runtime.preprocess import frame_shape
 
 SETTLED_SHARE = 0.03
 """The latency has settled when the medians of two windows in a row differ by no more."""
@@ -68,6 +71,22 @@ class Repeatable(Protocol):
         """Run one round; returns how long it took, in milliseconds."""
 
 
+class _DeviceTimes:
+    """A backend on a device, and how long the device was busy with each stage that ran."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.busy_ms: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run_stage(self, stage: int, count: int) -> StageAnswer:
+        answer: StageAnswer = self._backend.run_stage(stage, count)
+        self.busy_ms.append(self._backend.stage_ms)
+        return answer
+
+
 class ForcedExits:
     """A cascade that leaves where it is told to, whatever the frame shows.
 
@@ -77,7 +96,10 @@ class ForcedExits:
 
     def __init__(self, loop: CascadeLoop, manifest: Manifest) -> None:
         self.count = len(manifest.stages)
-        self._loop = loop
+        self._loop = copy(loop)
+        self._times: _DeviceTimes | None = None
+        if isinstance(getattr(loop.backend, "stage_ms", None), float):  # by a device's own events
+            self._loop.backend = self._times = _DeviceTimes(loop.backend)
         self._frame = noise_frame(manifest)
         self._thresholds = [
             (math.inf,) * k + (-math.inf,) * (self.count - k) for k in range(self.count)
@@ -85,7 +107,15 @@ class ForcedExits:
 
     def run(self, exit_at: int) -> Prediction:
         """Classify the frame up to exit ``exit_at`` (from 0)."""
+        if self._times is not None:
+            self._times.busy_ms.clear()
         return self._loop.run_one(self._frame, self._thresholds[exit_at])
+
+    def transfer_ms(self, answer: Prediction) -> float | None:
+        """What the stages of the last run, which gave ``answer``, took beyond the device's work."""
+        if self._times is None:
+            return None
+        return max(0.0, sum(answer.stage_latency_ms) - sum(self._times.busy_ms))
 
     def round_ms(self) -> float:
         """Run all exits in turn; returns the sum of their latencies."""
@@ -93,9 +123,8 @@ class ForcedExits:
 
 
 def noise_frame(manifest: Manifest) -> npt.NDArray[np.uint8]:
-    """A frame of noise, laid out as ``classify`` takes it: uint8 [H, W] or [H, W, 3]."""
-    height, width = manifest.frame_shape
-    shape = (height, width) if manifest.input.color_order == "gray" else (height, width, 3)
+    """A frame of noise, uint8, laid out as ``classify`` takes it by the profile."""
+    shape = frame_shape(*manifest.frame_shape, manifest.input.color_order)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
@@ -139,21 +168,33 @@ def _window_goes_on(rounds: int, seconds: float) -> bool:
 class Samples:
     """What was timed, exit by exit."""
 
-    def __init__(self, exits: int) -> None:
-        self._rows: list[list[tuple[float, ...]]] = [[] for _ in range(exits)]
+    def __init__(self, exits: ForcedExits) -> None:
+        self._exits = exits
+        self._rows: list[list[tuple[float, ...]]] = [[] for _ in range(exits.count)]
+        self._transfers: list[list[float]] = [[] for _ in range(exits.count)]
 
-    def add(self, exit_at: int, answer: Prediction) -> None:
+    def run(self, exit_at: int) -> None:
+        """Run once, and keep the times."""
+        answer = self._exits.run(exit_at)
         self._rows[exit_at].append(
             (answer.latency_ms, answer.preprocess_ms, *answer.stage_latency_ms)
         )
+        transfer_ms = self._exits.transfer_ms(answer)
+        if transfer_ms is not None:
+            self._transfers[exit_at].append(transfer_ms)
 
     def timing(self, fps: float | None, missed: int = 0) -> PacedTiming:
         return PacedTiming(
-            fps=fps, exits=tuple(_exit_timing(np.array(rows)) for rows in self._rows), missed=missed
+            fps=fps,
+            exits=tuple(
+                _exit_timing(np.array(rows), transfers)
+                for rows, transfers in zip(self._rows, self._transfers, strict=True)
+            ),
+            missed=missed,
         )
 
 
-def _exit_timing(rows: npt.NDArray[np.float64]) -> ExitTiming:
+def _exit_timing(rows: npt.NDArray[np.float64], transfers: Sequence[float]) -> ExitTiming:
     """Of rows [R, 2 + stages]: the whole call, preprocessing, every stage."""
     decision = np.maximum(rows[:, 0] - rows[:, 1:].sum(axis=1), 0.0)
     return ExitTiming(
@@ -161,6 +202,7 @@ def _exit_timing(rows: npt.NDArray[np.float64]) -> ExitTiming:
         preprocess=distribution(rows[:, 1]),
         stages=tuple(distribution(column) for column in rows.T[2:]),
         decision=distribution(decision),
+        transfer=distribution(transfers) if transfers else None,
     )
 
 
@@ -198,11 +240,11 @@ def time_back_to_back(
     exits: ForcedExits, clock: Clock, seconds: float, progress: Progress = silent
 ) -> PacedTiming:
     """Time all exits in turn without a pause, for about ``seconds``."""
-    samples, rounds, started = Samples(exits.count), 0, clock.now()
+    samples, rounds, started = Samples(exits), 0, clock.now()
     while (spent := clock.now() - started) < seconds or rounds < MIN_ROUNDS:
         progress("back to back", min(1.0, spent / seconds))
         for k in range(exits.count):
-            samples.add(k, exits.run(k))
+            samples.run(k)
         rounds += 1
     progress("back to back", 1.0)
     return samples.timing(None)
@@ -217,14 +259,14 @@ def time_paced(
     frames nothing runs, as behind a camera. A frame that is not finished before the next is due is
     counted as missed, and the frames that came meanwhile are skipped.
     """
-    samples, started = Samples(exits.count), clock.now()
+    samples, started = Samples(exits), clock.now()
     frames = missed = due = 0
     while due < seconds * fps or frames < MIN_PACED_ROUNDS * exits.count:
         progress(f"at {fps:g} fps", min(1.0, due / (seconds * fps)))
         wait = started + due / fps - clock.now()
         if wait > 0:
             clock.sleep(wait)
-        samples.add(frames % exits.count, exits.run(frames % exits.count))
+        samples.run(frames % exits.count)
         frames += 1
         passed = (clock.now() - started) * fps  # in frames of the camera
         missed += passed > due + 1 + 1e-9

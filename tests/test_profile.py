@@ -133,6 +133,17 @@ def test_mistakes(tmp_path: Path, text: str, expected: list[str]) -> None:
         assert part in message
 
 
+@pytest.mark.parametrize("order", ["nv12", "yuyv"])
+def test_yuv_goes_with_gray_and_colour(tmp_path: Path, order: str) -> None:
+    """Cameras give YUV to models of either kind."""
+    text = _with("color_order: gray", f"color_order: {order}")
+    assert Profile.from_yaml(_write(tmp_path, text)).input.channels == 1
+    text = text.replace("mean: [0.13]", "mean: [0.1, 0.2, 0.3]").replace(
+        "std: [0.26]", "std: [0.1, 0.2, 0.3]"
+    )
+    assert Profile.from_yaml(_write(tmp_path, text)).input.channels == 3
+
+
 def test_binary_file(tmp_path: Path) -> None:
     """A checkpoint given as the profile is refused by name."""
     path = tmp_path / "weights.bin"

@@ -13,6 +13,7 @@ from dvt_edge.bundle import Manifest
 from dvt_edge.cli.progress import step_progress
 from dvt_edge.cli.tables import choice_table, engine_table
 from dvt_edge.converters.build import Phase, build
+from dvt_edge.engines import Engines
 from dvt_edge.profile import Profile
 
 
@@ -40,7 +41,8 @@ def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_jso
         if manifest.choices:
             console.print(choice_table(manifest.choices))
         if manifest.engines:
-            console.print(engine_table(manifest, manifest.engines))
+            console.print(engine_table(manifest.engines))
+            _show_warnings(console, manifest.engines)
     else:
         console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
     console.print(f"Bundle: {result.bundle.folder}")
@@ -50,6 +52,16 @@ def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_jso
             f"build --phase device --profile {profile_file}' (not here: {result.unfinished})",
             soft_wrap=True,
         )
+
+
+def _show_warnings(console: Console, engines: Engines) -> None:
+    """What the builder warned of, each text once."""
+    stages: dict[str, list[str]] = {}
+    for k, plan in enumerate(engines.plans):
+        for warning in plan.warnings:
+            stages.setdefault(warning, []).append(str(k + 1))
+    for warning, where in stages.items():
+        console.print(f"builder warning, stage {', '.join(where)}: {warning}")
 
 
 def _show_quantization(console: Console, manifest: Manifest) -> None:

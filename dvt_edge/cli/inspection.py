@@ -41,7 +41,7 @@ def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> No
     if manifest.choices:
         console.print(choice_table(manifest.choices))
     if manifest.engines:
-        console.print(engine_table(manifest, manifest.engines))
+        console.print(engine_table(manifest.engines))
         console.print(_platform(manifest.engines.platform))
     elif manifest.portable:
         console.print("portable: engines are yet to be built, with 'dvt-edge build --phase device'")

@@ -89,7 +89,7 @@ def _stage_table(measured: Measurement) -> Table:
             ("preprocess", longest.preprocess),
             *((f"stage {k + 1}", stage) for k, stage in enumerate(longest.stages)),
             ("decision", longest.decision),
-            ("transfer", longest.transfer),
+            ("of stages: transfer", longest.transfer),
         ]
         known = [(name, times) for name, times in parts if times is not None]
         for name, times in known:

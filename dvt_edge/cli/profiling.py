@@ -123,7 +123,7 @@ def _run(
             measurement = measure(
                 loop,
                 bundle,
-                open_meter(runs_on=runs_on(bundle.manifest.engine)),
+                open_meter(runs_on=runs_on(bundle.manifest)),
                 plan,
                 progress=lambda what, share: progress(what, round(100 * share), 100),
             )

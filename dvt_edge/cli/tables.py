@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.bundle import Manifest
 from dvt_edge.engines import Engines, PrecisionFigures
 
 WIDTH = 100
@@ -40,7 +39,7 @@ def choice_table(choices: tuple[PrecisionFigures, ...]) -> Table:
     return table
 
 
-def engine_table(manifest: Manifest, engines: Engines) -> Table:
+def engine_table(engines: Engines) -> Table:
     """How the engines were built."""
     platform = engines.platform
     targets = ", ".join(platform.compute_capabilities)
@@ -51,10 +50,10 @@ def engine_table(manifest: Manifest, engines: Engines) -> Table:
     )
     for column in ("stage", "precision", "built in", "kernels at batch 1", "warnings"):
         table.add_column(column, justify="left" if column.startswith("kernels") else "right")
-    for k, (stage, plan) in enumerate(zip(manifest.stages, engines.plans, strict=True)):
+    for k, plan in enumerate(engines.plans):
         kernels = ", ".join(f"{n} {kind}" for kind, n in (plan.planned or {}).items())
         table.add_row(
-            f"{k + 1}: {stage.file}",
+            str(k + 1),
             plan.precision,
             f"{plan.seconds:.1f} s{' (cached)' if plan.cached else ''}",
             kernels or "not listed",

@@ -14,7 +14,8 @@ import pytest
 from dvt_edge.bundle import COSTS, Bundle
 from dvt_edge.engines import Engines, PlanRecord, Platform
 from dvt_edge.errors import BundleError
-from dvt_edge.profile import InputConfig
+from dvt_edge.gpu import Driver, Gpu
+from dvt_edge.profile import ColorOrder, InputConfig
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import (
     Costs,
@@ -25,6 +26,7 @@ from dvt_edge.runtime.costs import (
     save_costs,
 )
 from dvt_edge.runtime.live import Event
+from dvt_edge.runtime.measuring import runs_on
 from dvt_edge.runtime.preprocess import Preprocessor
 from dvt_edge.runtime.runtime import Runtime
 
@@ -137,7 +139,8 @@ def test_machine_name() -> None:
 
 
 def test_machine_name_of_engines(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPU, TensorRT and the power mode in force, which is not the one that they were built in."""
+    """GPU, TensorRT and the power mode in force, which is not the one that they were built in; the
+    CPU where there is no driver, which then runs them."""
     manifest = Bundle(own_bundle).manifest
     assert machine_name(manifest) == machine_name()
     platform = Platform(
@@ -150,8 +153,34 @@ def test_machine_name_of_engines(own_bundle: Path, monkeypatch: pytest.MonkeyPat
     plans = (PlanRecord(precision="int8", graph="x", seconds=1, cached=False),)
     engines = Engines(platform=platform, flags=(), workspace_mb=1, plans=plans, built_at="now")
     monkeypatch.setattr("dvt_edge.runtime.costs.read_power_mode", lambda: "MAXN_SUPER")
-    name = machine_name(manifest.model_copy(update={"engines": engines}))
-    assert name.endswith("cores, Orin, TensorRT 10.3.0.30, power mode MAXN_SUPER")
+    engine = manifest.engine.model_copy(update={"backend": "tensorrt"})
+    built = manifest.model_copy(update={"engines": engines, "engine": engine})
+    drivers: list[Driver | None] = [Driver("12.6", (Gpu("Orin", "8.7"),)), None]
+    for driver, executor in zip(
+        drivers, ("Orin, TensorRT 10.3.0.30", "ONNX Runtime "), strict=True
+    ):
+        for module in ("costs", "opening"):
+            monkeypatch.setattr(f"dvt_edge.runtime.{module}.read_driver", lambda d=driver: d)
+        name = machine_name(built)
+        assert f"cores, {executor}" in name
+        assert name.endswith(", power mode MAXN_SUPER")
+        assert runs_on(built) == ("gpu" if driver else "cpu")
+
+
+@pytest.mark.parametrize("order", ["bgr", "nv12", "yuyv"])
+def test_measures_with_frames_of_the_layout(
+    own_bundle: Path, fake_backend: type[FakeBackend], order: ColorOrder
+) -> None:
+    """The noise that is timed is laid out as the profile says that frames are."""
+    bundle = Bundle(own_bundle)
+    config = bundle.manifest.input.model_copy(
+        update={"color_order": order, "mean": (0.0,), "std": (1.0,)}
+    )
+    bundle.manifest = bundle.manifest.model_copy(update={"input": config})
+    backend = fake_backend(np.zeros((256, 3)))
+    small = config.model_copy(update={"resize": 4, "crop": 4})
+    loop = CascadeLoop(backend, Preprocessor(small), [str(i) for i in range(10)])
+    assert len(measure_costs(loop, bundle, 1e-9).exits) == 3
 
 
 def test_measuring_forces_every_exit(

@@ -277,6 +277,28 @@ def test_color_order(runtime: Runtime, frames: list[Frame]) -> None:
     assert runtime.classify_batch([rgb], color_order="rgb")[0].class_id == as_rgb.class_id
 
 
+def test_yuv_frames(runtime: Runtime, frames: list[Frame]) -> None:
+    """A camera's YUV frame of a gray scene is answered as the scene is."""
+    gray = np.stack([frames[0]] * 3, axis=2)
+    expected = runtime.classify(gray)
+    light = np.round(16 + frames[0] * (219 / 255)).astype(np.uint8)
+    height, width = light.shape
+    nv12 = np.vstack([light, np.full((height // 2, width), 128, np.uint8)])
+    yuyv = np.dstack([light, np.full_like(light, 128)])
+    for frame, order in ((nv12, "nv12"), (yuyv, "yuyv")):
+        answer = runtime.classify(frame, color_order=order)
+        assert answer.class_id == expected.class_id
+        assert answer.confidence == pytest.approx(expected.confidence, abs=0.05)
+        assert runtime.classify_batch([frame], color_order=order)[0].class_id == expected.class_id
+
+
+def test_unknown_layout(runtime: Runtime, frames: list[Frame]) -> None:
+    """The message lists the layouts there are."""
+    for call in (runtime.classify, lambda f, **k: runtime.classify_batch([f], **k)):
+        with pytest.raises(FrameError, match=r"unknown layout 'yuv420'.* nv12, yuyv"):
+            call(frames[0], color_order="yuv420")
+
+
 @pytest.mark.parametrize("frame", [None, "a.png", np.zeros((4, 4)), np.zeros((0, 4), np.uint8)])
 def test_bad_frames(runtime: Runtime, frames: list[Frame], frame: object) -> None:
     """A bad frame is refused; the Runtime goes on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -71,6 +71,26 @@ def test_back_to_back(timed: Timed) -> None:
     assert [len(exit_.stages) for exit_ in timing.exits] == [1, 2, 3]
     assert timing.exits[0].transfer is None
     assert timed.clock.slept_s == []
+
+
+def test_transfers_are_what_the_device_did_not_do(timed: Timed) -> None:
+    """A backend on a device tells how long each stage kept it busy; nothing is left in place."""
+
+    class OnDevice:
+        stage_ms = 0.0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(timed.backend, name)
+
+        def run_stage(self, stage: int, count: int) -> Any:
+            self.stage_ms = (0.75, 0.5, 1.5)[stage]
+            return timed.backend.run_stage(stage, count)
+
+    backend = timed.loop.backend = OnDevice()  # type: ignore[assignment]
+    timing = time_back_to_back(timed.exits, timed.clock, 0.1)
+    transfers = [exit_.transfer.mean_ms for exit_ in timing.exits if exit_.transfer]
+    assert transfers == pytest.approx([0.25, 0.75, 1.25])
+    assert timed.loop.backend is backend
 
 
 def test_back_to_back_runs_a_few_rounds_at_least(timed: Timed) -> None:
