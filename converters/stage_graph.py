@@ -75,9 +75,7 @@ class _StageGraph:
     """One stage under construction. Shape comments: N batch, T tokens, D width, H heads, h = D/H;
     the stage before is marked ``'``."""
 
-    def __init__(
-        self, cascade: Cascade, index: int, exits: ExitsConfig, target: Target
-    ) -> None:
+    def __init__(self, cascade: Cascade, index: int, exits: ExitsConfig, target: Target) -> None:
         config = cascade.config
         self.exits = exits
         self.for_tensorrt = target == "tensorrt"

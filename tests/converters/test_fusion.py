@@ -6,7 +6,6 @@ Weights are random for the large models: plans depend on shapes and types.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import onnx
 import pytest

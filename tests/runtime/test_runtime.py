@@ -359,10 +359,10 @@ def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> 
             Runtime(source)
 
 
-def test_tensorrt_bundle_is_refused(own_bundle: Path) -> None:
-    """Stages quantized for TensorRT are not run by another engine."""
+def test_portable_bundle_is_refused(own_bundle: Path) -> None:
+    """The host half of a build for TensorRT names what finishes it."""
     _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
-    with pytest.raises(BackendError, match=r"quantized for tensorrt.*engine\.backend: onnxruntime"):
+    with pytest.raises(BackendError, match=r"portable half .* for tensorrt; .* --phase device"):
         Runtime(own_bundle)
 
 
