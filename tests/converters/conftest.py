@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -76,3 +78,31 @@ def built(tiny_build: Path, tiny_profile: Callable[..., Profile]) -> BuildResult
     """What building :func:`tiny_profile` gives, at its output."""
     shutil.copytree(tiny_build / "out" / "bundle", tiny_profile().output)
     return build(tiny_profile())
+
+
+class FakeTensorrt(NamedTuple):
+    """``fake_tensorrt/tensorrt.py`` in place of the real one, in processes that are started."""
+
+    log: Path
+    patch: pytest.MonkeyPatch
+
+    def set(self, version: str, act: str = "") -> None:
+        """Which release it plays, and how builds go."""
+        settings = {"version": version, "act": act, "log": str(self.log)}
+        self.patch.setenv("FAKE_TENSORRT", json.dumps(settings))
+
+    def calls(self) -> list[list[Any]]:
+        """[name, argument, or list of them where there are more or none] of every call so far."""
+        if not self.log.exists():
+            return []
+        calls = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        return [[name, values[0] if len(values) == 1 else values] for name, *values in calls]
+
+
+@pytest.fixture
+def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTensorrt:
+    """A TensorRT of any release; set one before anything imports it."""
+    folder = str(Path(__file__).parent / "fake_tensorrt")
+    monkeypatch.setenv("PYTHONPATH", folder)
+    monkeypatch.setattr(sys, "path", [folder, *sys.path])  # which probes hand on
+    return FakeTensorrt(tmp_path / "calls.jsonl", monkeypatch)
