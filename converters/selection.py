@@ -100,6 +100,8 @@ def choose_precisions(
             )
             for i, row in enumerate(rows)
         ]
+    if progress:
+        progress(len(candidates), len(candidates))
     return chosen, table
 
 
@@ -148,7 +150,8 @@ def _figures(
     )
     same_exit = float((leaves == left).mean())
     truth = records.prediction[:, -1] if records.label is None else records.label
-    lost = 100 * float((expected == truth).mean() - (classes == truth).mean())
+    right = int((expected == truth).sum()), int((classes == truth).sum())
+    lost = 100 * (right[0] - right[1]) / len(truth)
     remark = ""
     if not np.isfinite(confidence).all():
         remark = "confidence is not finite"
