@@ -45,7 +45,8 @@ def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_jso
         console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
     console.print(f"Bundle: {result.bundle.folder}")
     if result.unfinished:
-        console.print(f"Portable, no engines yet: {result.unfinished}", soft_wrap=True)
+        what = "Portable, no engines yet" if manifest.portable else "Engines of other settings"
+        console.print(f"{what}: {result.unfinished}", soft_wrap=True)
 
 
 def _show_quantization(console: Console, manifest: Manifest) -> None:
