@@ -290,7 +290,13 @@ def _engine_spec(stage: StageSpec, graph: str, precision: Precision) -> StageSpe
     if half:
         layers = {kind: _as_half(kind, counts, precision) for kind, counts in layers.items()}
     return stage.model_copy(
-        update={"inputs": inputs, "outputs": outputs, "precision": precision, "layers": layers}
+        update={
+            "inputs": inputs,
+            "outputs": outputs,
+            "precision": precision,
+            "layers": layers,
+            "float_layers": stage.float_layers if precision == "int8" else (),
+        }
     )
 
 

@@ -153,6 +153,8 @@ def _save_stage(
         onnx.save(model, folder / files[kind])
     kind, model = next(iter(graphs.items()))
     spec = stage_spec(model, files[kind])
+    if spec.precision != "int8":  # as ``auto`` may have chosen: nothing is an exception
+        float_layers = ()
     if not kind:
         return spec.model_copy(update={"float_layers": float_layers})
     named = {kind.removeprefix("."): file for kind, file in files.items()}

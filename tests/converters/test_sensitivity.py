@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dvt_edge.bundle import Bundle
-from dvt_edge.converters import quantization
+from dvt_edge.converters import quantization, selection
 from dvt_edge.converters.build import build
 from dvt_edge.converters.quantize import (
     ONNXRUNTIME_OPS,
@@ -152,6 +152,24 @@ def test_nothing_stays_in_float_without_need(tiny_profile: Profiles) -> None:
     manifest = build(profile, lambda what, *rest: calls.append(what)).bundle.manifest
     assert [stage.float_layers for stage in manifest.stages] == [(), (), ()]
     assert "sensitive layers" not in calls
+
+
+@pytest.mark.parametrize("chosen", ["int8", "fp32"])
+def test_stages_that_are_float_anyway_name_no_layers(
+    tiny_profile: Profiles,
+    ruin: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+) -> None:
+    """With precision auto, where float turns out faster."""
+    times = [1.0, 2.0] if chosen == "int8" else [2.0, 1.0]
+    monkeypatch.setattr(selection, "_median_ms", lambda backends, stage: times)
+    monkeypatch.setattr(selection, "MOST_CHANGED_DECISIONS", 1.0)
+    ruin(0, ["blocks.0.mlp.fc2"])
+    profile = _labelled_by(0, tiny_profile(), 10.0, precision="auto")
+    stages = build(profile).bundle.manifest.stages
+    assert [stage.precision for stage in stages] == [chosen] * 3
+    assert ("blocks.0.mlp.fc2" in stages[0].float_layers) == (chosen == "int8")
 
 
 def test_repair_is_told(tiny_profile: Profiles, ruin: Callable[..., None]) -> None:
