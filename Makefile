@@ -6,11 +6,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+NATIVE := $(wildcard runtime/native/*.cpp runtime/native/*.cu runtime/native/*.h)
 PROFILE := samples/profiles/demo-cpu.yaml
 
 .PHONY: demo test check clean
 
-.venv/installed: pyproject.toml CMakeLists.txt
+.venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH) "scikit-build-core>=0.10"
@@ -25,12 +26,17 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest
 
-# mypy cannot follow the editable install's redirect, so it reads a plain one.
+# mypy cannot follow the editable install's redirect, so it reads a plain one. TensorRT's stubs lie
+# beside it: in .venv they would look like an installed TensorRT. Five of their lines are not Python.
 check: .venv/installed test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	rm -rf build/typing
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing .
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing \
+		--config-settings cmake.define.DVT_EDGE_WERROR=ON .
+	$(BIN)/pip install --quiet --no-deps --target build/typing "tensorrt-stubs==10.13.0.35.1"
+	sed -i -e 's/ in: list/ in_: list/' -e 's/, channel_axis: int)/, channel_axis: int = ...)/' \
+		build/typing/tensorrt_bindings/tensorrt.pyi
 	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dvt_edge
 
 clean:

@@ -32,7 +32,7 @@ class BuildResult:
     rebuilt: bool
     """False when the bundle there was already the result of the same inputs."""
     unfinished: str | None = None
-    """Why the engines that the profile asks for were not built here, and what builds them."""
+    """Why the engines that the profile asks for were not built; None if they are there."""
 
 
 def build(
@@ -70,14 +70,14 @@ def build(
     manifest = bundle.manifest
     has_engines = manifest.engines is not None and manifest.engine == profile.engine
     if phase == "host":
-        return BuildResult(bundle, rebuilt, None if has_engines else _finish_line(profile))
+        reason = None if has_engines else "only the host phase was asked for"
+        return BuildResult(bundle, rebuilt, reason)
     try:
         toolchain = find_toolchain(profile.engine)
     except BackendError as error:
         if phase == "device":
             raise
-        unfinished = None if has_engines else f"{error}; {_finish_line(profile)}"
-        return BuildResult(bundle, rebuilt, unfinished)
+        return BuildResult(bundle, rebuilt, None if has_engines else str(error))
     if not force and has_engines and _built_by(toolchain, manifest):
         return BuildResult(bundle, rebuilt)
     bundle.manifest = manifest.model_copy(update={"engine": profile.engine})
@@ -137,10 +137,3 @@ def _portable_there(profile: Profile) -> Bundle:
 def _built_by(toolchain: Toolchain, manifest: Manifest) -> bool:
     """Whether the engines there are what a build would make now."""
     return manifest.engines is not None and manifest.engines.platform == toolchain.platform
-
-
-def _finish_line(profile: Profile) -> str:
-    return (
-        f"copy {profile.output} and the profile to the device and finish it there with "
-        "'dvt-edge build --phase device --profile FILE'"
-    )

@@ -14,6 +14,7 @@ from dvt_edge.policy.records import Records
 from dvt_edge.runtime.onnxruntime_backend import open_session
 
 Images = npt.NDArray[np.float32]
+"""[n, C, S, S], normalised."""
 Tensors = dict[str, npt.NDArray[Any]]
 BATCH = 16
 
@@ -24,8 +25,8 @@ class Chain:
     def __init__(self, models: Sequence[onnx.ModelProto]) -> None:
         self._sessions = [open_session(m.SerializeToString(), threads=0) for m in models]
 
-    def run(self, images: Images) -> Iterator[Tensors]:
-        """All outputs of stage after stage for ``images`` [n, C, S, S]."""
+    def run(self, images: Images | npt.NDArray[np.float16]) -> Iterator[Tensors]:
+        """All outputs of stage after stage for ``images`` [n, C, S, S], in the graphs' own type."""
         handed: Tensors = {}
         for session in self._sessions:
             feeds = {"image": images, **handed}

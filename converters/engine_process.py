@@ -123,7 +123,7 @@ def _set_targets(config: Any, request: Request) -> None:
         return
     known = {
         name.removeprefix("SM"): value
-        for name, value in trt.ComputeCapability.__members__.items()
+        for name, value in vars(trt)["ComputeCapability"].__members__.items()
         if name.startswith("SM")
     }
     unknown = [str(c) for c in request.compute_capabilities if str(c) not in known]
@@ -149,9 +149,9 @@ def _add_profiles(
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
-            image = tuple(tensor.shape)[1:]
-            sizes = [(n, *image) for n in (smallest, largest, largest)]
-            profile.set_shape(tensor.name, *sizes)
+            image = [tensor.shape[i] for i in range(1, len(tensor.shape))]
+            least, most = (trt.Dims([n, *image]) for n in (smallest, largest))
+            profile.set_shape(tensor.name, least, most, most)
         config.add_optimization_profile(profile)
         if largest_batch == 1:
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dvt_edge.board import Board, check_jetpack, read_board
+from dvt_edge.board import check_jetpack, read_board
 from dvt_edge.bundle import (
     MANIFEST,
     PARITY,
@@ -27,16 +27,23 @@ from dvt_edge.converters.engine_request import Request
 from dvt_edge.converters.engine_runner import run_build
 from dvt_edge.converters.layer_listing import counts_by_kind, kernels_from_listing
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
-from dvt_edge.engines import Engines, PlanRecord, Platform, Precision, PrecisionFigures
+from dvt_edge.engines import (
+    MODULES,
+    Engines,
+    PlanRecord,
+    Platform,
+    Precision,
+    PrecisionFigures,
+    platform_here,
+)
 from dvt_edge.errors import BackendError, BuildError, BundleError
-from dvt_edge.gpu import Driver, read_driver
+from dvt_edge.gpu import read_driver
 from dvt_edge.policy.records import Records
 from dvt_edge.probes import probe_library
 from dvt_edge.profile import EngineConfig
 from dvt_edge.runtime.opening import open_stages
 from dvt_edge.runtime.preprocess import Preprocessor
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {
     "tensorrt": "sudo apt install tensorrt (Jetson), or pip install tensorrt",
     "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
@@ -100,28 +107,17 @@ def find_toolchain(engine: EngineConfig, root: str | Path = "/") -> Toolchain:
             f"engines for {engine.backend} need the Python module '{module}' ({found.detail}); "
             f"{INSTALL[engine.backend]}"
         )
-    driver = read_driver()
-    gpu = driver.gpus[0] if driver and driver.gpus else None
-    if gpu is None and not engine.compute_capabilities:
+    assert engine.backend != "onnxruntime"
+    platform = platform_here(
+        *(engine.backend, found.detail, read_driver(), board), engine.compute_capabilities
+    )
+    if platform is None:
         remedy = (
             "give engine.compute_capabilities to build ahead of time"
             if engine.backend == "tensorrt-rtx"
             else "run 'dvt-edge build --phase device --profile FILE' on the board"
         )
         raise BackendError(f"no NVIDIA GPU answers here, and engines are built for one; {remedy}")
-    capabilities = tuple(f"{c // 10}.{c % 10}" for c in engine.compute_capabilities)
-    if gpu is not None and not capabilities:
-        capabilities = (gpu.compute_capability,)
-    here = gpu is not None and gpu.compute_capability in capabilities
-    platform = Platform(
-        backend="tensorrt" if engine.backend == "tensorrt" else "tensorrt-rtx",
-        version=found.detail,
-        compute_capabilities=capabilities,
-        device=gpu.name if gpu is not None and here else None,
-        cuda=_cuda(board, driver),
-        l4t=board.l4t,
-        power_mode=board.power_mode,
-    )
     return Toolchain(module, platform, engine.compute_capabilities)
 
 
@@ -227,7 +223,9 @@ def _build_all(
             what = f"stage {i + 1} {precision}"
             took = earlier.get((i, precision))
 
-            def tell(remark: str, what: str = what, done: int = done, took: float | None = took):
+            def tell(
+                remark: str, what: str = what, done: int = done, took: float | None = took
+            ) -> None:
                 last = f", {took:.0f} s last time" if took is not None else ""
                 report("engines", done, total, f"{what}: {remark}{last}")
 
@@ -324,7 +322,7 @@ def _choose(
                 same_class=None,
                 same_exit=None,
                 chosen=True,
-                remark="not measured: engines were built ahead of time, without their GPU",
+                remark="not measured: no GPU here",
             )
             for i, plans in enumerate(options)
         ]
@@ -368,7 +366,3 @@ def _earlier_seconds(manifest: Manifest) -> dict[tuple[int, Precision], float]:
     if manifest.engines is None:
         return {}
     return {(i, plan.precision): plan.seconds for i, plan in enumerate(manifest.engines.plans)}
-
-
-def _cuda(board: Board, driver: Driver | None) -> str | None:
-    return board.cuda or (driver.cuda if driver else None)

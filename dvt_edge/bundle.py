@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -166,6 +167,13 @@ class Manifest(Document):
         return self.engine.builds_engines and self.engines is None
 
     @property
+    def bytes_resident(self) -> int:
+        """Images, reuse tensors and answers that a backend holds for the largest batch."""
+        own = sum(t.bytes_per_image for stage in self.stages for t in stage.outputs)
+        image = self.stages[0].inputs[0].bytes_per_image
+        return max(self.engine.batch_sizes) * (image + own)
+
+    @property
     def content_hash(self) -> str:
         """Hash over all stage files; measured costs are bound to it."""
         return _sha256("".join(self.files[stage.file] for stage in self.stages).encode())
@@ -189,7 +197,10 @@ class Bundle:
                 "'dvt-edge build --profile FILE'"
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
+            written = _schema_version(path)
             first = str(error).replace("\n", " ")[:200]
+            if written not in (None, SCHEMA_VERSION):
+                first = f"written as schema {written} by another version of dvt-edge"
             raise BundleError(
                 f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first}); rebuild with "
                 "'dvt-edge build'"
@@ -222,6 +233,15 @@ class Bundle:
         manifest = self.manifest.model_copy(update={"budget": budget})
         write_aside(self.folder / MANIFEST, manifest.model_dump_json(indent=2))
         self.manifest = manifest
+
+
+def _schema_version(path: Path) -> int | None:
+    """What a manifest says of itself, if anything."""
+    try:
+        found = json.loads(path.read_bytes())["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def write_records(path: Path, records: Records) -> None:

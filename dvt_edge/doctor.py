@@ -17,6 +17,7 @@ from dvt_edge.conditions import read_conditions
 from dvt_edge.errors import BackendError
 from dvt_edge.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
+from dvt_edge.runtime.native.library import kernels_unavailable, unavailable
 
 LITTLE_BYTES = 1e9
 """With less free memory or disk than this, builds fail."""
@@ -134,6 +135,7 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
         driver.result(),
         _toolkit(folder, board),
         *libraries,
+        _native_code(),
         _memory(board),
         _disk(profile),
         _energy_sensors(folder),
@@ -226,6 +228,18 @@ def _machine(root: Path, board: Board) -> Iterator[Finding]:
             "name it",
             "choose one with sudo nvpmodel -m ID; give containers both files",
         )
+
+
+def _native_code() -> Finding:
+    """The library that preprocesses frames, and the kernels for the GPU."""
+    remedy = "pip install --force-reinstall --no-deps dvt-edge"
+    absent = unavailable()
+    if absent:
+        return Finding("native code", "missing", absent, f"sudo apt install g++ && {remedy}")
+    kernels = kernels_unavailable()
+    if kernels:
+        return Finding("native code", "ok", f"CPU only, for GPUs {kernels}")
+    return Finding("native code", "ok", "CPU and CUDA kernels")
 
 
 def _memory(board: Board) -> Finding:

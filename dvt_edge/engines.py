@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from dvt_edge.board import Board
 from dvt_edge.documents import Document
 from dvt_edge.errors import BundleError
+from dvt_edge.gpu import Driver
 
 Precision = Literal["int8", "fp16", "fp32"]
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Python module of each backend."""
 
 
 class Platform(Document):
@@ -27,6 +32,34 @@ class Platform(Document):
     l4t: str | None = None
     """Release of Jetson Linux."""
     power_mode: str | None = None
+
+
+def platform_here(
+    backend: Literal["tensorrt", "tensorrt-rtx"],
+    version: str,
+    driver: Driver | None,
+    board: Board,
+    capabilities: Sequence[int] = (),
+) -> Platform | None:
+    """This machine with TensorRT ``version``; None where it has no GPU and none is named.
+
+    ``capabilities`` (86 for 8.6) are those to build for; without them the GPU's own.
+    """
+    gpu = driver.gpus[0] if driver and driver.gpus else None
+    targets = tuple(f"{c // 10}.{c % 10}" for c in capabilities)
+    if not targets and gpu is not None:
+        targets = (gpu.compute_capability,)
+    if not targets:
+        return None
+    return Platform(
+        backend=backend,
+        version=version,
+        compute_capabilities=targets,
+        device=gpu.name if gpu is not None and gpu.compute_capability in targets else None,
+        cuda=board.cuda or (driver.cuda if driver else None),
+        l4t=board.l4t,
+        power_mode=board.power_mode,
+    )
 
 
 class PlanRecord(Document):

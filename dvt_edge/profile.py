@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dvt_edge.documents import Document, DocumentPath
+from dvt_edge.policy.budget import Budget
 from dvt_edge.policy.confidence import ConfidenceKind
 from dvt_edge.policy.solver import Statistic
 
-ColorOrder = Literal["bgr", "rgb", "gray"]
+ColorOrder = Literal["bgr", "rgb", "gray", "nv12", "yuyv"]
+"""Layout of a frame in memory: the order of its channels, or how it packs YUV."""
 
 
 class InputConfig(Document):
@@ -25,8 +27,9 @@ class InputConfig(Document):
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
     """Per channel, as ``mean``."""
     color_order: ColorOrder = "bgr"
-    """Channel order of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take
-    [H, W] frames, and colour frames are converted."""
+    """Layout of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take [H, W]
+    frames, and colour frames are converted; cameras give ``nv12`` [H * 3 / 2, W] or ``yuyv``
+    [H, W, 2], BT.601 of limited range."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of the resize, antialiased."""
 
@@ -34,8 +37,12 @@ class InputConfig(Document):
     def _consistent(self) -> InputConfig:
         if len(self.mean) != len(self.std) or len(self.mean) == 2:
             raise ValueError("mean and std need one value per channel: 1 (gray) or 3 (colour)")
-        if (self.color_order == "gray") != (len(self.mean) == 1):
-            raise ValueError("color_order gray goes with one mean and std, bgr and rgb with three")
+        fits = {"gray": (1,), "bgr": (3,), "rgb": (3,)}.get(self.color_order, (1, 3))
+        if len(self.mean) not in fits:
+            raise ValueError(
+                "color_order gray goes with one mean and std, bgr and rgb with three, nv12 and "
+                "yuyv with either"
+            )
         if self.crop > self.resize:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
@@ -58,6 +65,9 @@ class EngineConfig(Document):
     backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
     """``onnxruntime`` runs on any CPU; ``tensorrt`` on Jetson and other NVIDIA GPUs, with engines
     built on the device; ``tensorrt-rtx`` on RTX GPUs, with engines built anywhere."""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Where ``onnxruntime`` computes; ``cuda`` is for GPUs without TensorRT and needs
+    onnxruntime-gpu and pycuda."""
     precision: Literal["int8", "fp16", "fp32", "auto"] = "int8"
     """``int8`` quantizes every linear layer. ``fp16`` (TensorRT) and ``fp32`` (ONNX Runtime) leave
     the layers in float. ``auto`` builds both and keeps, stage by stage, the faster one here whose
@@ -82,6 +92,8 @@ class EngineConfig(Document):
                 "compute_capabilities belong to tensorrt-rtx; a tensorrt engine is built on the "
                 "device that runs it"
             )
+        if self.provider == "cuda" and self.backend != "onnxruntime":
+            raise ValueError(f"provider belongs to onnxruntime; {self.backend} runs on the GPU")
         float_ = "fp32" if self.backend == "onnxruntime" else "fp16"
         if self.precision not in ("int8", "auto", float_):
             raise ValueError(
@@ -151,6 +163,13 @@ class BudgetConfig(Document):
     video: bool = False
     """Frames are consecutive: keep the last answer while the picture hardly changes, and do not
     decide at exits that the last frames passed, where measurements say that it pays."""
+
+    @property
+    def limits(self) -> Budget:
+        """What the solver needs of it."""
+        return Budget(
+            self.latency_ms, self.statistic, self.energy_mj, self.min_accuracy, self.max_stage
+        )
 
     def __str__(self) -> str:
         """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""

@@ -12,7 +12,7 @@ from dvt_edge.policy.deadline import Deadline
 from dvt_edge.profile import ColorOrder
 from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.prediction import Prediction
-from dvt_edge.runtime.preprocess import Preprocessor
+from dvt_edge.runtime.preprocess import Pixels, Preprocessor
 
 AUDITED = "it was audited, which runs all stages"
 
@@ -31,6 +31,13 @@ class CascadeLoop:
         self.backend = backend
         self._preprocess = preprocess
         self._names = tuple(class_names)
+
+    def picture(self, frame: object, order: ColorOrder | None = None) -> Pixels:
+        """The part of a frame to compare it with others by, uint8 [H, W] or [H, W, 3].
+
+        Raises :class:`~dvt_edge.errors.FrameError` for a frame that is no image.
+        """
+        return self._preprocess.picture(frame, order)
 
     def run_one(
         self,

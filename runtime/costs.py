@@ -19,6 +19,7 @@ from dvt_edge.policy.budget import ExitLatency
 from dvt_edge.policy.deadline import stage_p99
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.onnxruntime_backend import available_cores
+from dvt_edge.runtime.preprocess import frame_shape
 
 WARM_UP_RUNS = 20
 
@@ -100,8 +101,7 @@ def measure_costs(
     """
     manifest = bundle.manifest
     exits = len(manifest.stages)
-    height, width = manifest.frame_shape
-    shape = (height, width) if manifest.input.color_order == "gray" else (height, width, 3)
+    shape = frame_shape(*manifest.frame_shape, manifest.input.color_order)
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     forced = [(np.inf,) * k + (-np.inf,) * (exits - k) for k in range(exits)]
     for _ in range(WARM_UP_RUNS):

@@ -19,7 +19,6 @@ from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs
 from dvt_edge.runtime.prediction import Prediction
-from dvt_edge.runtime.preprocess import check_frame
 
 TOLERATED_DISAGREEMENT = 0.02
 """How far the audited agreement may fall below that on the records before thresholds rise."""
@@ -89,7 +88,7 @@ class LivePolicy:
         audit = self._audit is not None and self._audit.due()
         plan, started, look_ms = None, perf_counter(), 0.0
         if self._video is not None and not audit:
-            look = thumbnail(check_frame(frame)) if self._video.wants_thumbnail else None
+            look = thumbnail(loop.picture(frame, order)) if self._video.wants_thumbnail else None
             now = perf_counter()
             look_ms = 1e3 * (now - started)
             plan = self._video.plan(look, 1e3 * now, look_ms)

@@ -76,6 +76,11 @@ class OnnxRuntimeBackend:
         return sum(arrays.values())
 
     def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
+        if not 1 <= count <= self._max_batch:
+            raise BackendError(
+                f"a batch of {count} frames; the profile's engine.batch_sizes end at "
+                f"{self._max_batch}: add {count} there and rebuild, or give fewer at a time"
+            )
         image: npt.NDArray[np.float32] = self._tensors[0]["image"][:count]
         return image
 

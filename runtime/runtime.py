@@ -16,13 +16,14 @@ from dvt_edge.budgeted import recorded_point, recorded_thresholds
 from dvt_edge.bundle import Bundle
 from dvt_edge.errors import BudgetError, BundleError, ClosedError, DataError
 from dvt_edge.policy import Solution, replay
-from dvt_edge.policy.budget import Budget, solve_budget
+from dvt_edge.policy.budget import solve_budget
 from dvt_edge.policy.certificate import Certificate, solve_certified
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.runtime.backend import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs, load_costs, measure_costs
 from dvt_edge.runtime.live import Event, LivePolicy
+from dvt_edge.runtime.onnxruntime_backend import available_cores
 from dvt_edge.runtime.opening import open_backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
@@ -67,7 +68,7 @@ class Runtime:
         manifest = self.bundle.manifest
         self._loop: CascadeLoop | None = CascadeLoop(
             backend or open_backend(self.bundle),
-            Preprocessor(manifest.input),
+            Preprocessor(manifest.input, manifest.engine.threads or available_cores()),
             manifest.class_names,
         )
         try:
@@ -106,15 +107,8 @@ class Runtime:
         config = _changed(budget or self.budget, changes)
         if config.point is not None:
             return self._use_recorded(config, config.point)
-        limits = Budget(
-            config.latency_ms,
-            config.statistic,
-            config.energy_mj,
-            config.min_accuracy,
-            config.max_stage,
-        )
         certificate = None
-        arguments = (self.records, self._costs.latency, self._costs.energy_mj, limits)
+        arguments = (self.records, self._costs.latency, self._costs.energy_mj, config.limits)
         if config.confidence_level is None:
             solution = solve_budget(*arguments)
         else:
@@ -155,9 +149,9 @@ class Runtime:
         color_order: ColorOrder | None = None,
         deadline_ms: float | None = None,
     ) -> Prediction:
-        """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W].
+        """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W], or ``nv12`` or ``yuyv``.
 
-        Channels are in the profile's order (OpenCV's BGR by default) unless ``color_order`` says
+        Its layout is the profile's (OpenCV's BGR by default) unless ``color_order`` says
         otherwise. With ``deadline_ms``, counted from this call's start of work, a stage is started
         only if its p99 fits the time left; otherwise the best answer so far is given, marked
         ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is no frame,

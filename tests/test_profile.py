@@ -12,8 +12,12 @@ from dvt_edge.profile import Profile
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples" / "profiles"
 BACKENDS = {
+    "cpu.yaml": "onnxruntime",
     "demo-cpu.yaml": "onnxruntime",
+    "jetson-agx-orin.yaml": "tensorrt",
+    "jetson-orin-nano.yaml": "tensorrt",
     "jetson-orin.yaml": "tensorrt",
+    "jetson-thor.yaml": "tensorrt",
     "rtx.yaml": "tensorrt-rtx",
 }
 GOOD = """\
@@ -150,6 +154,17 @@ def test_mistakes(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert "\n" not in message
     for part in expected:
         assert part in message
+
+
+@pytest.mark.parametrize("order", ["nv12", "yuyv"])
+def test_yuv_goes_with_gray_and_colour(tmp_path: Path, order: str) -> None:
+    """Cameras give YUV to models of either kind."""
+    text = _with("color_order: gray", f"color_order: {order}")
+    assert Profile.from_yaml(_write(tmp_path, text)).input.channels == 1
+    text = text.replace("mean: [0.13]", "mean: [0.1, 0.2, 0.3]").replace(
+        "std: [0.26]", "std: [0.1, 0.2, 0.3]"
+    )
+    assert Profile.from_yaml(_write(tmp_path, text)).input.channels == 3
 
 
 def test_binary_file(tmp_path: Path) -> None:

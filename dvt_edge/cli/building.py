@@ -11,8 +11,9 @@ from rich.table import Table
 
 from dvt_edge.bundle import Manifest
 from dvt_edge.cli.progress import step_progress
+from dvt_edge.cli.tables import choice_table, engine_table
 from dvt_edge.converters.build import Phase, build
-from dvt_edge.engines import Engines, PrecisionFigures
+from dvt_edge.engines import Engines
 from dvt_edge.profile import Profile
 
 
@@ -40,13 +41,28 @@ def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_jso
         if manifest.choices:
             console.print(choice_table(manifest.choices))
         if manifest.engines:
-            console.print(engine_table(manifest, manifest.engines))
+            console.print(engine_table(manifest.engines))
+            _show_warnings(console, manifest.engines)
     else:
         console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
     console.print(f"Bundle: {result.bundle.folder}")
     if result.unfinished:
-        what = "Portable, no engines yet" if manifest.portable else "Engines of other settings"
-        console.print(f"{what}: {result.unfinished}", soft_wrap=True)
+        what = "Portable." if manifest.portable else "Engines of other settings."
+        console.print(
+            f"{what} Copy it and the profile to the device and finish it there with 'dvt-edge "
+            f"build --phase device --profile {profile_file}' (not here: {result.unfinished})",
+            soft_wrap=True,
+        )
+
+
+def _show_warnings(console: Console, engines: Engines) -> None:
+    """What the builder warned of, each text once."""
+    stages: dict[str, list[str]] = {}
+    for k, plan in enumerate(engines.plans):
+        for warning in plan.warnings:
+            stages.setdefault(warning, []).append(str(k + 1))
+    for warning, where in stages.items():
+        console.print(f"builder warning, stage {', '.join(where)}: {warning}")
 
 
 def _show_quantization(console: Console, manifest: Manifest) -> None:
@@ -71,48 +87,3 @@ def _show_quantization(console: Console, manifest: Manifest) -> None:
         if stage.float_layers:
             layers = ", ".join(stage.float_layers)
             console.print(f"Stage {k + 1} keeps its most sensitive layers in float: {layers}")
-
-
-def choice_table(choices: tuple[PrecisionFigures, ...]) -> Table:
-    """Every precision that was tried."""
-    table = Table(title="Precision per stage, measured here")
-    for column in ("stage", "precision", "median ms", "same class", "same decision", ""):
-        table.add_column(column, justify="right" if column else "left")
-    for row in choices:
-        table.add_row(
-            str(row.stage),
-            row.precision,
-            *(
-                "-" if value is None else text.format(value)
-                for value, text in (
-                    (row.latency_ms, "{:.3f}"),
-                    (row.same_class, "{:.1%}"),
-                    (row.same_exit, "{:.1%}"),
-                )
-            ),
-            f"{'kept: ' if row.chosen else ''}{row.remark}",
-        )
-    return table
-
-
-def engine_table(manifest: Manifest, engines: Engines) -> Table:
-    """How the engines were built."""
-    platform = engines.platform
-    targets = ", ".join(platform.compute_capabilities)
-    table = Table(
-        title=f"{platform.backend} {platform.version} for compute capability {targets}",
-        caption=f"{', '.join(engines.flags)}; workspace {engines.workspace_mb} MiB; "
-        f"{platform.device or 'built ahead of time, without a GPU'}",
-    )
-    for column in ("stage", "precision", "built in", "kernels at batch 1", "warnings"):
-        table.add_column(column, justify="left" if column.startswith("kernels") else "right")
-    for k, (stage, plan) in enumerate(zip(manifest.stages, engines.plans, strict=True)):
-        kernels = ", ".join(f"{n} {kind}" for kind, n in (plan.planned or {}).items())
-        table.add_row(
-            f"{k + 1}: {stage.file}",
-            plan.precision,
-            f"{plan.seconds:.1f} s{' (cached)' if plan.cached else ''}",
-            kernels or "not listed",
-            str(len(plan.warnings)),
-        )
-    return table

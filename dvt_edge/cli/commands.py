@@ -236,8 +236,9 @@ def import_command(
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--onnx-ops", is_flag=True, help="Count the operators of a bundle's graphs.")
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, onnx_ops: bool, as_json: bool) -> None:
     """Show what is inside a bundle or a .safetensors checkpoint."""
     from dvt_edge.cli.inspection import inspect_bundle, inspect_checkpoint
 
@@ -245,7 +246,7 @@ def inspect(path: Path, as_json: bool) -> None:
         _needs_torch("inspect")
         inspect_checkpoint(path, as_json=as_json)
     else:
-        inspect_bundle(path, as_json=as_json)
+        inspect_bundle(path, as_json=as_json, onnx_ops=onnx_ops)
 
 
 @cli.command()

@@ -11,24 +11,127 @@ from rich.console import Console
 from rich.table import Table
 
 from dvt_edge.bundle import Bundle, StageSpec
+from dvt_edge.cli.tables import choice_table, engine_table
+from dvt_edge.engines import Platform
+from dvt_edge.errors import BudgetError, BundleError
 
 
-def inspect_bundle(folder: Path, *, as_json: bool) -> None:
-    """Print a bundle's stages and settings."""
+def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> None:
+    """Print a bundle's stages, layers, engines and certificate; ``onnx_ops`` counts operators."""
     bundle = Bundle(folder)
     manifest = bundle.manifest
+    operators = _operators(bundle) if onnx_ops else None
     if as_json:
-        click.echo(json.dumps(manifest.model_dump(mode="json"), allow_nan=False))
+        values = manifest.model_dump(mode="json") | {
+            "bytes_resident": manifest.bytes_resident,
+            "certificate": _certificate(bundle),
+            **({"onnx_ops": operators} if operators else {}),
+        }
+        click.echo(json.dumps(values, allow_nan=False))
         return
     sizes = [bundle.stage_path(k).stat().st_size for k in range(len(manifest.stages))]
     console = Console(markup=False)
     console.print(_stage_table(f"{folder} for {manifest.device}", manifest.stages, sizes))
     console.print(_handed_on(manifest.stages))
     console.print(
+        f"resident, images and reuse tensors at batch {max(manifest.engine.batch_sizes)}, kB: "
+        f"{manifest.bytes_resident / 1000:,.0f}"
+    )
+    console.print(_layer_table(manifest.stages))
+    if manifest.choices:
+        console.print(choice_table(manifest.choices))
+    if manifest.engines:
+        console.print(engine_table(manifest.engines))
+        console.print(_platform(manifest.engines.platform))
+    elif manifest.portable:
+        console.print("portable: engines are yet to be built, with 'dvt-edge build --phase device'")
+    if operators:
+        console.print(_operator_table(operators))
+    console.print(
         f"{manifest.engine.backend}, {manifest.engine.precision}, budget: "
         f"{manifest.budget}; {len(manifest.class_names)} classes; built with "
         + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     )
+    console.print(f"certificate: {_certificate(bundle)}")
+
+
+def _certificate(bundle: Bundle) -> str:
+    """What is certified for unseen frames with the costs stored for this machine."""
+    from dvt_edge.policy import solve_certified
+    from dvt_edge.runtime.costs import load_costs
+
+    budget = bundle.manifest.budget
+    if budget.confidence_level is None:
+        return "none; the budget has no confidence_level"
+    costs = load_costs(bundle)
+    if costs is None:
+        return "none yet; it needs this machine's costs, from 'dvt-edge profile'"
+    try:
+        _, found = solve_certified(
+            *(bundle.records(), costs.latency, costs.energy_mj, budget.limits),
+            budget.confidence_level,
+        )
+    except BudgetError as error:
+        return f"none; {error}"
+    return (
+        f"with probability {1 - found.delta:g}, from {found.n} records: mean at most "
+        f"{found.cost_bound:.3f} ms, accuracy at most {100 * found.accuracy_gap_bound:.2f} points "
+        "below the last exit's"
+    )
+
+
+def _operators(bundle: Bundle) -> list[dict[str, int]]:
+    """Operators of the ONNX graph that each stage is, or was built from."""
+    try:
+        import onnx
+    except ImportError:
+        raise BundleError(
+            "--onnx-ops needs onnx; install it with pip install 'dvt-edge[export]'"
+        ) from None
+    from dvt_edge.converters.graph_facts import operator_counts
+
+    manifest = bundle.manifest
+    files = [stage.file for stage in manifest.stages]
+    if manifest.engines:
+        files = [plan.graph for plan in manifest.engines.plans]
+    return [operator_counts(onnx.load(bundle.folder / file)) for file in files]
+
+
+def _operator_table(operators: Sequence[dict[str, int]]) -> Table:
+    table = Table(title="ONNX operators")
+    table.add_column("operator")
+    for k in range(len(operators)):
+        table.add_column(f"stage {k + 1}", justify="right")
+    for name in sorted({name for counts in operators for name in counts}):
+        table.add_row(name, *(str(counts.get(name, "")) for counts in operators))
+    return table
+
+
+def _layer_table(stages: Sequence[StageSpec]) -> Table:
+    table = Table(title="Matrix products and convolutions by the precision they compute in")
+    table.add_column("layers")
+    for k in range(len(stages)):
+        table.add_column(f"stage {k + 1}", justify="right")
+    for kind in dict.fromkeys(kind for stage in stages for kind in stage.layers):
+        cells = [
+            ", ".join(f"{n} {precision}" for precision, n in stage.layers.get(kind, {}).items())
+            for stage in stages
+        ]
+        table.add_row(kind, *cells)
+    if any(stage.float_layers for stage in stages):
+        table.add_row("left in float", *("\n".join(s.float_layers) or "none" for s in stages))
+    return table
+
+
+def _platform(platform: Platform) -> str:
+    parts = {
+        "GPU": platform.device,
+        "CUDA": platform.cuda,
+        "L4T": platform.l4t,
+        "power mode": platform.power_mode,
+    }
+    known = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    return f"engines built with {platform.backend} {platform.version}" + (known and f" on {known}")
 
 
 def inspect_checkpoint(path: Path, *, as_json: bool) -> None:

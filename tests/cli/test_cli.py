@@ -269,10 +269,13 @@ def test_classify_with_small_budget(dvt_edge: Run, write_profile: Write, images:
 
 
 def test_inspect_json(dvt_edge: Run, own_bundle: Path) -> None:
-    """The manifest, as one JSON object."""
+    """The manifest, as one JSON object, and what follows from it."""
     result = dvt_edge("inspect", "--json", own_bundle)
     assert (result.code, result.err) == (0, "")
-    assert json.loads(result.out) == json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
+    values = json.loads(result.out)
+    manifest = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
+    assert {name: values[name] for name in manifest} == manifest
+    assert values.keys() - manifest.keys() == {"bytes_resident", "certificate"}
 
 
 def test_inspect_text(dvt_edge: Run, own_bundle: Path) -> None:

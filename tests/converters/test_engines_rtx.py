@@ -66,7 +66,7 @@ def test_engines(portable: Portable, precision: str) -> None:
     for choice in manifest.choices:
         assert choice.chosen
         assert (choice.latency_ms, choice.same_class, choice.same_exit) == (None, None, None)
-        assert choice.remark.startswith("not measured: engines were built ahead of time")
+        assert choice.remark.startswith("not measured: no GPU")
 
 
 def test_unknown_compute_capability(portable: Portable) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dvt_edge.bundle import COSTS, Bundle
 from dvt_edge.errors import BundleError
-from dvt_edge.profile import InputConfig
+from dvt_edge.profile import ColorOrder, InputConfig
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.costs import Costs, load_costs, machine_name, measure_costs, save_costs
 from dvt_edge.runtime.preprocess import Preprocessor
@@ -95,6 +95,22 @@ def test_machine_name() -> None:
     assert machine_name() == machine_name()
     assert "\n" not in machine_name()
     assert "cores" in machine_name()
+
+
+@pytest.mark.parametrize("order", ["bgr", "nv12", "yuyv"])
+def test_measures_with_frames_of_the_layout(
+    own_bundle: Path, fake_backend: type[FakeBackend], order: ColorOrder
+) -> None:
+    """The noise that is timed is laid out as the profile says that frames are."""
+    bundle = Bundle(own_bundle)
+    config = bundle.manifest.input.model_copy(
+        update={"color_order": order, "mean": (0.0,), "std": (1.0,)}
+    )
+    bundle.manifest = bundle.manifest.model_copy(update={"input": config})
+    backend = fake_backend(np.zeros((256, 3)))
+    small = config.model_copy(update={"resize": 4, "crop": 4})
+    loop = CascadeLoop(backend, Preprocessor(small), [str(i) for i in range(10)])
+    assert len(measure_costs(loop, bundle, 1e-9).exits) == 3
 
 
 def test_measuring_forces_every_exit(

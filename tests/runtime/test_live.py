@@ -14,8 +14,9 @@ from dvt_edge.errors import BudgetError, FrameError
 from dvt_edge.policy import Records, replay
 from dvt_edge.policy.audit import AuditEvent
 from dvt_edge.policy.controller import Change
-from dvt_edge.profile import BudgetConfig
+from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.live import Event, NotFinite
+from dvt_edge.runtime.preprocess import frame_shape
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Clock, FakeBackend, Live
@@ -323,6 +324,22 @@ def test_still_pictures_keep_their_answer(live: Live) -> None:
         assert answer.reason.startswith("the frame hardly changed (mean difference 0 of 255")
         assert f"by exception: {answer.reason}; " in answer.explain()
     assert 5 <= longest <= 10
+
+
+@pytest.mark.parametrize("order", ["nv12", "yuyv"])
+def test_still_yuv_pictures_keep_their_answer(live: Live, order: ColorOrder) -> None:
+    """Pictures are compared by their Y; colours alone make no other scene."""
+    live.runtime.set_budget(video=True)
+    frames = [np.full(frame_shape(48, 48, order), 128, np.uint8) for _ in range(2)]
+    if order == "nv12":
+        frames[1][48:] = 100
+    else:
+        frames[1][..., 1] = 100
+    kept = [
+        not live.runtime.classify(frames[i % 2], color_order=order).stage_latency_ms
+        for i in range(2000)
+    ]
+    assert any(kept)
 
 
 def test_a_cut_runs_stages(live: Live) -> None:

@@ -11,7 +11,16 @@ from PIL import Image
 
 from dvt_edge.errors import FrameError
 from dvt_edge.profile import ColorOrder, InputConfig
-from dvt_edge.runtime.preprocess import Preprocessor, check_frame, resize_and_crop
+from dvt_edge.runtime.native.library import library, unavailable
+from dvt_edge.runtime.preprocess import (
+    LAYOUTS,
+    Preprocessor,
+    brightness,
+    check_frame,
+    frame_shape,
+    resize_and_crop,
+    to_channels,
+)
 
 Pixels = npt.NDArray[np.uint8]
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -21,6 +30,10 @@ COLOR = InputConfig(
 GRAY = InputConfig(
     resize=20, crop=16, mean=(0.13,), std=(0.26,), color_order="gray", interpolation="bilinear"
 )
+NATIVE = pytest.param(
+    True, marks=pytest.mark.skipif(library() is None, reason=str(unavailable())), id="native"
+)
+BOTH = [NATIVE, pytest.param(False, id="pillow")]
 
 
 def _pixels(*shape: int, seed: int = 0) -> Pixels:
@@ -28,9 +41,9 @@ def _pixels(*shape: int, seed: int = 0) -> Pixels:
 
 
 def _run(
-    config: InputConfig, frame: object, order: ColorOrder | None = None
+    config: InputConfig, frame: object, order: ColorOrder | None = None, *, native: bool = True
 ) -> npt.NDArray[np.float32]:
-    preprocess = Preprocessor(config)
+    preprocess = Preprocessor(config, native=native)
     out = np.full(preprocess.shape, np.nan, np.float32)
     preprocess(frame, out, order)
     return out
@@ -39,9 +52,11 @@ def _run(
 def _reference(config: InputConfig, image: Image.Image) -> npt.NDArray[np.float64]:
     """What the documentation says, written down plainly: [C, crop, crop]."""
     image = image.convert("L" if config.channels == 1 else "RGB")
-    scale = config.resize / min(image.size)
-    size = tuple(max(config.crop, round(side * scale)) for side in image.size)
-    if min(image.size) != config.resize:
+    short = min(image.size)
+    size = tuple(max(config.crop, round(side * config.resize / short)) for side in image.size)
+    if short != config.resize:
+        # Columns first: in one call, Pillow's order depends on its version.
+        image = image.resize((size[0], image.height), FILTERS[config.interpolation])
         image = image.resize(size, FILTERS[config.interpolation])
     left, top = (image.width - config.crop) // 2, (image.height - config.crop) // 2
     image = image.crop((left, top, left + config.crop, top + config.crop))
@@ -57,17 +72,21 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("config", [COLOR, GRAY], ids=["colour", "gray"])
-def test_equals_reference(config: InputConfig, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("native", BOTH)
+def test_equals_reference(config: InputConfig, size: tuple[int, int], native: bool) -> None:
     """Odd, tiny, tall and wide frames, colour and gray."""
+    # Thin frames are resized by parts without the native library; Pillow's boxes are floats.
+    thin = not native and max(size) > 8 * min(size)
+    atol = 1 / (255 * min(config.std)) + 1e-5 if thin else 1e-5
     rgb = _pixels(*size, 3)
     expected = _reference(config, Image.fromarray(rgb))
     bgr = np.ascontiguousarray(rgb[..., ::-1])
-    np.testing.assert_allclose(_run(config, bgr), expected, atol=1e-5)
-    np.testing.assert_allclose(_run(config, rgb, "rgb"), expected, atol=1e-5)
+    np.testing.assert_allclose(_run(config, bgr, native=native), expected, atol=atol)
+    np.testing.assert_allclose(_run(config, rgb, "rgb", native=native), expected, atol=atol)
     gray = _pixels(*size)
     expected = _reference(config, Image.fromarray(gray))
-    np.testing.assert_allclose(_run(config, gray), expected, atol=1e-5)
-    np.testing.assert_allclose(_run(config, gray[..., None]), expected, atol=1e-5)
+    np.testing.assert_allclose(_run(config, gray, native=native), expected, atol=atol)
+    np.testing.assert_allclose(_run(config, gray[..., None], native=native), expected, atol=atol)
 
 
 @settings(deadline=None, max_examples=60)
@@ -185,3 +204,145 @@ def test_bad_frames(frame: object, message: str) -> None:
     with pytest.raises(FrameError, match=message):
         Preprocessor(COLOR)(frame, out)
     assert (out == 7).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    order=st.sampled_from(LAYOUTS),
+    height=st.integers(1, 120),
+    width=st.integers(1, 120),
+    resize=st.integers(4, 60),
+    margin=st.integers(0, 50),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    gray=st.booleans(),
+    dtype=st.sampled_from([np.float16, np.float32]),
+)
+@pytest.mark.skipif(library() is None, reason=str(unavailable()))
+def test_native_equals_pillow(
+    order: ColorOrder,
+    height: int,
+    width: int,
+    resize: int,
+    margin: int,
+    interpolation: str,
+    gray: bool,
+    dtype: type[np.float16 | np.float32],
+) -> None:
+    """The same pixels and numbers, but for one level in thin frames: a bundle's answers do not
+    depend on whether there was a compiler."""
+    config = InputConfig.model_validate(
+        (GRAY if gray else COLOR).model_dump()
+        | {"resize": resize, "crop": max(4, resize - margin), "interpolation": interpolation}
+    )
+    frame = _pixels(*frame_shape(height, width, order))
+    native, pillow = Preprocessor(config), Preprocessor(config, native=False)
+    levels = pillow.crop(frame, order)
+    picture = brightness(frame, order).shape[:2]
+    if max(picture) > 7 * min(picture):
+        np.testing.assert_allclose(native.crop(frame, order).astype(int), levels, atol=1)
+        return
+    np.testing.assert_array_equal(native.crop(frame, order), levels)
+    found, expected = np.empty(native.shape, dtype), np.empty(native.shape, dtype)
+    native(frame, found, order)
+    pillow(frame, expected, order)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("native", BOTH)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(2, 10_000, 3), (10_000, 2, 3), (1, 1_000_000), (1_000_000, 1)])
+def test_thin_frames_cost_no_memory(
+    shape: tuple[int, ...], interpolation: str, native: bool
+) -> None:
+    """The whole resized picture of the last would have 65 billion pixels."""
+    update = {"resize": 256, "crop": 224, "interpolation": interpolation}
+    config = COLOR.model_copy(update=update)
+    frame = _pixels(*shape)
+    found = Preprocessor(config, native=native).crop(frame)
+    # The crop shows the middle; the same from a frame that is not as long.
+    axis = int(np.argmax(shape[:2]))
+    middle = [slice(None)] * frame.ndim
+    middle[axis] = slice(shape[axis] // 2 - 50, shape[axis] // 2 + 50)
+    short = Preprocessor(config, native=native).crop(frame[tuple(middle)])
+    np.testing.assert_allclose(found.astype(int), short, atol=1)
+
+
+@pytest.mark.parametrize("native", BOTH)
+@pytest.mark.parametrize("order", ["nv12", "yuyv"])
+def test_yuv_equals_opencv(order: ColorOrder, native: bool) -> None:
+    """Colours to two levels of OpenCV's, whose fast paths round on their own."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    frame = _pixels(*frame_shape(48, 64, order), seed=3)
+    code = cv2.COLOR_YUV2RGB_NV12 if order == "nv12" else cv2.COLOR_YUV2RGB_YUYV
+    expected = cv2.cvtColor(frame, code)
+    np.testing.assert_allclose(to_channels(frame, 3, order).astype(int), expected, atol=2)
+    config = COLOR.model_copy(update={"resize": 48, "crop": 48})
+    found = Preprocessor(config, native=native).crop(frame, order)
+    np.testing.assert_allclose(found.astype(int), expected[:, 8:56], atol=2)
+
+
+@pytest.mark.parametrize("native", BOTH)
+@pytest.mark.parametrize("order", ["nv12", "yuyv"])
+def test_yuv_of_a_gray_model_and_of_the_profile(order: ColorOrder, native: bool) -> None:
+    """A profile may say that frames are YUV; gray is the luma of the colours they show."""
+    frame = _pixels(*frame_shape(30, 44, order), seed=4)
+    config = InputConfig.model_validate(GRAY.model_dump() | {"color_order": order})
+    expected = _run(config, to_channels(frame, 3, order), "rgb", native=native)
+    np.testing.assert_array_equal(_run(config, frame, native=native), expected)
+
+
+def test_yuv_range() -> None:
+    """Y 16 is black and 235 white, whatever lies beyond."""
+    for y, level in ((0, 0), (16, 0), (235, 255), (255, 255), (126, 128)):
+        frame = np.full((4, 4, 2), 128, np.uint8)
+        frame[..., 0] = y
+        assert (to_channels(frame, 3, "yuyv") == level).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "message"),
+    [
+        ((12, 8, 3), "nv12", r"nv12 frame has shape \[H \* 3 / 2, W\] .* found \[12, 8, 3\]"),
+        ((13, 8), "nv12", r"even H and W, found \[13, 8\]; give color_order"),
+        ((12, 7), "nv12", r"found \[12, 7\]"),
+        ((0, 8), "nv12", "no pixels"),
+        ((8, 8), "yuyv", r"yuyv frame has shape \[H, W, 2\] with even W, found \[8, 8\]"),
+        ((8, 8, 3), "yuyv", r"found \[8, 8, 3\]"),
+        ((8, 7, 2), "yuyv", r"found \[8, 7, 2\]"),
+        ((8, 0, 2), "yuyv", "no pixels"),
+        ((8, 8, 2), "bgr", r"found \[8, 8, 2\]"),
+        ((8, 8, 3), "bggr", "unknown layout 'bggr'; color_order is one of bgr, rgb, gray, nv12"),
+        ((8, 8, 3), "BGR", "unknown layout 'BGR'"),
+        ((8, 8, 3), ["bgr"], "unknown layout"),
+    ],
+)
+def test_bad_layouts(shape: tuple[int, ...], order: ColorOrder, message: str) -> None:
+    """A frame that cannot be of the layout, and layouts that do not exist."""
+    out = np.full(Preprocessor(COLOR).shape, 7, np.float32)
+    with pytest.raises(FrameError, match=message):
+        Preprocessor(COLOR)(np.zeros(shape, np.uint8), out, order)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("native", BOTH)
+def test_any_output_array(native: bool) -> None:
+    """Also one that is not contiguous is written; float16 is float32 rounded once."""
+    frame = _pixels(33, 47, 3)
+    preprocess = Preprocessor(COLOR, native=native)
+    expected = _run(COLOR, frame, native=native)
+    spread = np.zeros((3, 16, 32), np.float32)[..., ::2]
+    preprocess(frame, spread)
+    np.testing.assert_array_equal(spread, expected)
+    half = np.zeros(preprocess.shape, np.float16)
+    preprocess(frame, half)
+    np.testing.assert_array_equal(half, expected.astype(np.float16))
+
+
+@pytest.mark.parametrize("order", LAYOUTS)
+@pytest.mark.parametrize("size", [(20, 30), (21, 31), (1, 1)])
+def test_frame_shape(order: ColorOrder, size: tuple[int, int]) -> None:
+    """Every shape that it gives is a frame of that layout, of as many pixels as can be."""
+    frame = check_frame(_pixels(*frame_shape(*size, order)), order)
+    height, width = brightness(frame, order).shape[:2]
+    assert abs(height - size[0]) <= 1
+    assert abs(width - size[1]) <= 1

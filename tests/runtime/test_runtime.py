@@ -25,8 +25,10 @@ from dvt_edge.errors import (
     DataError,
     FrameError,
 )
+from dvt_edge.gpu import Driver
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig
+from dvt_edge.runtime import opening
 from dvt_edge.runtime.costs import Costs
 
 if TYPE_CHECKING:
@@ -277,6 +279,28 @@ def test_color_order(runtime: Runtime, frames: list[Frame]) -> None:
     assert runtime.classify_batch([rgb], color_order="rgb")[0].class_id == as_rgb.class_id
 
 
+def test_yuv_frames(runtime: Runtime, frames: list[Frame]) -> None:
+    """A camera's YUV frame of a gray scene is answered as the scene is."""
+    gray = np.stack([frames[0]] * 3, axis=2)
+    expected = runtime.classify(gray)
+    light = np.round(16 + frames[0] * (219 / 255)).astype(np.uint8)
+    height, width = light.shape
+    nv12 = np.vstack([light, np.full((height // 2, width), 128, np.uint8)])
+    yuyv = np.dstack([light, np.full_like(light, 128)])
+    for frame, order in ((nv12, "nv12"), (yuyv, "yuyv")):
+        answer = runtime.classify(frame, color_order=order)
+        assert answer.class_id == expected.class_id
+        assert answer.confidence == pytest.approx(expected.confidence, abs=0.05)
+        assert runtime.classify_batch([frame], color_order=order)[0].class_id == expected.class_id
+
+
+def test_unknown_layout(runtime: Runtime, frames: list[Frame]) -> None:
+    """The message lists the layouts there are."""
+    for call in (runtime.classify, lambda f, **k: runtime.classify_batch([f], **k)):
+        with pytest.raises(FrameError, match=r"unknown layout 'yuv420'.* nv12, yuyv"):
+            call(frames[0], color_order="yuv420")
+
+
 @pytest.mark.parametrize("frame", [None, "a.png", np.zeros((4, 4)), np.zeros((0, 4), np.uint8)])
 def test_bad_frames(runtime: Runtime, frames: list[Frame], frame: object) -> None:
     """A bad frame is refused; the Runtime goes on."""
@@ -359,11 +383,29 @@ def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> 
             Runtime(source)
 
 
-def test_portable_bundle_is_refused(own_bundle: Path) -> None:
-    """The host half of a build for TensorRT names what finishes it."""
+def test_portable_bundle_is_refused(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU, the host half of a build for TensorRT names what finishes it."""
+    monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
     _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
     with pytest.raises(BackendError, match=r"portable half .* for tensorrt; .* --phase device"):
         Runtime(own_bundle)
+
+
+def test_portable_bundle_without_a_driver(
+    own_bundle: Path,
+    frames: list[Frame],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its graphs stand in for the engines, on the CPU; a warning says so."""
+    with Runtime(own_bundle) as runtime:
+        expected = runtime.classify_batch(frames[:3])
+    monkeypatch.setattr(opening, "read_driver", lambda: None)
+    _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
+    with Runtime(own_bundle) as runtime:
+        answers = runtime.classify_batch(frames[:3])
+    assert [a.class_id for a in answers] == [e.class_id for e in expected]
+    assert "no NVIDIA driver here, so its stages run on the CPU" in caplog.text
 
 
 def test_unusable_stage(own_bundle: Path) -> None:

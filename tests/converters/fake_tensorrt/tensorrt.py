@@ -66,9 +66,13 @@ if _MAJOR >= 10:
             pass
 
 
+class Dims(list[int]):
+    """Sizes of a tensor."""
+
+
 class _Tensor:
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        self.name, self.shape = name, shape
+        self.name, self.shape = name, Dims(shape)
 
 
 class _Network:

@@ -1,0 +1,6 @@
+"""Optional native code: preprocessing, survivors' gather and exit decision, CPU and CUDA.
+
+The arithmetic is in ``device.h``, once for both. Where the library was not built, callers use NumPy
+and Pillow instead and get the same pixels; :func:`dvt_edge.runtime.native.library.unavailable` says
+why it is missing.
+"""

@@ -1,0 +1,147 @@
+"""One TensorRT engine: contexts for its batch sizes, with addresses bound once.
+
+Serves ``tensorrt`` 8.6 to 11 and ``tensorrt_rtx``; what a version may lack is looked up by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Protocol
+
+from dvt_edge.errors import BackendError
+
+
+class StageEngine(Protocol):
+    """A stage that enqueues itself on a stream."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory for intermediate tensors, which stages may share: they run in turn."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether what it enqueues may be captured as a graph."""
+
+    def prepare(self, batch: int, addresses: Mapping[str, int], scratch: int, stream: int) -> None:
+        """Bind all tensors and the scratch memory for ``batch`` images, once per batch size."""
+
+    def enqueue(self, batch: int, stream: int) -> None:
+        """Run on ``stream``; :meth:`prepare` was called for ``batch``."""
+
+    def close(self) -> None:
+        """Free contexts and engine."""
+
+
+def load_module(name: str) -> ModuleType:
+    """``tensorrt`` or ``tensorrt_rtx``; raises :class:`~dvt_edge.errors.BackendError`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BackendError(
+            f"these engines need the Python module '{name}' ({error}); 'dvt-edge doctor' says how "
+            "to install it"
+        ) from None
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that keeps errors in ``.errors``."""
+
+    class Kept(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(msg)
+
+    return Kept()
+
+
+class TensorRTStage:
+    """:class:`StageEngine` over a serialised engine.
+
+    Raises :class:`~dvt_edge.errors.BackendError` with TensorRT's words where it refuses the plan.
+    """
+
+    def __init__(self, trt: Any, runtime: Any, logger: Any, plan: bytes, name: str) -> None:
+        self._trt, self._logger, self._name = trt, logger, name
+        self._runtime = runtime  # which must outlive the engine
+        self._rtx = trt.__name__ == "tensorrt_rtx"
+        self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise BackendError(
+                f"{name}: {trt.__name__} {trt.__version__} refused it: {self._why()}"
+            )
+        self._contexts: dict[int, Any] = {}
+        self._config = self._runtime_config() if self._rtx else None
+
+    @property
+    def scratch_bytes(self) -> int:
+        engine = self._engine
+        size = getattr(engine, "device_memory_size_v2", None)  # 10 and later
+        return int(engine.device_memory_size if size is None else size)
+
+    @property
+    def capturable(self) -> bool:
+        """TensorRT-RTX captures by itself, once its kernels are specialised for the shapes."""
+        return not self._rtx
+
+    def prepare(self, batch: int, addresses: Mapping[str, int], scratch: int, stream: int) -> None:
+        if batch in self._contexts:
+            return
+        context = self._new_context()
+        profile = 0 if batch == 1 else 1
+        done = context.set_optimization_profile_async(profile, stream)
+        for name, address in addresses.items():
+            if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
+                shape = tuple(self._engine.get_tensor_shape(name))
+                done = done and context.set_input_shape(name, (batch, *shape[1:]))
+            done = done and context.set_tensor_address(name, address)
+        if not done:
+            raise BackendError(f"{self._name}: cannot be prepared for batch {batch}: {self._why()}")
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(scratch, self.scratch_bytes)
+        else:
+            context.device_memory = scratch
+        self._contexts[batch] = context
+
+    def enqueue(self, batch: int, stream: int) -> None:
+        if not self._contexts[batch].execute_async_v3(stream):
+            raise BackendError(f"{self._name}: failed at batch {batch}: {self._why()}")
+
+    def close(self) -> None:
+        self._contexts.clear()
+        self._config = None
+        self._engine = None
+
+    def _runtime_config(self) -> Any:
+        config = self._engine.create_runtime_config()
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        config.set_execution_context_allocation_strategy(strategy)
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        config.set_runtime_cache(config.create_runtime_cache())
+        return config
+
+    def _new_context(self) -> Any:
+        engine = self._engine
+        if self._config is not None:
+            context = engine.create_execution_context(self._config)
+        elif "USER_MANAGED" in _members(self._trt, "ExecutionContextAllocationStrategy"):
+            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy)
+        else:  # 8.6
+            context = engine.create_execution_context_without_device_memory()
+        if context is None:
+            raise BackendError(f"{self._name}: no execution context: {self._why()}")
+        return context
+
+    def _why(self) -> str:
+        return "; ".join(self._logger.errors[-3:]) or "TensorRT gave no reason"
+
+
+def _members(trt: Any, name: str) -> Mapping[str, Any]:
+    members: Mapping[str, Any] = getattr(getattr(trt, name, None), "__members__", {})
+    return members
