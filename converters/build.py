@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle import Bundle, Manifest
 from dvt_edge.converters.engines import Toolchain, build_engines, find_toolchain
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.profile import Profile
@@ -32,7 +32,7 @@ class BuildResult:
     rebuilt: bool
     """False when the bundle there was already the result of the same inputs."""
     unfinished: str | None = None
-    """Why the bundle is still portable, its engines yet to be built; None if it is not."""
+    """Why the engines that the profile asks for were not built; None if they are there."""
 
 
 def build(
@@ -67,17 +67,20 @@ def build(
         bundle, rebuilt = _host(profile, report, force)
     if not engines:
         return BuildResult(bundle, rebuilt)
+    manifest = bundle.manifest
+    has_engines = manifest.engines is not None and manifest.engine == profile.engine
     if phase == "host":
-        return BuildResult(bundle, rebuilt, "only the host phase was asked for")
+        reason = None if has_engines else "only the host phase was asked for"
+        return BuildResult(bundle, rebuilt, reason)
     try:
         toolchain = find_toolchain(profile.engine)
     except BackendError as error:
         if phase == "device":
             raise
-        return BuildResult(bundle, rebuilt, str(error))
-    if not force and _finished(bundle, profile, toolchain):
+        return BuildResult(bundle, rebuilt, None if has_engines else str(error))
+    if not force and has_engines and _built_by(toolchain, manifest):
         return BuildResult(bundle, rebuilt)
-    bundle.manifest = bundle.manifest.model_copy(update={"engine": profile.engine})
+    bundle.manifest = manifest.model_copy(update={"engine": profile.engine})
     return BuildResult(build_engines(bundle, toolchain, report), rebuilt=True)
 
 
@@ -131,11 +134,6 @@ def _portable_there(profile: Profile) -> Bundle:
     return bundle
 
 
-def _finished(bundle: Bundle, profile: Profile, toolchain: Toolchain) -> bool:
+def _built_by(toolchain: Toolchain, manifest: Manifest) -> bool:
     """Whether the engines there are what a build would make now."""
-    manifest = bundle.manifest
-    return (
-        manifest.engines is not None
-        and manifest.engine == profile.engine
-        and manifest.engines.platform == toolchain.platform
-    )
+    return manifest.engines is not None and manifest.engines.platform == toolchain.platform

@@ -50,7 +50,7 @@ class EngineCache:
             shutil.copyfile(plan, target)
             built = Built.from_values(values)
             os.utime(notes)
-        except (OSError, ValueError, KeyError, TypeError, BundleError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, BundleError):
             return None
         return built
 

@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from dvt_edge.converters.engine_request import MODULE_VARIABLE, Built, Request
 
+if __name__ == "__main__":  # whatever TensorRT prints, also on import, must not mix with events
+    _EVENTS = os.dup(1)
+    os.dup2(2, 1)
+
 if TYPE_CHECKING:
     import tensorrt as trt
 else:
@@ -186,8 +190,7 @@ def _monitor(emit: Emit) -> Any:
 
 def main() -> int:
     """Serve one request."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever TensorRT itself prints must not mix with the events
+    events = os.fdopen(_EVENTS, "w", encoding="utf-8")
 
     def emit(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=events, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -40,10 +41,13 @@ def run_build(module: str, request: Request, tell: Callable[[str], None]) -> Bui
         )
         assert process.stdin is not None
         assert process.stdout is not None
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader.start()
         try:
             process.stdin.write(request.to_json())
             process.stdin.close()
-            last = _follow(process.stdout, lambda phase: tell(_line(started, phase)))
+            last = _follow(lines, lambda phase: tell(_line(started, phase)))
             process.wait()
         except BrokenPipeError:  # it died before it had read the request
             process.wait()
@@ -51,7 +55,10 @@ def run_build(module: str, request: Request, tell: Callable[[str], None]) -> Bui
         finally:
             process.kill()
             process.wait()
+            reader.join()
             process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         if "done" in last:
             return Built.from_values(last["done"])
         if "error" in last:
@@ -60,16 +67,15 @@ def run_build(module: str, request: Request, tell: Callable[[str], None]) -> Bui
         raise BuildError(_death(module, request, process.returncode, words.read()))
 
 
-def _follow(stream: IO[str], tell: Callable[[str], None]) -> dict[str, Any]:
-    """Read events until the stream ends; the last one."""
-    lines: queue.Queue[str | None] = queue.Queue()
+def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    """Put every line into ``lines``, and None at the end of the stream."""
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
 
-    def read() -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+def _follow(lines: queue.Queue[str | None], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Take events from ``lines`` until None; the last one."""
     last: dict[str, Any] = {}
     phase = ""
     while True:

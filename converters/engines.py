@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -286,15 +288,22 @@ def _engine_spec(stage: StageSpec, graph: str, precision: Precision) -> StageSpe
     if half:
         layers = {kind: _as_half(kind, counts, precision) for kind, counts in layers.items()}
     return stage.model_copy(
-        update={"inputs": inputs, "outputs": outputs, "precision": precision, "layers": layers}
+        update={
+            "inputs": inputs,
+            "outputs": outputs,
+            "precision": precision,
+            "layers": layers,
+            "float_layers": stage.float_layers if precision == "int8" else (),
+        }
     )
 
 
 def _as_half(kind: str, counts: dict[str, int], precision: Precision) -> dict[str, int]:
     if kind == "head":
         return counts
-    half = counts.get("fp32", 0) + (counts.get("int8", 0) if precision == "fp16" else 0)
-    int8 = counts.get("int8", 0) if precision == "int8" else 0
+    half, int8 = counts.get("fp16", 0) + counts.get("fp32", 0), counts.get("int8", 0)
+    if precision == "fp16":
+        half, int8 = half + int8, 0
     return {name: n for name, n in (("int8", int8), ("fp16", half)) if n}
 
 
@@ -336,9 +345,12 @@ def read_parity(bundle: Bundle) -> Parity:
     """What engines of ``bundle`` must answer; raises :class:`~dvt_edge.errors.BundleError`."""
     records = bundle.records()
     try:
-        with np.load(bundle.folder / PARITY, allow_pickle=False) as archive:
+        with (
+            (bundle.folder / PARITY).open("rb") as file,  # NumPy leaves a damaged one open
+            np.load(file, allow_pickle=False) as archive,
+        ):
             pixels, rows, thresholds = (archive[n] for n in ("pixels", "rows", "thresholds"))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{bundle.folder / PARITY}: unusable ({error}); rebuild") from None
     preprocess = Preprocessor(bundle.manifest.input)
     images = np.empty((len(pixels), *preprocess.shape), np.float32)

@@ -153,6 +153,8 @@ def _save_stage(
         onnx.save(model, folder / files[kind])
     kind, model = next(iter(graphs.items()))
     spec = stage_spec(model, files[kind])
+    if spec.precision != "int8":  # as ``auto`` may have chosen: nothing is an exception
+        float_layers = ()
     if not kind:
         return spec.model_copy(update={"float_layers": float_layers})
     named = {kind.removeprefix("."): file for kind, file in files.items()}
@@ -171,12 +173,14 @@ def _portable(profile: Profile, quantized: QuantizedCascade, calibration: _Calib
     records, rows = quantized.records, calibration.parity_rows
     images = calibration.images[rows].astype(np.float16)
     same: list[npt.NDArray[np.float64]] = []
-    for chain in [half] * (precision != "int8") + [quantized_half] * (precision != "fp16"):
+    pairs = [(half, quantized.reference)] * (precision != "int8")
+    pairs += [(quantized_half, records)] * (precision != "fp16")
+    for chain, exact in pairs:  # what float16 does, not what INT8 did
         answers = list(Chain(chain).run(images))
         same.append(
             np.asarray(
                 [
-                    (o["class_id"] == records.prediction[rows, k]).mean()
+                    (o["class_id"] == exact.prediction[rows, k]).mean()
                     if np.isfinite(o["confidence"]).all()
                     else 0.0
                     for k, o in enumerate(answers)

@@ -97,8 +97,9 @@ def counts_by_kind(kernels: list[Kernel]) -> dict[str, int]:
 
 
 def bytes_moved(kernels: list[Kernel]) -> int:
-    """Activations that all kernels read and write, in bytes."""
-    return sum(t.bytes for kernel in kernels for t in (*kernel.inputs, *kernel.outputs))
+    """Activations that the kernels at batch 1 read and write, in bytes; others' sizes are open."""
+    at_one = (kernel for kernel in kernels if not kernel.profile)
+    return sum(t.bytes for kernel in at_one for t in (*kernel.inputs, *kernel.outputs))
 
 
 def _tensors(text: str) -> tuple[Tensor, ...]:

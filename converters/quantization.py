@@ -225,8 +225,8 @@ def _repair(
 def _drop(prediction: npt.NDArray[np.int32], reference: Records, k: int) -> float:
     """Points of top-1 that exit ``k`` lost; without labels the last FP32 exit is right."""
     truth = reference.prediction[:, -1] if reference.label is None else reference.label
-    before = float((reference.prediction[:, k] == truth).mean())
-    return 100 * (before - float((prediction == truth).mean()))
+    before, after = (int((p == truth).sum()) for p in (reference.prediction[:, k], prediction))
+    return 100 * (before - after) / len(truth)
 
 
 def _too_much(k: int, drop: float, reference: Records, tolerance: float, count: int) -> str:

@@ -144,10 +144,16 @@ def quantize_weight(
 def exact_scale(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """``scale`` rounded to a float16 value, so that float32 and float16 graphs hold the same one.
 
-    Values beyond float16's range become its largest.
+    Values beyond float16's range become its largest. Subnormal ones are rounded up: steps are so
+    coarse there that a smaller scale would clip.
     """
-    largest = np.finfo(np.float16).max
-    return np.minimum(scale, largest).astype(np.float16).astype(np.float32)
+    about = np.finfo(np.float16)
+    exact = np.asarray(scale)
+    half = np.minimum(exact, about.max).astype(np.float16)
+    short = (half > 0) & (half < about.smallest_normal) & (half < exact)
+    up = np.nextafter(half, about.max)
+    rounded: npt.NDArray[np.float32] = np.where(short, up, half).astype(np.float32)
+    return rounded
 
 
 def _constant(graph: onnx.GraphProto, name: str, value: npt.ArrayLike) -> str:

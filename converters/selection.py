@@ -104,6 +104,8 @@ def choose_precisions(
             )
             for i, row in enumerate(rows)
         ]
+    if progress:
+        progress(len(candidates), len(candidates))
     return chosen, table
 
 
@@ -153,7 +155,7 @@ def _figures(
     same_exit = float((leaves == left).mean())
     truth = records.prediction[:, -1] if records.label is None else records.label
     change = (expected == truth).astype(float) - (classes == truth)
-    lost = 100 * float(change.mean())
+    lost = 100 * float(change.sum()) / len(change)
     noise = 100 * float(change.std()) / math.sqrt(len(change))
     remark = ""
     if not np.isfinite(confidence).all():

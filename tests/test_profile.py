@@ -11,6 +11,15 @@ from dvt_edge.errors import ConfigError
 from dvt_edge.profile import Profile
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples" / "profiles"
+BACKENDS = {
+    "cpu.yaml": "onnxruntime",
+    "demo-cpu.yaml": "onnxruntime",
+    "jetson-agx-orin.yaml": "tensorrt",
+    "jetson-orin-nano.yaml": "tensorrt",
+    "jetson-orin.yaml": "tensorrt",
+    "jetson-thor.yaml": "tensorrt",
+    "rtx.yaml": "tensorrt-rtx",
+}
 GOOD = """\
 device:
   name: a board
@@ -44,12 +53,12 @@ def test_samples_are_valid(path: Path) -> None:
     """The shipped profiles pass their own validation."""
     profile = Profile.from_yaml(path)
     assert profile.model.is_absolute() == path.is_absolute()
-    assert profile.engine.backend == ("tensorrt" if "jetson" in path.name else "onnxruntime")
+    assert profile.engine.backend == BACKENDS[path.name]
 
 
-def test_both_samples_are_there() -> None:
-    """The test above looked at both."""
-    assert {path.name for path in SAMPLES.glob("*.yaml")} >= {"demo-cpu.yaml", "jetson-orin.yaml"}
+def test_samples_are_there() -> None:
+    """The test above looked at all of them."""
+    assert {path.name for path in SAMPLES.glob("*.yaml")} == set(BACKENDS)
 
 
 def test_paths_are_beside_the_file(tmp_path: Path) -> None:
@@ -112,8 +121,22 @@ def _with(old: str, new: str) -> str:
         (_with("samples: 100", "samples: 0"), [":15: calibration.samples", "found 0"]),
         (
             _with("precision: int8", "precision: int4"),
-            [":11: engine.precision", "'int8' or 'fp32'"],
+            [":11: engine.precision", "'int8', 'fp16', 'fp32' or 'auto'"],
         ),
+        (_with("precision: int8", "precision: fp16"), [":10: engine: onnxruntime takes", "fp32"]),
+        (
+            _with("precision: int8", "backend: tensorrt\n  precision: fp32"),
+            [":10: engine: tensorrt takes precision int8, fp16 or auto, found fp32"],
+        ),
+        (
+            _with("precision: int8", "backend: tensorrt\n  compute_capabilities: [87]"),
+            [":10: engine: compute_capabilities belong to tensorrt-rtx"],
+        ),
+        (
+            _with("precision: int8", "backend: tensorrt-rtx\n  compute_capabilities: [8.6]"),
+            ["engine.compute_capabilities.0", "found 8.6"],
+        ),
+        (_with("precision: int8", "workspace_mb: 8"), [":11: engine.workspace_mb", "found 8"]),
         (_with("precision: int8", "backend: tpu"), [":11: engine.backend", "'tensorrt'", "tpu"]),
         # no document at all
         ("", ["expected a mapping of keys, found an empty file"]),

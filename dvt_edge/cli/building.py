@@ -47,8 +47,9 @@ def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_jso
         console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
     console.print(f"Bundle: {result.bundle.folder}")
     if result.unfinished:
+        what = "Portable." if manifest.portable else "Engines of other settings."
         console.print(
-            f"Portable. Copy it and the profile to the device and finish it there with 'dvt-edge "
+            f"{what} Copy it and the profile to the device and finish it there with 'dvt-edge "
             f"build --phase device --profile {profile_file}' (not here: {result.unfinished})",
             soft_wrap=True,
         )

@@ -271,10 +271,13 @@ def test_classify_with_small_budget(dvt_edge: Run, write_profile: Write, images:
 
 
 def test_inspect_json(dvt_edge: Run, own_bundle: Path) -> None:
-    """The manifest, as one JSON object."""
+    """The manifest, as one JSON object, and what follows from it."""
     result = dvt_edge("inspect", "--json", own_bundle)
     assert (result.code, result.err) == (0, "")
-    assert json.loads(result.out) == json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
+    values = json.loads(result.out)
+    manifest = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
+    assert {name: values[name] for name in manifest} == manifest
+    assert values.keys() - manifest.keys() == {"bytes_resident", "certificate"}
 
 
 def test_inspect_text(dvt_edge: Run, own_bundle: Path) -> None:
@@ -329,16 +332,22 @@ def test_build_without_calibration(dvt_edge: Run, write_profile: Write, tmp_path
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", ["build", "train"])
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("build", "the host half of a build needs torch, onnx, safetensors"),
+        ("train", "'dvt-edge train' needs torch, onnx, safetensors"),
+    ],
+)
 def test_without_torch(
-    dvt_edge: Run, write_profile: Write, monkeypatch: pytest.MonkeyPatch, command: str
+    dvt_edge: Run, write_profile: Write, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
     """Without the export extra the message names what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     option = "--config" if command == "train" else "--profile"
-    message = _error(dvt_edge(command, option, write_profile()))
-    assert f"'dvt-edge {command}' needs torch, onnx, safetensors" in message
-    assert "pip install 'dvt-edge[export]'" in message
+    error = _error(dvt_edge(command, option, write_profile()))
+    assert message in error
+    assert "pip install 'dvt-edge[export]'" in error
 
 
 def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from dvt_edge.board import read_board
+from dvt_edge.bundle import MANIFEST, Bundle
+from dvt_edge.converters import engines
 from dvt_edge.converters.build import BuildResult, build
+from dvt_edge.gpu import Driver, Gpu
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.profile import Profile
 
@@ -76,3 +82,73 @@ def built(tiny_build: Path, tiny_profile: Callable[..., Profile]) -> BuildResult
     """What building :func:`tiny_profile` gives, at its output."""
     shutil.copytree(tiny_build / "out" / "bundle", tiny_profile().output)
     return build(tiny_profile())
+
+
+class FakeTensorrt(NamedTuple):
+    """``fake_tensorrt/tensorrt.py`` in place of the real one, in processes that are started."""
+
+    log: Path
+    patch: pytest.MonkeyPatch
+
+    def set(self, version: str, act: str = "") -> None:
+        """Which release it plays, and how builds go."""
+        settings = {"version": version, "act": act, "log": str(self.log)}
+        self.patch.setenv("FAKE_TENSORRT", json.dumps(settings))
+
+    def calls(self) -> list[list[Any]]:
+        """[name, argument, or list of them where there are more or none] of every call so far."""
+        if not self.log.exists():
+            return []
+        calls = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        return [[name, values[0] if len(values) == 1 else values] for name, *values in calls]
+
+
+@pytest.fixture
+def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTensorrt:
+    """A TensorRT of any release; set one before anything imports it."""
+    folder = str(Path(__file__).parent / "fake_tensorrt")
+    monkeypatch.setenv("PYTHONPATH", folder)
+    monkeypatch.setattr(sys, "path", [folder, *sys.path])  # which probes hand on
+    return FakeTensorrt(tmp_path / "calls.jsonl", monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def portable_builds(tiny_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the portable bundles of :func:`tiny_build`, one per precision."""
+    folder = tmp_path_factory.mktemp("portable")
+    for precision in ("int8", "fp16", "auto"):
+        engine = {"backend": "tensorrt", "precision": precision}
+        profile = _profile(tiny_build, engine=engine, output=folder / precision)
+        build(profile, phase="host")
+    return folder
+
+
+@pytest.fixture
+def portable(portable_builds: Path, tiny_profile: Callable[..., Profile]) -> Callable[..., Profile]:
+    """A function giving a profile for TensorRT, or the ``backend`` and other keys of ``engine``
+    given, at whose output the portable half lies already."""
+
+    def make(**engine: Any) -> Profile:
+        profile = tiny_profile(engine={"backend": "tensorrt", "batch_sizes": (1, 4)} | engine)
+        shutil.copytree(portable_builds / profile.engine.precision, profile.output)
+        bundle = Bundle(profile.output)
+        settings = bundle.manifest.engine.model_copy(update={"backend": profile.engine.backend})
+        manifest = bundle.manifest.model_copy(update={"engine": settings})
+        (profile.output / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+        return profile
+
+    return make
+
+
+@pytest.fixture
+def jetson(
+    fake_tensorrt: FakeTensorrt, board_root: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> FakeTensorrt:
+    """A Jetson Orin Nano with JetPack 6.2 and an engine cache of its own; TensorRT 10.3."""
+    root = board_root("orin-nano")
+    driver = Driver("12.6", (Gpu("Orin", "8.7"),))
+    monkeypatch.setattr(engines, "read_driver", lambda: driver)
+    monkeypatch.setattr(engines, "read_board", lambda _=None: read_board(root))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    fake_tensorrt.set("10.3.0")
+    return fake_tensorrt

@@ -183,6 +183,14 @@ def test_weights_move_by_half_a_step_at_most(
     assert (error <= step * (0.5 + 1e-4)).all()
 
 
+@pytest.mark.parametrize("value", [5e-6, 1e-5, 1e-4, 2e-3])
+def test_scales_of_tiny_weights_do_not_clip(value: float) -> None:
+    """Float16's steps are coarse there: a scale rounded down would cut a third of the weight."""
+    levels, scales = quantize_weight(np.full((1, 1), value, np.float32), 1)
+    assert abs(float(levels[0, 0]) * float(scales[0]) - value) <= 0.5001 * scales[0]
+    assert np.float16(scales[0]) == scales[0]
+
+
 @given(weights)
 def test_sign_of_the_weights_is_the_sign_of_the_levels(weight: npt.NDArray[np.float32]) -> None:
     """Symmetric: the negated weight has the negated levels and the same scales."""

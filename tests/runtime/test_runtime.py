@@ -25,8 +25,10 @@ from dvt_edge.errors import (
     DataError,
     FrameError,
 )
+from dvt_edge.gpu import Driver
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig
+from dvt_edge.runtime import opening
 from dvt_edge.runtime.costs import Costs
 
 if TYPE_CHECKING:
@@ -381,11 +383,29 @@ def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> 
             Runtime(source)
 
 
-def test_tensorrt_bundle_is_refused(own_bundle: Path) -> None:
-    """Stages quantized for TensorRT are not run by another engine."""
+def test_portable_bundle_is_refused(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU, the host half of a build for TensorRT names what finishes it."""
+    monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
     _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
-    with pytest.raises(BackendError, match=r"quantized for tensorrt.*engine\.backend: onnxruntime"):
+    with pytest.raises(BackendError, match=r"portable half .* for tensorrt; .* --phase device"):
         Runtime(own_bundle)
+
+
+def test_portable_bundle_without_a_driver(
+    own_bundle: Path,
+    frames: list[Frame],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its graphs stand in for the engines, on the CPU; a warning says so."""
+    with Runtime(own_bundle) as runtime:
+        expected = runtime.classify_batch(frames[:3])
+    monkeypatch.setattr(opening, "read_driver", lambda: None)
+    _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
+    with Runtime(own_bundle) as runtime:
+        answers = runtime.classify_batch(frames[:3])
+    assert [a.class_id for a in answers] == [e.class_id for e in expected]
+    assert "no NVIDIA driver here, so its stages run on the CPU" in caplog.text
 
 
 def test_unusable_stage(own_bundle: Path) -> None:

@@ -1,0 +1,173 @@
+"""A builder that builds nothing, with the names that one release of TensorRT has, or lacks.
+
+``FAKE_TENSORRT`` in the environment is JSON: ``version`` (``8.6.2``, ``10.3.0`` or ``11.0.0``),
+``log``, a file that gets every call as a JSON line, and ``act``, how the build goes: see
+:meth:`Builder.build_serialized_network`. The plan is the graph's hash, so that it tells what it was
+built from.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+
+_SETTINGS = json.loads(os.environ["FAKE_TENSORRT"])
+_ACT = _SETTINGS.get("act", "")
+__version__ = _SETTINGS["version"]
+_MAJOR = int(__version__.split(".")[0])
+
+if _ACT == "garbage":
+    print("a greeting of the library", flush=True)
+    os.write(1, b"and one of its C++ half\n")
+if _ACT == "not importable":
+    raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+
+def _record(call: str, *values: object) -> None:
+    if "log" in _SETTINGS:
+        with open(_SETTINGS["log"], "a", encoding="utf-8") as file:
+            print(json.dumps([call, *values]), file=file)
+
+
+class ILogger:
+    class Severity(enum.Enum):
+        INTERNAL_ERROR = 0
+        ERROR = 1
+        WARNING = 2
+        INFO = 3
+        VERBOSE = 4
+
+    def __init__(self) -> None:
+        pass
+
+
+def _flags(name: str, **since: tuple[int, int]) -> type[enum.IntEnum]:
+    """Flags by name -> first and last major version, numbered as never before."""
+    known = [flag for flag, (first, last) in since.items() if first <= _MAJOR <= last]
+    return enum.IntEnum(name, {flag: number + 3 for number, flag in enumerate(known)})
+
+
+NetworkDefinitionCreationFlag = _flags(
+    "NetworkDefinitionCreationFlag", EXPLICIT_BATCH=(8, 10), STRONGLY_TYPED=(10, 99)
+)
+BuilderFlag = _flags("BuilderFlag", FP16=(8, 10), INT8=(8, 10), TF32=(8, 99), DEBUG=(8, 99))
+MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE", "DLA_MANAGED_SRAM"])
+ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
+
+if _MAJOR >= 10:
+
+    class IProgressMonitor:
+        def __init__(self) -> None:
+            pass
+
+
+class Dims(list[int]):
+    """Sizes of a tensor."""
+
+
+class _Tensor:
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name, self.shape = name, Dims(shape)
+
+
+class _Network:
+    graph = b""
+    _inputs = (_Tensor("image", (-1, 1, 16, 16)), _Tensor("features", (-1, 5, 8)))
+    num_inputs = len(_inputs)
+
+    def get_input(self, index: int) -> _Tensor:
+        return self._inputs[index]
+
+
+class _ParserError:
+    def desc(self) -> str:
+        return "No importer registered for op: Attention"
+
+
+class OnnxParser:
+    def __init__(self, network: _Network, logger: ILogger) -> None:
+        self.network = network
+        self.num_errors = 1 if _ACT == "parser error" else 0
+
+    def parse(self, graph: bytes) -> bool:
+        self.network.graph = graph
+        return not self.num_errors and _ACT != "parser says nothing"
+
+    def get_error(self, index: int) -> _ParserError:
+        return _ParserError()
+
+
+class _Profile:
+    def set_shape(self, name: str, low: object, best: object, high: object) -> None:
+        _record("set_shape", name, low, best, high)
+
+
+class _Config:
+    progress_monitor = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "progress_monitor" and _MAJOR < 10:
+            raise AttributeError(name)
+        object.__setattr__(self, name, value)
+
+    def set_memory_pool_limit(self, pool: enum.Enum, size: int) -> None:
+        _record("workspace", pool.name, size)
+
+    def set_flag(self, flag: enum.IntEnum) -> None:
+        _record("set_flag", flag.name)
+
+    def clear_flag(self, flag: enum.IntEnum) -> None:
+        _record("clear_flag", flag.name)
+
+    def add_optimization_profile(self, profile: _Profile) -> None:
+        _record("add_profile")
+
+
+class Builder:
+    def __init__(self, logger: ILogger) -> None:
+        self.logger = logger
+
+    def create_network(self, flags: int) -> _Network:
+        names = [f.name for f in NetworkDefinitionCreationFlag if flags & 1 << f]
+        assert flags == sum(1 << NetworkDefinitionCreationFlag[name] for name in names)
+        _record("create_network", names)
+        return _Network()
+
+    def create_builder_config(self) -> _Config:
+        return _Config()
+
+    def create_optimization_profile(self) -> _Profile:
+        return _Profile()
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
+        _record("build", config.profiling_verbosity.name)
+        monitor, severity = config.progress_monitor, ILogger.Severity
+        if monitor is not None:
+            monitor.phase_start("Building engine", None, 6)
+            if _ACT == "slow":
+                time.sleep(0.25)
+            monitor.step_complete("Building engine", 0)
+        self.logger.log(severity.WARNING, "tactic skipped")
+        self.logger.log(severity.WARNING, "tactic skipped")
+        self.logger.log(severity.INFO, "chatter")
+        if _ACT == "hang":
+            time.sleep(600)
+        if _ACT == "refuse":
+            self.logger.log(severity.ERROR, "Non-zero zero point is not supported")
+            self.logger.log(severity.ERROR, "cudaError 35 from the driver")
+            self.logger.log(severity.INTERNAL_ERROR, "Assertion failed")
+        if _ACT in ("refuse", "refuse without a word"):
+            return None
+        if _ACT == "raise":
+            raise RuntimeError("pybind11 lost an argument")
+        if _ACT in ("SIGSEGV", "SIGKILL"):
+            print("last words", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), getattr(signal, _ACT))
+        if _ACT == "listing":
+            self.logger.log(severity.VERBOSE, "Layers:\nName: a")
+        return b"plan of " + hashlib.sha256(network.graph).hexdigest().encode()

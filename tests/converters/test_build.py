@@ -1,0 +1,231 @@
+"""The two halves of a build: which one runs where, and what it says of the other."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dvt_edge.bundle import Bundle
+from dvt_edge.converters import build as build_module
+from dvt_edge.converters import engines
+from dvt_edge.converters.build import build
+from dvt_edge.errors import BackendError, BuildError, BundleError, CheckpointError
+from dvt_edge.profile import BudgetConfig, ExitsConfig, Profile
+
+if TYPE_CHECKING:
+    from tests.converters.conftest import FakeTensorrt
+
+Portable = Callable[..., Profile]
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch, fake_tensorrt: FakeTensorrt) -> None:
+    """A PC with a TensorRT but nothing to run it on."""
+    fake_tensorrt.set("10.3.0")
+    monkeypatch.setattr(engines, "read_driver", lambda: None)
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the export extra is installed."""
+    find_spec = importlib.util.find_spec
+
+    def find(name: str) -> Any:
+        return None if name in build_module.HOST_MODULES else find_spec(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in folder.iterdir()}
+
+
+def _engine(profile: Profile, **changes: Any) -> Profile:
+    return profile.model_copy(update={"engine": profile.engine.model_copy(update=changes)})
+
+
+def test_host_phase_leaves_a_portable_bundle(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt
+) -> None:
+    """Also where engines could be built; the line says so."""
+    profile = tiny_profile(engine={"backend": "tensorrt", "precision": "auto"})
+    result = build(profile, phase="host")
+    assert result.rebuilt
+    assert result.bundle.manifest.portable
+    assert result.unfinished == "only the host phase was asked for"
+    assert jetson.calls() == []
+    names = [f"stage{i}.{kind}.onnx" for i in (1, 2, 3) for kind in ("fp16", "int8-fp16", "int8")]
+    names += ["manifest.json", "parity.npz", "records.npz"]
+    assert sorted(path.name for path in profile.output.iterdir()) == sorted(names)
+    again = build(profile, phase="host")
+    assert (again.rebuilt, again.unfinished) == (False, result.unfinished)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kinds"),
+    [("int8", ["int8", "int8-fp16"]), ("fp16", ["fp16"]), ("auto", ["int8", "int8-fp16", "fp16"])],
+)
+def test_serialisations(portable: Portable, precision: str, kinds: list[str]) -> None:
+    """Those that some TensorRT may ask for in this precision."""
+    manifest = Bundle(portable(precision=precision).output).manifest
+    for i, stage in enumerate(manifest.stages):
+        assert stage.graphs == {kind: f"stage{i + 1}.{kind}.onnx" for kind in kinds}
+        assert stage.file == stage.graphs[kinds[0]]
+    assert manifest.quantization.fp16_same_class is not None
+    assert min(manifest.quantization.fp16_same_class) > 0.9
+
+
+def test_auto_does_both_halves_where_it_can(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt
+) -> None:
+    profile = tiny_profile(engine={"backend": "tensorrt"})
+    result = build(profile)
+    assert (result.rebuilt, result.unfinished) == (True, None)
+    assert result.bundle.manifest.engines is not None
+    inodes = _times(profile.output)
+    for phase in ("auto", "device", "host"):
+        again = build(profile, phase=phase)  # type: ignore[arg-type]
+        assert (again.rebuilt, again.unfinished) == (False, None)
+    assert _times(profile.output) == inodes
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_stops_at_the_portable_bundle_elsewhere(
+    tiny_profile: Callable[..., Profile],
+) -> None:
+    """Which is no error: the line says why."""
+    profile = tiny_profile(engine={"backend": "tensorrt"})
+    result = build(profile)
+    assert result.rebuilt
+    assert result.bundle.manifest.portable
+    assert result.unfinished is not None
+    assert result.unfinished.startswith("no NVIDIA GPU answers here")
+    assert "\n" not in result.unfinished
+    with pytest.raises(BackendError, match="no NVIDIA GPU answers here"):
+        build(profile, phase="device")
+
+
+def test_finished_bundle_is_not_called_portable(
+    portable: Portable, jetson: FakeTensorrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied back to a host without a GPU it is still finished."""
+    profile = portable()
+    build(profile, phase="device")
+    monkeypatch.setattr(engines, "read_driver", lambda: None)
+    result = build(profile)
+    assert (result.rebuilt, result.unfinished) == (False, None)
+    assert not result.bundle.manifest.portable
+
+
+def test_device_phase_without_portable_bundle(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt
+) -> None:
+    profile = tiny_profile(engine={"backend": "tensorrt"})
+    with pytest.raises(
+        BundleError, match=r"no bundle here.*starts from the portable bundle.*copy that folder"
+    ):
+        build(profile, phase="device")
+    assert not profile.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("engine.backend", lambda p: _engine(p, backend="tensorrt-rtx")),
+        ("engine.precision", lambda p: _engine(p, precision="fp16")),
+        (
+            "input",
+            lambda p: p.model_copy(update={"input": p.input.model_copy(update={"resize": 20})}),
+        ),
+        ("exits", lambda p: p.model_copy(update={"exits": ExitsConfig(confidence="margin")})),
+    ],
+)
+def test_device_phase_with_another_profile(
+    portable: Portable, jetson: FakeTensorrt, what: str, change: Callable[[Profile], Profile]
+) -> None:
+    """What decides the host half must be that of the bundle."""
+    profile = portable()
+    with pytest.raises(BundleError, match=rf"built with another '{what}' .*--phase host"):
+        build(change(profile), phase="device")
+    assert Bundle(profile.output).manifest.portable
+
+
+def test_device_phase_stores_another_budget(portable: Portable, jetson: FakeTensorrt) -> None:
+    profile = portable()
+    other = profile.model_copy(update={"budget": BudgetConfig(latency_ms=7.5)})
+    assert build(other, phase="device").bundle.manifest.budget.latency_ms == 7.5
+    result = build(profile, phase="device")
+    assert not result.rebuilt
+    assert Bundle(profile.output).manifest.budget == profile.budget
+
+
+def test_another_batch_size_rebuilds_the_engines_only(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt
+) -> None:
+    profile = tiny_profile(engine={"backend": "tensorrt"})
+    first = build(profile).bundle.manifest
+    said: list[str] = []
+    other = _engine(profile, batch_sizes=(1, 8), workspace_mb=512)
+    result = build(other, lambda what, *rest: said.append(what))
+    manifest = result.bundle.manifest
+    assert result.rebuilt
+    assert set(said) == {"calibration images", "engines"}
+    assert manifest.engine == other.engine
+    assert manifest.portable_stages == first.portable_stages
+    assert manifest.build_key == first.build_key
+    assert ["set_shape", ["image", *([n, 1, 16, 16] for n in (1, 8, 8))]] in jetson.calls()
+    assert not build(other).rebuilt
+
+
+def test_force_builds_everything(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt
+) -> None:
+    profile = tiny_profile(engine={"backend": "tensorrt"})
+    build(profile)
+    said: list[str] = []
+    assert build(profile, lambda what, *rest: said.append(what), force=True).rebuilt
+    assert {"quantization", "engines"} <= set(said)
+
+
+@pytest.mark.parametrize("absent", ["torch", "checkpoint"])
+def test_auto_on_a_board(
+    portable: Portable, jetson: FakeTensorrt, request: pytest.FixtureRequest, absent: str
+) -> None:
+    """Where the host half cannot be done and was done elsewhere, engines are built from it."""
+    profile = portable()
+    if absent == "torch":
+        request.getfixturevalue("no_torch")
+    else:
+        profile.model.unlink()
+    profile.calibration.data.unlink()
+    result = build(profile)
+    assert (result.rebuilt, result.unfinished) == (True, None)
+    assert result.bundle.manifest.engines is not None
+    assert not build(profile).rebuilt
+
+
+def test_auto_on_a_board_without_bundle(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt, no_torch: None
+) -> None:
+    with pytest.raises(BuildError, match=r"needs torch, onnx, safetensors; .*--phase device"):
+        build(tiny_profile(engine={"backend": "tensorrt"}))
+
+
+def test_missing_checkpoint_without_bundle(
+    tiny_profile: Callable[..., Profile], jetson: FakeTensorrt
+) -> None:
+    profile = tiny_profile(engine={"backend": "tensorrt"})
+    profile.model.unlink()
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        build(profile)
+
+
+def test_onnxruntime_has_no_device_phase(tiny_profile: Callable[..., Profile]) -> None:
+    with pytest.raises(BuildError, match="onnxruntime has no device phase: 'dvt-edge build"):
+        build(tiny_profile(), phase="device")
+    result = build(tiny_profile(), phase="host")  # which is the whole build
+    assert (result.rebuilt, result.unfinished) == (True, None)
