@@ -15,6 +15,8 @@ from dvt_edge.datasets import ImageDataset, Pixels
 from dvt_edge.documents import Document
 from dvt_edge.measurement import Distribution
 from dvt_edge.profile import ColorOrder
+from dvt_edge.runtime.costs import engine_name
+from dvt_edge.runtime.opening import on_gpu
 from dvt_edge.runtime.plain_classifier import PlainClassifier
 from dvt_edge.runtime.runtime import Runtime
 from dvt_edge.runtime.timing import Clock, distribution, warm_up
@@ -65,12 +67,7 @@ class Cascade:
         manifest = runtime.bundle.manifest
         self.name = name
         self._runtime = runtime
-        built = manifest.engines
-        self.engine = (
-            runtime.costs.machine.rsplit(", ", 1)[-1]
-            if built is None
-            else f"{built.platform.backend} {built.platform.version}"
-        )
+        self.engine = f"{engine_name(manifest)}, {'GPU' if on_gpu(manifest) else 'CPU'}"
         self.precision = " / ".join(stage.precision for stage in manifest.stages)
         paths = (runtime.bundle.stage_path(k) for k in range(len(manifest.stages)))
         self.size_bytes = sum(path.stat().st_size for path in paths)

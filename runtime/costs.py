@@ -107,20 +107,23 @@ def machine_name(manifest: Manifest | None = None) -> str:
     except OSError:
         pass
     parts = [platform.machine(), model, f"{available_cores()} cores"]
-    gpu = manifest is not None and on_gpu(manifest)
-    if gpu:
+    if manifest is not None and on_gpu(manifest):
         driver = read_driver()
-        parts += [found.name for found in driver.gpus[:1]] if driver else []
-    if gpu and manifest is not None and manifest.engines is not None:
-        built = manifest.engines.platform
-        name = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[built.backend]
-        parts.append(f"{name} {built.version}")
-    else:
-        parts.append(f"ONNX Runtime {onnxruntime.__version__}")
+        parts += [gpu.name for gpu in driver.gpus[:1]] if driver else []
+    parts.append(engine_name(manifest))
     mode = read_power_mode()  # the one in force, not the one that engines were built in
     if mode:
         parts.append(f"power mode {mode}")
     return ", ".join(parts)
+
+
+def engine_name(manifest: Manifest | None = None) -> str:
+    """What executes the stages of ``manifest`` here, with its version."""
+    if manifest is not None and manifest.engines is not None and on_gpu(manifest):
+        built = manifest.engines.platform
+        name = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[built.backend]
+        return f"{name} {built.version}"
+    return f"ONNX Runtime {onnxruntime.__version__}"
 
 
 def now_utc() -> str:

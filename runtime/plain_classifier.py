@@ -54,7 +54,7 @@ class PlainClassifier:
 
     @property
     def engine(self) -> str:
-        return f"ONNX Runtime {onnxruntime.__version__}"
+        return f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
     @property
     def size_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,33 @@ def test_everything(timed: Timed) -> None:
     assert found.energy.net_mj == pytest.approx((3, 8, 19))
     assert found.warnings == ()
     assert Measurement.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_moved_meanwhile(timed: Timed, board_root: Callable[..., Path]) -> None:
+    """Conditions right after the warm-up and right after the last frame; the change is a warning."""
+    core, zone = "sys/devices/system/cpu/cpu0/cpufreq", "sys/class/thermal/thermal_zone0"
+    root = board_root(
+        "orin-nano",
+        {
+            f"{core}/scaling_governor": "schedutil",
+            f"{core}/scaling_cur_freq": "1510000",
+            f"{zone}/type": "tj-thermal",
+            f"{zone}/temp": "45000",
+        },
+    )
+
+    def throttle(what: str, share: float) -> None:
+        if what == "energy, exits":
+            (root / core / "scaling_cur_freq").write_text("729000")
+            (root / zone / "temp").write_text("70000")
+
+    found = run(timed, root=root, progress=throttle)
+    assert (found.before.power_mode, found.before.governor) == ("MAXN_SUPER", "schedutil")
+    assert (found.before.cpu_mhz, found.after.cpu_mhz) == ((1510,), (729,))
+    assert [warning[:40] for warning in found.warnings] == [
+        "the CPU clock went from 1510 to 729 MHz;",
+        "tj-thermal rose from 45 to 70 degC; warm",
+    ]
 
 
 def test_without_a_pace(timed: Timed) -> None:
