@@ -67,7 +67,7 @@ def test_everything(timed: Timed) -> None:
 
 
 def test_what_moved_meanwhile(timed: Timed, board_root: Callable[..., Path]) -> None:
-    """Conditions right after the warm-up and right after the last frame; the change is a warning."""
+    """Conditions right after the warm-up and after the last frame; the change is a warning."""
     core, zone = "sys/devices/system/cpu/cpu0/cpufreq", "sys/class/thermal/thermal_zone0"
     root = board_root(
         "orin-nano",
