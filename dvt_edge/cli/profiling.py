@@ -37,6 +37,8 @@ from dvt_edge.runtime.opening import open_loop
 from dvt_edge.runtime.runtime import Runtime, open_source
 
 STDOUT = Path("-")
+REPORT_NEEDS = ("jinja2", "plotly")
+"""Modules of the extra ``report``."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,11 @@ def _report() -> Callable[[Path, Outcome, Bundle], None]:
         raise ConfigError(
             f"--report is not part of this installation ({error}); leave it out, or use --json FILE"
         ) from None
-    if importlib.util.find_spec("jinja2") is None:
-        raise ConfigError("--report needs Jinja2; install it with pip install 'dvt-edge[report]'")
+    missing = [name for name in REPORT_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--report needs {' and '.join(missing)}; install with pip install 'dvt-edge[report]'"
+        )
 
     def write(path: Path, outcome: Outcome, bundle: Bundle) -> None:
         found = report.collect(bundle, outcome.profile, outcome.costs, outcome.measurement)

@@ -309,7 +309,9 @@ def test_report_without_its_extra(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     report = tmp_path / "r.html"
     message = _error(dvt_edge("profile", "--profile", write_profile(), "--report", report))
-    assert "pip install 'dvt-edge[report]'" in message
+    assert (
+        "--report needs jinja2 and plotly; install with pip install 'dvt-edge[report]'" in message
+    )
 
 
 def test_report(
@@ -321,6 +323,7 @@ def test_report(
     module.collect = lambda *arguments: arguments  # type: ignore[attr-defined]
     module.write_report = lambda *arguments: given.extend(arguments)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dvt_edge.report", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     path, report = write_profile(budget=ANYTHING), tmp_path / "r.html"
     result = dvt_edge("profile", "--profile", path, *QUICK, "--report", report)
     assert result.code == 0
