@@ -21,9 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
-import numpy as np
-import numpy.typing as npt
-
 from dvt_edge.errors import BudgetError, DataError
 
 
@@ -87,21 +84,3 @@ def check_deadline(deadline_ms: float) -> float:
             "to run without one"
         )
     return float(deadline_ms)
-
-
-def stage_p99(stage_latency_ms: npt.ArrayLike) -> tuple[float | None, ...]:
-    """The p99 of each stage from samples [R, K] in milliseconds, NaN where a stage did not run.
-
-    An order statistic, rounded up: at least 99 % of the samples are not above it; with fewer than
-    100 samples it is the largest. None for a stage without samples. Raises
-    :class:`~dvt_edge.errors.DataError` unless the samples have two dimensions.
-    """
-    samples = np.asarray(stage_latency_ms, float)
-    if samples.ndim != 2:
-        raise DataError(f"stage latencies must have shape [R, K], found {list(samples.shape)}")
-    result: list[float | None] = []
-    for column in samples.T:
-        known = np.sort(column[np.isfinite(column)])
-        at = int(np.ceil(0.99 * len(known) - 1e-9)) - 1
-        result.append(float(known[at]) if len(known) else None)
-    return tuple(result)
