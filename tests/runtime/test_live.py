@@ -342,6 +342,21 @@ def test_still_yuv_pictures_keep_their_answer(live: Live, order: ColorOrder) -> 
     assert any(kept)
 
 
+def test_energy_is_estimated_for_what_ran(live: Live) -> None:
+    """From the table, by exit, audits included; nothing for an answer that was kept."""
+    assert live.classify(20).energy_mj is None
+    live.runtime._loop.energy_mj = (5.0, 12.0, 27.0)  # type: ignore[union-attr]
+    for exit_stage, mj in ((1, 5.0), (2, 12.0), (3, 27.0)):
+        assert live.classify(live.value(exit_stage)).energy_mj == mj
+    live.runtime.set_budget(video=True)
+    for _ in range(2000):
+        answer, ran = live.stages_of(20)
+        assert (answer.energy_mj is None) is not bool(ran)
+        if not ran:
+            return
+    pytest.fail("no answer was ever kept")
+
+
 def test_a_cut_runs_stages(live: Live) -> None:
     """Another scene is answered afresh, also right after an answer that was kept."""
     live.runtime.set_budget(video=True)
