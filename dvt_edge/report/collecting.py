@@ -120,9 +120,7 @@ def _operating(
 ) -> tuple[OperatingPoint, CertificateFigures, Floats | None]:
     """The budget's point, what is certified of it, and its thresholds [K] where there are some."""
     try:
-        solution, certificate = operating_solution(
-            choices.records, costs, bundle.manifest, budget
-        )
+        solution, certificate = operating_solution(choices.records, costs, bundle.manifest, budget)
     except BudgetError as error:
         start: dict[CostKind, float] = {}
         if budget.latency_ms is not None:

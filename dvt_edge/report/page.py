@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "ms": _ms, "number": _number}
+    environment.filters |= {
+        "moment": _moment,
+        "ms": _ms,
+        "number": _number,
+        "percent": _percent,
+    }
     return environment.get_template("report.html").render(
         data=data,
         style=_verbatim((_HERE / "report.css").read_text(encoding="utf-8")),
@@ -66,6 +72,12 @@ def _live_values(data: ReportData) -> dict[str, Any]:
     values: dict[str, Any] = data.model_dump(
         mode="json", exclude={"gallery": True, "versions": True, "stages": True}
     )
+    if data.measurement.data:  # of a thousand classes the page shows a few
+        shown = {row.name for row in data.classes}
+        shares = data.measurement.data.class_exit_fraction
+        values["measurement"]["data"]["class_exit_fraction"] = {
+            name: share for name, share in shares.items() if name in shown
+        }
     return values
 
 
@@ -91,6 +103,15 @@ def _plotly() -> str:
         raise ConfigError(_MISSING.format("Plotly")) from None
     packed = gzip.compress(get_plotlyjs().encode(), mtime=0)  # the same page for the same data
     return base64.b64encode(packed).decode("ascii")
+
+
+def _moment(text: str) -> str:
+    """``2026-11-22T20:43:57+00:00`` as ``2026-11-22, 20:43 UTC``; other texts as they are."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment:%Y-%m-%d, %H:%M} {moment.tzname() or ''}".strip()
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -11,6 +11,7 @@
   const slider = byId("budget");
   let axis = "latency"; // what the budget is in
   let pace = "back_to_back";
+  let source = "records"; // what the classes are counted on
   let shown = null; // the point that all figures are of
   let limit = null; // the budget; null for the profile's own
   let drawn = false;
@@ -32,7 +33,7 @@
     if (k === data.exits - 1) return "all that are left";
     const threshold = point.thresholds[k];
     if (threshold === null) return "nobody leaves";
-    return threshold <= 0 ? "everybody leaves" : percent(threshold, 2);
+    return threshold <= 0 ? "everybody leaves" : threshold.toFixed(4);
   }
 
   // What the slider moves -------------------------------------------------------------------------
@@ -67,7 +68,7 @@
       saved.push(`${signed(100 * (shown.energy_mj / all.energy_mj - 1), 0)} % energy`);
     }
     saved.push(`${signed(100 * (shown.accuracy - all.accuracy), 2)} points`);
-    byId("against").textContent = saved.join(", ");
+    byId("against").textContent = saved.map((text) => text.replaceAll(" ", "\u00a0")).join(", ");
     for (const k of exits) {
       document.querySelector(`[data-threshold="${k + 1}"]`).textContent = thresholdText(shown, k);
       document.querySelector(`[data-share="${k + 1}"]`).textContent = percent(shown.exit_fraction[k]);
@@ -80,8 +81,6 @@
 
   // Charts ----------------------------------------------------------------------------------------
 
-  const media = matchMedia("(prefers-color-scheme: dark)");
-  const narrow = matchMedia("(max-width: 520px)");
   const config = { displayModeBar: false, responsive: true, scrollZoom: false };
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const exitColor = (k) => color(`--exit-${(k % 6) + 1}`);
@@ -92,7 +91,9 @@
 
   function layout(changes) {
     const line = { gridcolor: color("--line"), zeroline: false, linecolor: color("--line") };
-    const { xaxis, yaxis, ...rest } = changes;
+    const { xaxis = {}, yaxis = {}, ...rest } = changes;
+    const titled = ({ title, ...other }) =>
+      title ? { ...other, title: { text: title, font: { size: 13 }, standoff: 12 } } : other;
     return {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
@@ -103,9 +104,8 @@
       },
       dragmode: false, // a finger on a chart scrolls the page
       showlegend: false,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: -0.16, yanchor: "top" },
-      xaxis: { ...line, fixedrange: true, ...xaxis },
-      yaxis: { ...line, fixedrange: true, ...yaxis },
+      xaxis: { ...line, fixedrange: true, ...titled(xaxis) },
+      yaxis: { ...line, fixedrange: true, ...titled(yaxis) },
       ...rest,
     };
   }
@@ -140,13 +140,13 @@
         mode: "lines+markers", line: { color: ink, width: 2 }, marker: { size: 4, color: ink },
       }),
       series("all frames at one exit", data.single_exits.slice(0, last), {
-        mode: "markers+text", textposition: "bottom right", cliponaxis: false,
+        showlegend: false, mode: "markers+text", textposition: "bottom right", cliponaxis: false,
         texttemplate: data.single_exits.slice(0, last).map((_, k) => `all at exit ${k + 1}`),
         marker: { size: 10, symbol: "square", color: exits.map(exitColor) },
       }),
       series("static: all frames through all stages", data.single_exits.slice(last), {
-        mode: "markers+text", textposition: "bottom left", cliponaxis: false,
-        texttemplate: ["all stages"],
+        showlegend: false, mode: "markers+text", textposition: "bottom left", cliponaxis: false,
+        texttemplate: ["static"],
         marker: { size: 12, symbol: "square", color: exitColor(last) },
       }),
       series("this budget", [shown], {
@@ -161,9 +161,11 @@
     const reach = Math.max(...data.single_exits.map(cost));
     Plotly.react("tradeoff", traces, layout({
       showlegend: true,
-      margin: { l: 52, r: 14, t: 8, b: narrow.matches ? 150 : 90 },
-      xaxis: { title: { text: `${name} per frame, ${unit}` }, range: [0, 1.06 * reach] },
-      yaxis: { title: { text: `${rightness}, %` } },
+      margin: { l: 52, r: 14, t: 8, b: 50 },
+      // Where accuracy costs something, this corner is empty.
+      legend: { x: 1, xanchor: "right", y: 0.02, yanchor: "bottom", bgcolor: color("--card") },
+      xaxis: { title: `${name} per frame, ${unit}`, range: [0, 1.06 * reach] },
+      yaxis: { title: `${rightness}, %` },
       hovermode: "closest",
       shapes: budget === undefined || budget > 1.06 * reach ? [] : [{
         type: "line", x0: budget, x1: budget, yref: "paper", y0: 0, y1: 1, layer: "below",
@@ -185,23 +187,27 @@
 
   function drawClasses() {
     const count = data.classes.length;
-    const total = data.classes.map((row) => row.images);
+    const measured = source === "data" ? data.measurement.data.class_exit_fraction : null;
+    const share = (c, k) => measured
+      ? (measured[data.classes[c].name]?.[k] ?? 0)
+      : shown.class_exits[c][k] / data.classes[c].images;
+    const told = (c, k) => measured
+      ? ""
+      : `, ${shown.class_exits[c][k]} of ${data.classes[c].images} images`;
     const short = (name) => (name.length > 22 ? `${name.slice(0, 21)}…` : name);
     const rows = [...Array(count).keys()];
-    byId("classes").style.height = `${96 + 26 * count}px`;
+    byId("classes").style.height = `${52 + 26 * count}px`;
     Plotly.react("classes", exits.map((k) => ({
       type: "bar", orientation: "h", name: `exit ${k + 1}`, y: rows,
-      x: rows.map((c) => (100 * shown.class_exits[c][k]) / total[c]),
-      customdata: rows.map((c) => [data.classes[c].name, shown.class_exits[c][k], total[c]]),
+      x: rows.map((c) => 100 * share(c, k)),
+      customdata: rows.map((c) => [data.classes[c].name, told(c, k)]),
       marker: { color: exitColor(k), line: { width: 1, color: color("--card") } },
       hovertemplate:
-        `<b>%{customdata[0]}</b><br>exit ${k + 1}: %{x:.1f} %, ` +
-        "%{customdata[1]} of %{customdata[2]} images<extra></extra>",
+        `<b>%{customdata[0]}</b><br>exit ${k + 1}: %{x:.1f} %%{customdata[1]}<extra></extra>`,
     })), layout({
-      barmode: "stack", bargap: 0.22, showlegend: true,
-      margin: { l: 8, r: 14, t: 34, b: 44 },
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", traceorder: "normal" },
-      xaxis: { range: [0, 100], title: { text: "share of the class's images, %" } },
+      barmode: "stack", bargap: 0.22,
+      margin: { l: 8, r: 14, t: 4, b: 44 },
+      xaxis: { range: [0, 100], title: "share of the class's images, %" },
       yaxis: {
         autorange: "reversed", automargin: true, showgrid: false, ticklen: 6,
         tickcolor: "rgba(0,0,0,0)", tickmode: "array", tickvals: rows,
@@ -224,11 +230,9 @@
       xref: "paper", yref: "paper", x: 0.5, y: 0.5,
     }];
     Plotly.react(id, traces, layout({
-      showlegend: true, annotations: none, hovermode: "closest",
-      margin: { l: 48, r: 10, t: 8, b: 76 },
-      legend: { orientation: "h", x: 0, xanchor: "left", y: -0.24, yanchor: "top" },
-      xaxis: { type: "log", title: { text: "milliseconds" }, dtick: "D2", tickformat: "~g" },
-      yaxis: { title: { text: "runs, %" }, rangemode: "tozero" },
+      annotations: none, hovermode: "closest", margin: { l: 48, r: 10, t: 8, b: 50 },
+      xaxis: { type: "log", title: "milliseconds, logarithmic", dtick: "D2", tickformat: "~g" },
+      yaxis: { title: "runs, %", rangemode: "tozero" },
     }), config);
   }
 
@@ -287,14 +291,25 @@
     });
   }
 
+  for (const button of document.querySelectorAll("button[data-source]")) {
+    button.addEventListener("click", () => {
+      press("data-source", button);
+      source = button.dataset.source;
+      byId("classes-of").textContent = source === "data"
+        ? `Share of each class's images in ${data.measurement.data.folder} per exit, at the profile's budget.`
+        : "Share of each class's calibration images per exit, at the budget set above.";
+      redraw();
+    });
+  }
+
   function drawAll() {
     drawTradeoff();
     drawShares();
     drawClasses();
     drawTimes();
   }
-  for (const query of [media, narrow]) {
-    query.addEventListener("change", () => drawn && drawAll());
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(query).addEventListener("change", () => drawn && drawAll());
   }
 
   /** Plotly lies gzipped in the page. */
