@@ -18,10 +18,9 @@ from dvt_edge.profile import BudgetConfig
 from dvt_edge.report.data import CertificateFigures, CostKind, Point
 from dvt_edge.runtime.costs import Costs
 
-FRONTIER_POINTS = 256
-MANY_RECORDS = 20_000
-"""From here on a frontier has a quarter of the points: a search takes as long as the records are
-many, and no chart shows the difference."""
+MANY_RECORDS = 5_000
+FEW_POINTS = 17
+"""Of a frontier over so many records and more than three exits, where a point takes a second."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,8 @@ class Choices:
         for kind, price in prices:
             if price is None or (np.diff(price) <= 0).any() or price[0] <= 0:
                 continue
-            points = None  # the solver's own number: with four exits every point is a slow search
-            if self.records.exits <= 3:
-                points = FRONTIER_POINTS if len(self.records) < MANY_RECORDS else 64
+            slow = self.records.exits > 3 and len(self.records) > MANY_RECORDS
+            points = FEW_POINTS if slow else None
             curves[kind] = [s.thresholds for s in frontier(self.records, price, points)]
         return curves
 

@@ -315,7 +315,7 @@ def test_readable_in_both_schemes(show: Callable[..., Page]) -> None:
 def test_an_old_browser_has_the_figures(
     show: Callable[..., Page], chromium: Any, files: dict[str, Path], plain_data: ReportData
 ) -> None:
-    """Where charts cannot be unpacked, the slider still tells, and the page says what is missing."""
+    """Where charts cannot be unpacked, the slider still tells and the page says what it lacks."""
     show("plain")
     hook = chromium.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument", {"source": "delete self.DecompressionStream"}

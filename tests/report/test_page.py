@@ -7,7 +7,6 @@ import gzip
 import json
 import re
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -175,9 +174,10 @@ def test_without_labels(plain_data: ReportData) -> None:
 
 def test_without_images(plain_data: ReportData) -> None:
     changes = {"gallery": (), "gallery_unavailable": "no such folder"}
-    assert "No images are shown: no such folder" in _Page(
-        render(plain_data.model_copy(update=changes))
-    ).seen
+    assert (
+        "No images are shown: no such folder"
+        in _Page(render(plain_data.model_copy(update=changes))).seen
+    )
 
 
 def test_budget_not_kept(plain_data: ReportData) -> None:
@@ -193,9 +193,7 @@ def test_names_are_text(plain_data: ReportData) -> None:
     name = "</script><script>alert(1)</script><b>&"
     rows = (plain_data.classes[0].model_copy(update={"name": name}), *plain_data.classes[1:])
     shown = (plain_data.gallery[0].model_copy(update={"name": name}), *plain_data.gallery[1:])
-    text = render(
-        plain_data.model_copy(update={"title": name, "classes": rows, "gallery": shown})
-    )
+    text = render(plain_data.model_copy(update={"title": name, "classes": rows, "gallery": shown}))
     page = _Page(text)
     assert "<script>alert" not in text
     assert set(page.scripts) == {"data", "plotly", "script"}
@@ -230,7 +228,7 @@ def test_write_refused(tmp_path: Path, plain_data: ReportData) -> None:
     with pytest.raises(ConfigError, match="is a folder; give the name of a file"):
         write_report(tmp_path, plain_data)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written .*; choose another file"):
+    with pytest.raises(ConfigError, match=r"cannot be written .*; choose another file"):
         write_report(tmp_path / "file" / "report.html", plain_data)
 
 
@@ -245,11 +243,3 @@ def test_without_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=rf"{name}; install it with pip install 'dvt-edge\[rep"):
         render(plain_data)
-
-
-def test_thresholds_are_told_from_the_start(
-    plain: _Page, profile: Callable[..., object]
-) -> None:
-    """The data that the script reads is whole: one threshold and share per exit."""
-    point = json.loads(plain.scripts["data"])["operating"]["point"]
-    assert len(point["thresholds"]) == len(point["exit_fraction"]) == 3
