@@ -52,6 +52,7 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "folder": _folder,
         "moment": _moment,
         "ms": _ms,
         "number": _number,
@@ -105,6 +106,12 @@ def _plotly() -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
+def _folder(text: str) -> str:
+    """The last two parts of a path, which fit a title on a phone."""
+    parts = Path(text).parts
+    return text if len(parts) <= 2 else f"…/{parts[-2]}/{parts[-1]}"
+
+
 def _moment(text: str) -> str:
     """``2026-11-22T20:43:57+00:00`` as ``2026-11-22, 20:43 UTC``; other texts as they are."""
     try:
@@ -115,7 +122,7 @@ def _moment(text: str) -> str:
 
 
 def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _ms(value: float) -> str:

@@ -216,23 +216,50 @@
     }), config);
   }
 
+  /** Edges and counts without the last bin where that gathers all the slowest runs: drawn as high
+   *  as the others and many times as wide, it would look like most of them. */
+  function bins({ edges_ms: edges, counts }) {
+    const width = (k) => edges[k + 1] - edges[k];
+    const last = counts.length - 1;
+    const gathers = last > 0 && width(last) > 2 * width(last - 1);
+    return gathers ? [edges.slice(0, -1), counts.slice(0, -1)] : [edges, counts];
+  }
+
   /** Outlines of histograms: x are the edges, on a logarithmic axis. */
   function drawHistogram(id, distributions, name) {
-    const traces = distributions.flatMap((times, k) => times.edges_ms.length < 2 ? [] : [{
-      type: "scatter", mode: "lines", name: `${name} ${k + 1}`, fill: "tozeroy",
-      x: times.edges_ms, y: [...times.counts.map((n) => (100 * n) / times.runs), 0],
-      line: { shape: "hv", width: 1.5, color: exitColor(k) },
-      fillcolor: faint(exitColor(k), 0.25),
-      hovertemplate: `${name} ${k + 1}: %{y:.1f} % of the runs from %{x:.3g} ms<extra></extra>`,
-    }]);
-    const none = traces.length ? [] : [{
-      text: "no histogram was kept; the table has percentiles", showarrow: false,
-      xref: "paper", yref: "paper", x: 0.5, y: 0.5,
-    }];
+    const traces = distributions.flatMap((times, k) => {
+      const [edges, counts] = bins(times);
+      return edges.length < 2 ? [] : [{
+        type: "scatter", mode: "lines", name: `${name} ${k + 1}`, fill: "tozeroy",
+        x: [edges[0], ...edges], y: [0, ...counts.map((n) => (100 * n) / times.runs), 0],
+        line: { shape: "hv", width: 1.5, color: exitColor(k) },
+        fillcolor: faint(exitColor(k), 0.25),
+        hovertemplate: `${name} ${k + 1}: %{y:.1f} % of the runs from %{x:.3g} ms<extra></extra>`,
+      }];
+    });
+    const logarithmic = { type: "log", title: "milliseconds, logarithmic", dtick: "D2", tickformat: "~g" };
+    if (traces.length === 0) {
+      drawPercentiles(id, distributions, name, logarithmic);
+      return;
+    }
     Plotly.react(id, traces, layout({
-      annotations: none, hovermode: "closest", margin: { l: 48, r: 10, t: 8, b: 50 },
-      xaxis: { type: "log", title: "milliseconds, logarithmic", dtick: "D2", tickformat: "~g" },
-      yaxis: { title: "runs, %", rangemode: "tozero" },
+      hovermode: "closest", margin: { l: 48, r: 10, t: 8, b: 50 },
+      xaxis: logarithmic, yaxis: { title: "runs, %", rangemode: "tozero" },
+    }), config);
+  }
+
+  /** For want of histograms: from the median to the 99th percentile. */
+  function drawPercentiles(id, distributions, name, xaxis) {
+    const ranks = ["p50", "p95", "p99"];
+    Plotly.react(id, distributions.map((times, k) => ({
+      type: "scatter", mode: "lines+markers+text", name: `${name} ${k + 1}`, cliponaxis: false,
+      x: ranks.map((rank) => times[`${rank}_ms`]), y: ranks.map(() => `${name} ${k + 1}`),
+      text: ranks, textposition: ["bottom center", "top center", "bottom center"],
+      line: { width: 4, color: exitColor(k) }, marker: { size: 12, color: exitColor(k) },
+      hovertemplate: "%{text} of %{y}: %{x:.3f} ms<extra></extra>",
+    })), layout({
+      hovermode: "closest", margin: { l: 60, r: 24, t: 8, b: 50 },
+      xaxis: { ...xaxis, automargin: true }, yaxis: { range: [distributions.length - 0.5, -0.5], showgrid: false },
     }), config);
   }
 
@@ -296,7 +323,7 @@
       press("data-source", button);
       source = button.dataset.source;
       byId("classes-of").textContent = source === "data"
-        ? `Share of each class's images in ${data.measurement.data.folder} per exit, at the profile's budget.`
+        ? `Share of each class's images in ${button.textContent} per exit, at the profile's budget.`
         : "Share of each class's calibration images per exit, at the budget set above.";
       redraw();
     });

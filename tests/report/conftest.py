@@ -33,6 +33,8 @@ NO_SENSOR = "no energy sensor on this machine; run dvt-edge doctor"
 def _distribution(mean_ms: float, seed: int) -> Distribution:
     times = np.random.default_rng(seed).normal(mean_ms, 0.05 * mean_ms, 400).clip(mean_ms / 2)
     counts, edges = np.histogram(times, 20)
+    if seed == 0:  # one run took long: the last bin gathers it
+        edges, counts = np.append(edges, 10 * mean_ms), np.append(counts, 1)
     p50, p95, p99 = np.percentile(times, (50, 95, 99))
     return Distribution(
         mean_ms=float(times.mean()),
@@ -124,7 +126,7 @@ def full_measurement(measurement: Measurement) -> Measurement:
                 seconds=30.0,
             ),
             "data": DataFigures(
-                folder="field/images",
+                folder="/data/of/the/field/images",
                 images=500,
                 labelled=True,
                 exit_fraction=(0.25, 0.25, 0.5),

@@ -246,7 +246,38 @@ def test_budget_in_energy(show: Callable[..., Page], full_data: ReportData) -> N
 def test_no_energy_no_switch(show: Callable[..., Page]) -> None:
     page = show("plain")
     assert page.run("document.querySelectorAll('[data-axis], [data-pace]').length") == 0
-    assert page.text("energy").startswith("unavailable: ")
+    assert page.text("energy").startswith("unavailable")
+
+
+def test_the_slowest_runs_are_not_drawn_as_many(show: Callable[..., Page]) -> None:
+    """A last bin ten times as wide as the others is left out; ordinary ones are drawn."""
+    page = show("plain")
+    x, y = page.trace("calls", "exit 1")
+    assert max(x) < 0.5  # of 0.3 ms; the bin reaches to 3 ms
+    assert sum(y) == pytest.approx(100)
+    x, y = page.trace("calls", "exit 2")
+    assert len(x) == len(y) == 22
+    assert sum(y) == pytest.approx(100)
+
+
+def test_percentiles_for_want_of_histograms(
+    show: Callable[..., Page], files: dict[str, Path], plain_data: ReportData
+) -> None:
+    """A measurement need not keep histograms of everything."""
+    timing = plain_data.measurement.back_to_back
+    last = timing.exits[-1]
+    bare = [stage.model_copy(update={"edges_ms": (), "counts": ()}) for stage in last.stages]
+    exits = (*timing.exits[:-1], last.model_copy(update={"stages": tuple(bare)}))
+    measured = plain_data.measurement.model_copy(
+        update={"back_to_back": timing.model_copy(update={"exits": exits})}
+    )
+    files["bare"] = files["plain"].with_name("bare.html")
+    write_report(files["bare"], plain_data.model_copy(update={"measurement": measured}))
+    page = show("bare")
+    for k, stage in enumerate(bare):
+        x, y = page.trace("stages", f"stage {k + 1}")
+        assert x == pytest.approx([stage.p50_ms, stage.p95_ms, stage.p99_ms])
+        assert set(y) == {f"stage {k + 1}"}
 
 
 def test_pace_and_folder(show: Callable[..., Page]) -> None:
@@ -259,7 +290,7 @@ def test_pace_and_folder(show: Callable[..., Page]) -> None:
     page.click("button[data-source=data]")
     shares, _ = page.trace("classes", "exit 1")
     assert sorted(shares)[-2:] == pytest.approx([10, 50])  # bag and coat; the others are not there
-    assert "in field/images per exit" in page.text("classes-of")
+    assert "in …/field/images per exit" in page.text("classes-of")
 
 
 @pytest.mark.parametrize(("scheme", "color"), [("light", LIGHT_PAGE), ("dark", DARK_PAGE)])
