@@ -81,6 +81,8 @@
 
   // Charts ----------------------------------------------------------------------------------------
 
+  const paper = matchMedia("print");
+  const paperWidth = 640; // pixels, of A4 and Letter upright; the sheet is laid out after drawing
   const config = { displayModeBar: false, responsive: true, scrollZoom: false };
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const exitColor = (k) => color(`--exit-${(k % 6) + 1}`);
@@ -89,12 +91,15 @@
   const faint = (hex, alpha) =>
     `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",")},${alpha})`;
 
-  function layout(changes) {
+  function layout(id, changes) {
     const line = { gridcolor: color("--line"), zeroline: false, linecolor: color("--line") };
     const { xaxis = {}, yaxis = {}, ...rest } = changes;
     const titled = ({ title, ...other }) =>
       title ? { ...other, title: { text: title, font: { size: 13 }, standoff: 12 } } : other;
     return {
+      ...(paper.matches
+        ? { width: paperWidth, height: byId(id).clientHeight }
+        : { autosize: true }),
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: color("--sans"), size: 13, color: color("--soft") },
@@ -159,7 +164,7 @@
       `${rightness[0].toUpperCase()}${rightness.slice(1)} against ${name}`;
     const budget = limit ?? data.operating.start[axis];
     const reach = Math.max(...data.single_exits.map(cost));
-    Plotly.react("tradeoff", traces, layout({
+    Plotly.react("tradeoff", traces, layout("tradeoff", {
       showlegend: true,
       margin: { l: 52, r: 14, t: 8, b: 50 },
       // Where accuracy costs something, this corner is empty.
@@ -179,7 +184,7 @@
       type: "bar", orientation: "h", x: [100 * shown.exit_fraction[k]], y: [""],
       marker: { color: exitColor(k), line: { width: 1, color: color("--card") } },
       hovertemplate: `exit ${k + 1}: %{x:.1f} %<extra></extra>`,
-    })), layout({
+    })), layout("shares", {
       barmode: "stack", bargap: 0.1, margin: { l: 0, r: 0, t: 4, b: 4 },
       xaxis: { visible: false, range: [0, 100] }, yaxis: { visible: false },
     }), config);
@@ -204,7 +209,7 @@
       marker: { color: exitColor(k), line: { width: 1, color: color("--card") } },
       hovertemplate:
         `<b>%{customdata[0]}</b><br>exit ${k + 1}: %{x:.1f} %%{customdata[1]}<extra></extra>`,
-    })), layout({
+    })), layout("classes", {
       barmode: "stack", bargap: 0.22,
       margin: { l: 8, r: 14, t: 4, b: 44 },
       xaxis: { range: [0, 100], title: "share of the class's images, %" },
@@ -242,7 +247,7 @@
       drawPercentiles(id, distributions, name, logarithmic);
       return;
     }
-    Plotly.react(id, traces, layout({
+    Plotly.react(id, traces, layout(id, {
       hovermode: "closest", margin: { l: 48, r: 10, t: 8, b: 50 },
       xaxis: logarithmic, yaxis: { title: "runs, %", rangemode: "tozero" },
     }), config);
@@ -257,7 +262,7 @@
       text: ranks, textposition: ["bottom center", "top center", "bottom center"],
       line: { width: 4, color: exitColor(k) }, marker: { size: 12, color: exitColor(k) },
       hovertemplate: "%{text} of %{y}: %{x:.3f} ms<extra></extra>",
-    })), layout({
+    })), layout(id, {
       hovermode: "closest", margin: { l: 60, r: 24, t: 8, b: 50 },
       xaxis: { ...xaxis, automargin: true }, yaxis: { range: [distributions.length - 0.5, -0.5], showgrid: false },
     }), config);
@@ -335,8 +340,8 @@
     drawClasses();
     drawTimes();
   }
-  for (const query of ["(prefers-color-scheme: dark)", "print"]) {
-    matchMedia(query).addEventListener("change", () => drawn && drawAll());
+  for (const query of [matchMedia("(prefers-color-scheme: dark)"), paper]) {
+    query.addEventListener("change", () => drawn && drawAll());
   }
 
   /** Plotly lies gzipped in the page. */

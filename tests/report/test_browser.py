@@ -307,6 +307,25 @@ def test_light_and_dark(show: Callable[..., Page], scheme: str, color: str) -> N
     assert page.run(ink) == page.run(soft)
 
 
+def test_paper(show: Callable[..., Page]) -> None:
+    """In print the page is light, without what can only be clicked, and charts fit their place."""
+    page = show(scheme="dark")
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        page.wait("document.querySelector('#tradeoff .main-svg').clientWidth === 640")
+        assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert not page.run("document.getElementById('budget').checkVisibility()")
+        for chart in CHARTS:
+            assert page.run(f"document.querySelector('#{chart} .main-svg').clientWidth") == 640
+            drawn, place = (
+                page.run(f"document.querySelector('{what}').clientHeight")
+                for what in (f"#{chart} .main-svg", f"#{chart}")
+            )
+            assert drawn == place, chart
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 @pytest.mark.parametrize("width", [320, 390, 768])
 @pytest.mark.parametrize("kind", ["plain", "full"])
 def test_no_sideways_scrolling(show: Callable[..., Page], kind: str, width: int) -> None:
