@@ -310,10 +310,13 @@ def test_light_and_dark(show: Callable[..., Page], scheme: str, color: str) -> N
 def test_paper(show: Callable[..., Page]) -> None:
     """In print the page is light, without what can only be clicked, and charts fit their place."""
     page = show(scheme="dark")
-    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
     try:
         page.wait("document.querySelector('#tradeoff .main-svg').clientWidth === 640")
         assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        soft = "getComputedStyle(document.querySelector('header .soft')).color"
+        assert page.run(soft) == "rgb(90, 96, 104)"
         assert not page.run("document.getElementById('budget').checkVisibility()")
         for chart in CHARTS:
             assert page.run(f"document.querySelector('#{chart} .main-svg').clientWidth") == 640
