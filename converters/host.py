@@ -44,7 +44,7 @@ from dvt_edge.converters.quantization import (
 )
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
 from dvt_edge.converters.stage_graph import Target, stage_graph_from_cascade
-from dvt_edge.datasets import ImageDataset, open_images
+from dvt_edge.datasets import ImageDataset, open_images, spread_rows
 from dvt_edge.engines import PrecisionFigures
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models.cascade import Cascade
@@ -257,8 +257,7 @@ def _check_fit(profile: Profile, config: CascadeConfig) -> None:
 
 def _read_calibration(profile: Profile, config: CascadeConfig, report: Progress) -> _Calibration:
     data = open_images(profile.calibration.data, config.class_names)
-    count = min(len(data), profile.calibration.samples)
-    chosen = np.unique(np.linspace(0, len(data) - 1, count).round().astype(int))
+    chosen = spread_rows(len(data), profile.calibration.samples)
     label = _labels(data, chosen, config, profile.calibration.data)
     preprocess = Preprocessor(profile.input)
     images = np.empty((len(chosen), *preprocess.shape), np.float32)

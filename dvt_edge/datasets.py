@@ -202,3 +202,12 @@ def open_npz(path: Path) -> ArrayDataset:
 def open_images(path: Path, class_names: Sequence[str] | None = None) -> ImageDataset:
     """A folder of images or an npz archive, by what ``path`` is."""
     return open_npz(path) if path.suffix == ".npz" else open_folder(path, class_names)
+
+
+def spread_rows(total: int, samples: int) -> npt.NDArray[np.int64]:
+    """Indices of at most ``samples`` of ``total`` images, evenly spread: those that records are of.
+
+    Ascending, without repetitions.
+    """
+    count = min(total, samples)
+    return np.asarray(np.unique(np.linspace(0, total - 1, count).round().astype(np.int64)))

@@ -25,6 +25,7 @@ from dvt_edge.datasets import (
     open_images,
     open_npz,
     read_idx,
+    spread_rows,
 )
 from dvt_edge.errors import DataError
 
@@ -288,3 +289,12 @@ def test_npz_missing(tmp_path: Path) -> None:
     """A missing file is called missing."""
     with pytest.raises(DataError, match=r"gone\.npz: no such file"):
         open_images(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize(
+    ("total", "samples", "expected"),
+    [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (1, 1, [0]), (10, 1, [0]), (3, 2, [0, 2])],
+)
+def test_spread_rows(total: int, samples: int, expected: list[int]) -> None:
+    """Both ends and what lies evenly between them, each once."""
+    assert spread_rows(total, samples).tolist() == expected

@@ -66,7 +66,14 @@ def test_unknown_attribute() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["dvt_edge", "dvt_edge.runtime.runtime", "dvt_edge.cli", "dvt_edge.datasets"]
+    "module",
+    [
+        "dvt_edge",
+        "dvt_edge.runtime.runtime",
+        "dvt_edge.cli",
+        "dvt_edge.datasets",
+        "dvt_edge.report",
+    ],
 )
 def test_import_pulls_in_neither_torch_nor_cuda(module: str) -> None:
     """What a device imports runs without torch, ONNX tools and CUDA."""

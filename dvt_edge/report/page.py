@@ -1,0 +1,135 @@
+"""The page: one HTML file that carries its style, its script, its data and its plotting library."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import dvt_edge
+from dvt_edge.errors import ConfigError
+from dvt_edge.files import replaced_file
+from dvt_edge.report.data import ReportData
+
+_HERE = Path(__file__).parent
+_MISSING = "a report needs {}; install it with pip install 'dvt-edge[report]'"
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write ``data`` as a page to ``path``; a reader sees the old file or the new one.
+
+    Raises :class:`~dvt_edge.errors.ConfigError` where ``path`` cannot be written, or the extra
+    ``report`` is not installed.
+    """
+    text = render(data)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give the name of a file, such as report.html")
+    try:
+        with replaced_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the report cannot be written ({error.strerror}); choose another file"
+        ) from None
+
+
+def render(data: ReportData) -> str:
+    """The page as text. Raises :class:`~dvt_edge.errors.ConfigError` without the extra
+    ``report``."""
+    try:
+        import jinja2
+    except ImportError:
+        raise ConfigError(_MISSING.format("Jinja2")) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "folder": _folder,
+        "moment": _moment,
+        "ms": _ms,
+        "number": _number,
+        "percent": _percent,
+    }
+    return environment.get_template("report.html").render(
+        data=data,
+        style=_verbatim((_HERE / "report.css").read_text(encoding="utf-8")),
+        script=_verbatim((_HERE / "report.js").read_text(encoding="utf-8")),
+        plotly=_plotly(),
+        values=_verbatim(_embedded(_live_values(data))),
+        version=dvt_edge.__version__,
+    )
+
+
+def _live_values(data: ReportData) -> dict[str, Any]:
+    """What the script needs; the rest of ``data`` is in the page's text already."""
+    values: dict[str, Any] = data.model_dump(
+        mode="json", exclude={"gallery": True, "versions": True, "stages": True}
+    )
+    if data.measurement.data:  # of a thousand classes the page shows a few
+        shown = {row.name for row in data.classes}
+        shares = data.measurement.data.class_exit_fraction
+        values["measurement"]["data"]["class_exit_fraction"] = {
+            name: share for name, share in shares.items() if name in shown
+        }
+    return values
+
+
+def _embedded(values: dict[str, Any]) -> str:
+    """JSON for a script element: without ``<``, which could end it."""
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _verbatim(text: str) -> Any:
+    """``text`` of ours for a style or script element, where HTML knows no escapes."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's script, gzipped, in base64: 2 MB instead of 5. Browsers unpack it."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ConfigError(_MISSING.format("Plotly")) from None
+    packed = gzip.compress(get_plotlyjs().encode(), mtime=0)  # the same page for the same data
+    return base64.b64encode(packed).decode("ascii")
+
+
+def _folder(text: str) -> str:
+    """The last two parts of a path, which fit a title on a phone."""
+    parts = Path(text).parts
+    return text if len(parts) <= 2 else f"…/{parts[-2]}/{parts[-1]}"
+
+
+def _moment(text: str) -> str:
+    """``2026-11-22T20:43:57+00:00`` as ``2026-11-22, 20:43 UTC``; other texts as they are."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment:%Y-%m-%d, %H:%M} {moment.tzname() or ''}".strip()
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _ms(value: float) -> str:
+    """Milliseconds with three or four digits that say something."""
+    digits = 3 if value < 10 else 2 if value < 100 else 1
+    return f"{value:.{digits}f}"
+
+
+def _number(value: float, digits: int = 0) -> str:
+    return f"{value:,.{digits}f}"
