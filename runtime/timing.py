@@ -200,7 +200,7 @@ def _exit_timing(rows: npt.NDArray[np.float64], transfers: Sequence[float]) -> E
     return ExitTiming(
         latency=distribution(rows[:, 0], bins=HISTOGRAM_BINS),
         preprocess=distribution(rows[:, 1]),
-        stages=tuple(distribution(column) for column in rows.T[2:]),
+        stages=tuple(distribution(column, bins=HISTOGRAM_BINS) for column in rows.T[2:]),
         decision=distribution(decision),
         transfer=distribution(transfers) if transfers else None,
     )
