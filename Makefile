@@ -9,7 +9,7 @@ BIN := .venv/bin
 NATIVE := $(wildcard runtime/native/*.cpp runtime/native/*.cu runtime/native/*.h)
 PROFILE := samples/profiles/demo-cpu.yaml
 
-.PHONY: demo test check clean
+.PHONY: demo engines test check clean
 
 .venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,12 @@ demo: .venv/installed
 	$(BIN)/dvt-edge build --profile $(PROFILE)
 	$(BIN)/dvt-edge profile --profile $(PROFILE) --duration 3
 	$(BIN)/dvt-edge classify --profile $(PROFILE) samples/demo/scenes/test/*/000[01]*.png
+
+# Without a GPU: a portable bundle for Jetson, and TensorRT-RTX engines.
+engines: .venv/installed
+	$(BIN)/dvt-edge build --profile samples/profiles/jetson-orin.yaml
+	$(BIN)/dvt-edge build --profile samples/profiles/rtx.yaml
+	$(BIN)/dvt-edge inspect out/rtx
 
 test: .venv/installed
 	$(BIN)/pytest
