@@ -3,10 +3,12 @@
     python benchmarks/batches.py [--batch 64] [--batches 4] [--rounds 7] [--out FILE.json]
 
 The demo on ONNX Runtime's CPU provider, for three budgets between the first and the last exit's
-cost. After each batch each of its stages runs alone, on as many frames as it just had: their times
-together are the ideal of a loop that costs nothing and moves no survivor. `of the ideal` is ideal
-over actual, from the first stage's start to the last answer; `with preprocessing` counts that to
-both. Medians over batches and rounds of each pair: what slows the machine for a while slows both.
+cost. After each batch each of its stages runs alone, on as many frames as it just had, a few times
+over: the first time after another stage, whose data then fill the caches, then after itself. Their
+times together are the ideal of a loop that costs nothing and moves no survivor: `warm`, the later
+runs, is what a stage alone can do; `cold`, from the first, is what it can do within any cascade.
+`of warm` and `of cold` are ideal over actual, from the first stage's start to the last answer.
+Medians over batches and rounds of each pair: what slows the machine for a while slows both.
 Prints a table with the machine; writes JSON.
 """
 
@@ -35,7 +37,7 @@ from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (0.25, 0.5, 0.75)
 """Budgets, on the way from the first exit's cost to the last one's."""
-ALONE = 3
+ALONE = 4
 """Runs of each stage alone, after each batch."""
 
 Frames = list[npt.NDArray[np.uint8]]
@@ -89,7 +91,7 @@ def _measure(
     runtime: Runtime, backend: OnnxRuntimeBackend, batches: Sequence[Frames], rounds: int
 ) -> dict[str, Any]:
     size, exits = len(batches[0]), len(runtime.costs.exits)
-    wall, ready, ideal = np.zeros((3, rounds, len(batches)))
+    wall, ready, cold, warm = np.zeros((4, rounds, len(batches)))
     survivors = np.zeros((len(batches), exits), int)
     for at in range(-1, rounds):  # the first round binds and warms up
         for number, frames in enumerate(batches):
@@ -97,34 +99,35 @@ def _measure(
             answers = runtime.classify_batch(frames)
             wall_ms = 1e3 * (perf_counter() - started)
             counts = [sum(a.exit_stage > k for a in answers) for k in range(exits)]
-            alone = [_alone_ms(backend, k, n) for k, n in enumerate(counts)]
+            alone = np.array([_alone_ms(backend, k, n) for k, n in enumerate(counts)])
             survivors[number] = counts
             if at >= 0:
                 wall[at, number], ready[at, number] = wall_ms, answers[0].preprocess_ms
-                ideal[at, number] = sum(alone)
+                cold[at, number], warm[at, number] = alone.sum(axis=0)
     stages_ms = wall - ready
     return {
         "budget_ms": round(float(runtime.budget.latency_ms or 0), 3),
         "reach": [round(float(n) / size, 3) for n in survivors.mean(axis=0)],
         "frames_per_s": round(1e3 * size / float(np.median(wall)), 1),
         "stages_ms": round(float(np.median(stages_ms)), 3),
-        "ideal_ms": round(float(np.median(ideal)), 3),
+        "cold_ms": round(float(np.median(cold)), 3),
+        "warm_ms": round(float(np.median(warm)), 3),
         "preprocess_ms": round(float(np.median(ready)), 3),
-        "of_ideal": round(float(np.median(ideal / stages_ms)), 3),
-        "of_ideal_with_preprocessing": round(float(np.median((ideal + ready) / wall)), 3),
+        "of_cold": round(float(np.median(cold / stages_ms)), 3),
+        "of_warm": round(float(np.median(warm / stages_ms)), 3),
     }
 
 
-def _alone_ms(backend: OnnxRuntimeBackend, stage: int, count: int) -> float:
-    """One stage on ``count`` frames; 0 where none reaches it."""
+def _alone_ms(backend: OnnxRuntimeBackend, stage: int, count: int) -> tuple[float, float]:
+    """One stage on ``count`` frames, cold and warm; 0 where none reaches it."""
     if not count:
-        return 0.0
+        return 0.0, 0.0
     times = []
     for _ in range(ALONE):
         started = perf_counter()
         backend.run_stage(stage, count)
         times.append(1e3 * (perf_counter() - started))
-    return float(np.median(times))
+    return times[0], float(np.median(times[1:]))
 
 
 def _print(
@@ -139,9 +142,11 @@ def _print(
         "reach each stage",
         "frames/s",
         "stages ms",
-        "alone ms",
-        "of the ideal",
-        "with preprocessing",
+        "cold ms",
+        "warm ms",
+        "of cold",
+        "of warm",
+        "preprocessing ms",
     ):
         table.add_column(column, justify="right")
     for r in results:
@@ -150,9 +155,11 @@ def _print(
             ", ".join(f"{share:.2f}" for share in r["reach"]),
             f"{r['frames_per_s']:.0f}",
             f"{r['stages_ms']:.2f}",
-            f"{r['ideal_ms']:.2f}",
-            f"{r['of_ideal']:.3f}",
-            f"{r['of_ideal_with_preprocessing']:.3f}",
+            f"{r['cold_ms']:.2f}",
+            f"{r['warm_ms']:.2f}",
+            f"{r['of_cold']:.3f}",
+            f"{r['of_warm']:.3f}",
+            f"{r['preprocess_ms']:.2f}",
         )
     Console(width=140).print(table)
 
