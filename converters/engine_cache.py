@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import dvt_edge
 from dvt_edge.bundle import file_sha256
 from dvt_edge.converters.engine_request import Built, Request
 from dvt_edge.engines import Platform
@@ -24,7 +25,8 @@ def engine_key(graph_sha256: str, request: Request, platform: Platform) -> str:
     """Hash of graph, target and settings; not of where files lie."""
     settings = asdict(request) | {"graph": graph_sha256, "plan": ""}
     machine = platform.model_dump(mode="json", exclude={"power_mode"})
-    text = json.dumps([settings, machine], sort_keys=True)
+    # Another version of ours may ask the builder for something else.
+    text = json.dumps([settings, machine, dvt_edge.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -81,6 +81,7 @@ def build_engine(request: Request, emit: Emit) -> Built:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _set_precision(config, request, flags)
     _set_targets(config, request)
+    _share_profiles(config, flags)
     _add_profiles(builder, network, config, request.largest_batch)
     monitor = _monitor(emit)
     if monitor is not None:
@@ -115,6 +116,15 @@ def _set_precision(config: trt.IBuilderConfig, request: Request, flags: list[str
         if name in known:
             config.set_flag(known[name])
             flags.append(name)
+
+
+def _share_profiles(config: trt.IBuilderConfig, flags: list[str]) -> None:
+    """Let contexts of several batch sizes use one profile, which 8.6 must be asked for."""
+    name = "PROFILE_SHARING_0806"
+    known = getattr(getattr(trt, "PreviewFeature", None), "__members__", {})
+    if name in known and "STRONGLY_TYPED" not in flags:
+        config.set_preview_feature(known[name], True)
+        flags.append(name)
 
 
 def _set_targets(config: Any, request: Request) -> None:

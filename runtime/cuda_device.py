@@ -1,6 +1,6 @@
 """One GPU through pycuda: memory, copies that are counted, graphs, kernels.
 
-The primary context is retained, which CUDA's runtime, torch and TensorRT share; it is current only
+The primary context is used, which CUDA's runtime, torch and TensorRT share; it is current only
 inside :meth:`CudaDevice.current`, on whichever thread works at the moment. pycuda does not bind
 stream capture; that goes to libcuda itself.
 """
@@ -9,17 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import BackendError
+from dvt_edge.errors import BackendError, ClosedError
 
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: the default stream, where torch works, and ours do not wait for each
+other, and its use by another thread does not break a capture."""
 _THREAD_LOCAL_CAPTURE = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may use CUDA meanwhile."""
+
+_FORKED = (
+    "this process was forked from one that uses the GPU, and CUDA does not survive a fork; start "
+    "it with multiprocessing's 'spawn', or fork before the first Runtime is opened"
+)
+
+_LESS = "close other programs, or lower engine.batch_sizes or engine.workspace_mb and rebuild"
+
+# The primary context, by the process that retained it. It is never detached: CUDA's runtime, which
+# engines use, keeps it until the process ends anyway, and pycuda's detach() leaves it on the stack
+# of the thread that retained it, or on another thread unreleased.
+_retained: dict[int, Any] = {}
+_retaining = threading.Lock()
 
 
 @dataclass
@@ -54,15 +73,20 @@ class CudaDevice:
                 "with pip install 'dvt-edge[tensorrt]'"
             ) from None
         self._cuda: Any = cuda
+        self._process = os.getpid()
+        if _retained and self._process not in _retained:
+            raise BackendError(_FORKED)
         try:
             cuda.init()
             device = cuda.Device(0)
-            self._context = device.retain_primary_context()
+            with _retaining:
+                if not _retained:
+                    _retained[self._process] = device.retain_primary_context()
+            self._context = _retained[self._process]
         except cuda.Error as error:
             raise BackendError(
                 f"no NVIDIA GPU can be used ({error}); 'dvt-edge doctor' says what is missing"
             ) from None
-        self._process = os.getpid()
         self.name: str = device.name()
         self.compute_capability = ".".join(map(str, device.compute_capability()))
         attributes = cuda.device_attribute
@@ -72,30 +96,36 @@ class CudaDevice:
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._owned: list[Any] = []
         self._graphs: list[int] = []
-        with self.current():
-            self._stream = cuda.Stream()
-            self._started, self._stopped = cuda.Event(), cuda.Event()
         self._modules: list[Any] = []
+        self._closed = False
+        with self.current():
+            self._stream = cuda.Stream(_NON_BLOCKING)
+            self._started, self._stopped = cuda.Event(), cuda.Event()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a process forked since, to which nothing here belongs."""
+        return os.getpid() != self._process
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         """Make the context current on this thread for the block.
 
         Raises :class:`~dvt_edge.errors.BackendError` in a process forked since, where CUDA does
-        not work, and for errors of the driver.
+        not work, and for errors of the driver; :class:`~dvt_edge.errors.ClosedError` once closed.
         """
-        if os.getpid() != self._process:
-            raise BackendError(
-                "this process was forked after the Runtime was opened, and CUDA does not survive "
-                "a fork; open the Runtime in the new process, or start it with 'spawn'"
-            )
-        self._context.push()
+        if self.forked:
+            raise BackendError(_FORKED)
+        if self._closed:
+            raise ClosedError("this GPU backend is closed; open another Runtime")
         try:
-            yield
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
         except self._cuda.Error as error:
-            raise BackendError(f"CUDA failed: {error}") from None
-        finally:
-            self._context.pop()
+            raise BackendError(_failed(str(error))) from None
 
     @property
     def stream(self) -> int:
@@ -112,17 +142,22 @@ class CudaDevice:
         except self._cuda.MemoryError:
             free, total = self._cuda.mem_get_info()
             raise BackendError(
-                f"{size >> 20} MiB more of device memory are needed, {free >> 20} of "
-                f"{total >> 20} MiB are free; close other programs, or lower engine.batch_sizes "
-                "or engine.workspace_mb and rebuild"
+                f"{_mib(size)} MiB more of device memory are needed, {free >> 20} of "
+                f"{total >> 20} MiB are free; {_LESS}"
             ) from None
         self._owned.append(memory)
         return int(memory)
 
     def allocate_mapped(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> MappedArray:
-        """Zeroed host memory that kernels use in place."""
+        """Zeroed host memory that kernels use in place; raises as :meth:`allocate`."""
         flags = self._cuda.host_alloc_flags.DEVICEMAP
-        array = self._cuda.pagelocked_zeros(shape, dtype, mem_flags=flags)
+        try:
+            array = self._cuda.pagelocked_zeros(shape, dtype, mem_flags=flags)
+        except self._cuda.MemoryError:
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            raise BackendError(
+                f"{_mib(size)} MiB more of page-locked memory are needed and cannot be had; {_LESS}"
+            ) from None
         self._owned.append(array.base)
         return MappedArray(array, int(array.base.get_device_pointer()))
 
@@ -184,9 +219,12 @@ class CudaDevice:
         self._check(self._driver.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL_CAPTURE))
         try:
             work()
-        finally:
-            status = self._driver.cuStreamEndCapture(stream, ctypes.byref(graph))
-        self._check(status)
+        except BaseException:
+            self._driver.cuStreamEndCapture(stream, ctypes.byref(graph))
+            if graph:
+                self._driver.cuGraphDestroy(graph)
+            raise
+        self._check(self._driver.cuStreamEndCapture(stream, ctypes.byref(graph)))
         runnable = ctypes.c_void_p()
         try:
             self._check(
@@ -206,26 +244,43 @@ class CudaDevice:
             self._driver.cuGraphLaunch(ctypes.c_void_p(graph), ctypes.c_void_p(self.stream))
         )
 
-    def close(self) -> None:
-        """Free all memory and graphs; the context is released with the last user of it."""
-        if self._context is None:
-            return
-        with self.current():
+    def drop_graphs(self) -> None:
+        """Wait for the stream and destroy all graphs: before what they run is freed."""
+        with self.current(), contextlib.suppress(self._cuda.Error):
             self._stream.synchronize()
-            for graph in self._graphs:
-                self._driver.cuGraphExecDestroy(ctypes.c_void_p(graph))
-            for memory in self._owned:
-                memory.free()
-            self._graphs.clear()
-            self._owned.clear()
+        while self._graphs:
+            self._driver.cuGraphExecDestroy(ctypes.c_void_p(self._graphs.pop()))
+
+    def close(self) -> None:
+        """Free everything, also after a failure; twice or in a forked process it does nothing.
+
+        The arrays of :meth:`allocate_mapped` are not to be touched afterwards.
+        """
+        if self._closed or self.forked:
+            return
+        self.drop_graphs()
+        with self.current():
+            while self._owned:
+                with contextlib.suppress(self._cuda.Error):
+                    self._owned.pop().free()
             self._modules.clear()
             del self._stream, self._started, self._stopped
-        self._context.detach()
-        self._context = None
+        self._closed = True
 
     def _check(self, status: int) -> None:
         if status:
             text = ctypes.c_char_p()
             self._driver.cuGetErrorString(status, ctypes.byref(text))
             reason = (text.value or b"unknown error").decode()
-            raise BackendError(f"CUDA failed: {reason} ({status})")
+            raise BackendError(_failed(f"{reason} ({status})"))
+
+
+def _failed(reason: str) -> str:
+    return (
+        f"CUDA failed: {reason}; start the process anew, and if it happens again see what "
+        "'dvt-edge doctor' says"
+    )
+
+
+def _mib(size: int) -> int:
+    return -(-size // (1 << 20))

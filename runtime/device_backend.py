@@ -8,6 +8,7 @@ else goes to the host. Each byte that crosses is counted in ``device.transfers``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.bundle import HANDED_ON, StageSpec, TensorSpec, handed_on
-from dvt_edge.errors import BackendError
+from dvt_edge.errors import BackendError, ClosedError
 from dvt_edge.runtime.backend import StageAnswer
 from dvt_edge.runtime.cuda_device import CudaDevice, MappedArray
 from dvt_edge.runtime.native.library import kernels
 from dvt_edge.runtime.onnxruntime_cuda_stage import OnnxRuntimeCudaStage, open_cuda_session
-from dvt_edge.runtime.tensorrt_stage import StageEngine, TensorRTStage, load_module, make_logger
+from dvt_edge.runtime.tensorrt_stage import (
+    StageEngine,
+    TensorRTStage,
+    load_module,
+    make_logger,
+    make_runtime,
+)
 
 ANSWERS = ("confidence", "class_id")
 GATHER_THREADS = 256
+
+_log = logging.getLogger(__name__)
 
 
 class Gather(Protocol):
@@ -52,6 +61,7 @@ class DeviceBackend:
         self._graphs: dict[tuple[int, int], int | None] = {}
         self._answers: list[dict[str, MappedArray]] = []
         self._addresses: list[dict[str, int]] = []
+        self._closed = False
         self.stage_ms = 0.0
         """Time of the last stage by CUDA events, without the host's part."""
         try:
@@ -70,6 +80,8 @@ class DeviceBackend:
         return sum(self._sizes.values())
 
     def image_buffer(self, count: int) -> npt.NDArray[Any]:
+        if not self._addresses:
+            raise ClosedError("this GPU backend is closed; open another Runtime")
         if not 1 <= count <= self.max_batch:
             raise BackendError(
                 f"a batch of {count} frames; the profile's engine.batch_sizes end at "
@@ -114,10 +126,17 @@ class DeviceBackend:
                     self.gather(self._addresses[stage][name], spec.bytes_per_image, rows)
 
     def close(self) -> None:
-        for stage in self._stages:
-            stage.close()
-        self._stages.clear()
+        """Free everything, users before what they use; nothing in a process forked since."""
+        if self.device.forked or self._closed:
+            return
+        self._closed = True
+        self.device.drop_graphs()
+        self.gather = self._copy_rows  # a kernel's module is unloaded with the device's memory
         self._graphs.clear()
+        with self.device.current():
+            for stage in self._stages:
+                stage.close()
+        self._stages.clear()
         self._addresses.clear()
         self._answers.clear()
         self.device.close()
@@ -164,7 +183,11 @@ class DeviceBackend:
         device.synchronize()
         if not engine.capturable:
             return None
-        return device.capture(lambda: engine.enqueue(batch, device.stream))
+        try:
+            return device.capture(lambda: engine.enqueue(batch, device.stream))
+        except BackendError as error:
+            _log.warning("stage %d at batch %d runs without a graph: %s", stage + 1, batch, error)
+            return None
 
     def _copy_rows(self, address: int, row_bytes: int, rows: npt.NDArray[np.intp]) -> None:
         """Row by row, in order: rows increase, so none is overwritten before it has moved."""
@@ -185,9 +208,18 @@ class GatherKernel:
             self._rows = device.allocate_mapped((max_batch + 1,), np.int32)
 
     def __call__(self, address: int, row_bytes: int, rows: npt.NDArray[np.intp]) -> None:
-        self._device.synchronize()  # the last call may still read its rows
+        self.choose(rows)
+        self.move(address, row_bytes)
+
+    def choose(self, rows: npt.NDArray[np.intp]) -> None:
+        """Which rows :meth:`move` moves."""
+        self._device.synchronize()  # the last move may still read its rows
         self._rows.array[0] = len(rows)
         self._rows.array[1 : len(rows) + 1] = rows
+        self._device.transfers.to_device += self._rows.array.itemsize * (len(rows) + 1)
+
+    def move(self, address: int, row_bytes: int) -> None:
+        """Move the chosen rows, in stream order."""
         words = row_bytes // 16 if row_bytes % 16 == 0 else row_bytes
         blocks = min(1024, -(-words // GATHER_THREADS))
         at = self._rows.address
@@ -203,7 +235,7 @@ def open_tensorrt(
 
     def stages(device: CudaDevice) -> Iterator[StageEngine]:
         logger = make_logger(trt)
-        runtime = trt.Runtime(logger)
+        runtime = make_runtime(trt, logger)
         for path in paths:
             yield TensorRTStage(trt, runtime, logger, path.read_bytes(), str(path))
 
@@ -240,7 +272,13 @@ def _open(
     backend = DeviceBackend(device, opened, specs, batch_sizes)
     fatbin = kernels()
     if fatbin is not None:
-        backend.gather = GatherKernel(device, fatbin, backend.max_batch)
+        try:
+            backend.gather = GatherKernel(device, fatbin, backend.max_batch)
+        except BackendError as error:  # compiled for other GPUs than this one
+            _log.warning("survivors move row by row, without a kernel: %s", error)
+        except BaseException:
+            backend.close()
+            raise
     return backend
 
 

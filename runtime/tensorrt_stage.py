@@ -6,6 +6,7 @@ Serves ``tensorrt`` 8.6 to 11 and ``tensorrt_rtx``; what a version may lack is l
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Protocol
@@ -46,18 +47,30 @@ def load_module(name: str) -> ModuleType:
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that keeps errors in ``.errors``."""
+    """A logger that keeps the last errors in ``.errors``."""
 
     class Kept(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self.errors: deque[str] = deque(maxlen=3)
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(msg)
 
     return Kept()
+
+
+def make_runtime(trt: Any, logger: Any) -> Any:
+    """What deserialises engines; raises :class:`~dvt_edge.errors.BackendError`."""
+    try:
+        return trt.Runtime(logger)
+    except (TypeError, RuntimeError) as error:  # pybind's words for a constructor that gave nothing
+        reason = "; ".join(logger.errors) or str(error)
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} does not start: {reason}; 'dvt-edge doctor' tells "
+            "about driver and libraries"
+        ) from None
 
 
 class TensorRTStage:
@@ -73,7 +86,8 @@ class TensorRTStage:
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BackendError(
-                f"{name}: {trt.__name__} {trt.__version__} refused it: {self._why()}"
+                f"{name}: {trt.__name__} {trt.__version__} refused it: {self._why()}; rebuild it "
+                "here with 'dvt-edge build --phase device --profile FILE'"
             )
         self._contexts: dict[int, Any] = {}
         self._config = self._runtime_config() if self._rtx else None
@@ -93,8 +107,11 @@ class TensorRTStage:
         if batch in self._contexts:
             return
         context = self._new_context()
-        profile = 0 if batch == 1 else 1
-        done = context.set_optimization_profile_async(profile, stream)
+        try:  # the bindings raise where the profile is refused, and return False for the rest
+            done = context.set_optimization_profile_async(0 if batch == 1 else 1, stream)
+        except RuntimeError as error:
+            self._logger.errors.append(str(error))
+            done = False
         for name, address in addresses.items():
             if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
                 shape = tuple(self._engine.get_tensor_shape(name))
@@ -116,12 +133,15 @@ class TensorRTStage:
         self._contexts.clear()
         self._config = None
         self._engine = None
+        self._runtime = None
 
     def _runtime_config(self) -> Any:
         config = self._engine.create_runtime_config()
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         config.set_execution_context_allocation_strategy(strategy)
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        graphs = _members(self._trt, "CudaGraphStrategy")
+        if "WHOLE_GRAPH_CAPTURE" in graphs:
+            config.cuda_graph_strategy = graphs["WHOLE_GRAPH_CAPTURE"]
         config.set_runtime_cache(config.create_runtime_cache())
         return config
 
@@ -139,7 +159,10 @@ class TensorRTStage:
         return context
 
     def _why(self) -> str:
-        return "; ".join(self._logger.errors[-3:]) or "TensorRT gave no reason"
+        """The last errors, which are told once."""
+        reasons = "; ".join(self._logger.errors)
+        self._logger.errors.clear()
+        return reasons or "TensorRT gave no reason"
 
 
 def _members(trt: Any, name: str) -> Mapping[str, Any]:

@@ -6,11 +6,9 @@ of the very graphs that engines are built from.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from dvt_edge.bundle import StageSpec, TensorSpec
 from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.fp16 import fp16_body
 from dvt_edge.converters.graph_facts import stage_spec
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
-from dvt_edge.errors import BackendError
-from dvt_edge.models import Cascade, CascadeConfig
-from dvt_edge.runtime.cuda_device import MappedArray, Transfers
-from dvt_edge.runtime.device_backend import DeviceBackend
+from dvt_edge.errors import BackendError, ClosedError
+from dvt_edge.runtime.cuda_device import Transfers
+from dvt_edge.runtime.device_backend import DeviceBackend, GatherKernel
 from dvt_edge.runtime.onnxruntime_backend import open_session
 from dvt_edge.runtime.onnxruntime_cuda_stage import OnnxRuntimeCudaStage, open_cuda_session
 
@@ -35,145 +29,19 @@ BATCH_SIZES = (1, 4, 8)
 ANSWER_BYTES = 8
 
 
-class HostDevice:
-    """Stands in for ``CudaDevice``: its device memory is host memory of its own."""
-
-    def __init__(self, *, integrated: bool = False, room: int = 1 << 40) -> None:
-        self.integrated, self.room = integrated, room
-        self.transfers = Transfers()
-        self.stream = 7
-        self.depth = 0
-        self.memory: dict[int, npt.NDArray[Any]] = {}
-        self.copies: list[tuple[int, int, int]] = []
-        self.captured: list[Callable[[], None]] = []
-        self.capturing = False
-        self.closed = 0
-
-    @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
-
-    def _keep(self, array: npt.NDArray[Any]) -> int:
-        assert self.depth, "the context is not current"
-        self.memory[array.ctypes.data] = array
-        return array.ctypes.data
-
-    def allocate(self, size: int) -> int:
-        self.room -= size
-        if self.room < 0:
-            raise BackendError(f"{size} bytes more of device memory are needed")
-        return self._keep(np.full(max(size, 1), 0xAB, np.uint8))
-
-    def allocate_mapped(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> MappedArray:
-        array = np.zeros(shape, dtype)
-        return MappedArray(array, self._keep(array))
-
-    def upload(self, address: int, array: npt.NDArray[Any]) -> None:
-        assert array.flags.c_contiguous
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-        self.transfers.to_device += array.nbytes
-
-    def download(self, array: npt.NDArray[Any], address: int) -> None:
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
-        self.transfers.to_host += array.nbytes
-
-    def copy(self, target: int, source: int, size: int) -> None:
-        assert self.depth
-        assert abs(target - source) >= size, "source and target overlap"
-        self.copies.append((target, source, size))
-        ctypes.memmove(target, source, size)
-
-    def synchronize(self) -> None:
-        assert not self.capturing, "a capture must not wait"
-
-    def timed(self, work: Callable[[], None]) -> None:
-        work()
-
-    def elapsed_ms(self) -> float:
-        return 1.5
-
-    def capture(self, work: Callable[[], None]) -> int:
-        self.capturing = True
-        work()
-        self.capturing = False
-        self.captured.append(work)
-        return len(self.captured)
-
-    def replay(self, graph: int) -> None:
-        self.captured[graph - 1]()
-
-    def close(self) -> None:
-        self.closed += 1
-        self.memory.clear()
-
-
-class OrtEngine:
-    """Stands in for ``TensorRTStage``: reads and writes the bound addresses."""
-
-    def __init__(
-        self, device: HostDevice, model: onnx.ModelProto, spec: StageSpec, capturable: bool = True
-    ) -> None:
-        self.device, self.spec, self.capturable = device, spec, capturable
-        self.session = open_session(model.SerializeToString(), threads=1)
-        self.scratch_bytes = 1000 + len(spec.inputs)
-        self.bound: dict[int, dict[str, int]] = {}
-        self.scratch: set[int] = set()
-        self.runs: list[int] = []
-        self.closed = False
-
-    def prepare(self, batch: int, addresses: Mapping[str, int], scratch: int, stream: int) -> None:
-        assert batch not in self.bound, "bound twice"
-        assert stream == self.device.stream
-        self.bound[batch] = dict(addresses)
-        self.scratch.add(scratch)
-
-    def enqueue(self, batch: int, stream: int) -> None:
-        if self.device.capturing:
-            return
-        self.runs.append(batch)
-        read = {t.name: self._at(t, batch) for t in self.spec.inputs}
-        names = [t.name for t in self.spec.outputs]
-        for tensor, value in zip(self.spec.outputs, self.session.run(names, read), strict=True):
-            self._at(tensor, batch)[...] = value
-
-    def _at(self, tensor: TensorSpec, batch: int) -> npt.NDArray[Any]:
-        shape = [batch if isinstance(n, str) else n for n in tensor.shape]
-        size = batch * tensor.bytes_per_image
-        memory = (ctypes.c_char * size).from_address(self.bound[batch][tensor.name])
-        return np.frombuffer(memory, tensor.dtype).reshape(shape)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture(scope="module")
-def models(
-    tiny_config: Callable[..., CascadeConfig], random_cascade: Callable[..., Cascade]
-) -> list[onnx.ModelProto]:
-    cascade = random_cascade(tiny_config())
-    stages = range(len(cascade.stages))
-    return [fp16_body(stage_graph_from_cascade(cascade, i, target="tensorrt")) for i in stages]
-
-
 @pytest.fixture(params=["discrete", "shared memory"])
-def device(request: pytest.FixtureRequest) -> HostDevice:
-    return HostDevice(integrated=request.param == "shared memory")
+def device(request: pytest.FixtureRequest, host_device: type[Any]) -> Any:
+    return host_device(integrated=request.param == "shared memory")
 
 
 def _backend(
-    device: HostDevice, models: Sequence[onnx.ModelProto], *, capturable: bool = True
-) -> tuple[DeviceBackend, list[OrtEngine]]:
+    device: Any, models: Sequence[onnx.ModelProto], *, capturable: bool = True
+) -> tuple[DeviceBackend, list[Any]]:
     specs = [stage_spec(model, f"stage{i}.plan") for i, model in enumerate(models)]
     engines = [
-        OrtEngine(device, model, spec, capturable)
-        for model, spec in zip(models, specs, strict=True)
+        device.engine(model, spec, capturable) for model, spec in zip(models, specs, strict=True)
     ]
-    backend = DeviceBackend(device, engines, specs, BATCH_SIZES)  # type: ignore[arg-type]
-    return backend, engines
+    return DeviceBackend(device, engines, specs, BATCH_SIZES), engines
 
 
 @pytest.fixture
@@ -183,7 +51,7 @@ def images(models: list[onnx.ModelProto]) -> npt.NDArray[np.float16]:
 
 
 def test_answers_are_those_of_the_graphs(
-    device: HostDevice, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+    device: Any, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
 ) -> None:
     expected = list(Chain(models).run(images))
     backend, _ = _backend(device, models)
@@ -196,7 +64,7 @@ def test_answers_are_those_of_the_graphs(
 
 
 def test_eight_bytes_to_the_host_per_image_and_stage(
-    device: HostDevice, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+    device: Any, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
 ) -> None:
     """The image goes to a discrete device once, to a shared memory not at all."""
     backend, _ = _backend(device, models)
@@ -211,7 +79,7 @@ def test_eight_bytes_to_the_host_per_image_and_stage(
 
 
 def test_a_stage_reads_where_the_one_before_wrote(
-    device: HostDevice, models: list[onnx.ModelProto]
+    device: Any, models: list[onnx.ModelProto]
 ) -> None:
     backend, engines = _backend(device, models)
     for k in range(len(models)):
@@ -227,7 +95,7 @@ def test_a_stage_reads_where_the_one_before_wrote(
 
 
 def test_addresses_are_bound_and_graphs_captured_once(
-    device: HostDevice, models: list[onnx.ModelProto]
+    device: Any, models: list[onnx.ModelProto]
 ) -> None:
     backend, engines = _backend(device, models)
     for count in (1, 1, 3, 4, 2, 8, 1):
@@ -240,7 +108,7 @@ def test_addresses_are_bound_and_graphs_captured_once(
 
 
 def test_engines_that_capture_themselves_are_enqueued(
-    device: HostDevice, models: list[onnx.ModelProto]
+    device: Any, models: list[onnx.ModelProto]
 ) -> None:
     backend, engines = _backend(device, models, capturable=False)
     backend.run_stage(0, 1)
@@ -251,7 +119,7 @@ def test_engines_that_capture_themselves_are_enqueued(
 
 @pytest.mark.parametrize("rows", [[0], [7], [1, 2], [0, 3, 4, 7], list(range(8))])
 def test_survivors_go_on_as_if_alone(
-    device: HostDevice,
+    device: Any,
     models: list[onnx.ModelProto],
     images: npt.NDArray[np.float16],
     rows: list[int],
@@ -271,7 +139,7 @@ def test_survivors_go_on_as_if_alone(
 
 
 def test_onnxruntime_on_the_device_is_bound_to_the_same_memory(
-    device: HostDevice, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+    device: Any, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
 ) -> None:
     """The stages of ``provider: cuda``, told that host memory is the device's."""
     specs = [stage_spec(model, f"stage{i}.onnx") for i, model in enumerate(models)]
@@ -279,7 +147,7 @@ def test_onnxruntime_on_the_device_is_bound_to_the_same_memory(
         OnnxRuntimeCudaStage(open_session(model.SerializeToString(), 1), spec, "cpu")
         for model, spec in zip(models, specs, strict=True)
     ]
-    backend = DeviceBackend(device, stages, specs, BATCH_SIZES)  # type: ignore[arg-type]
+    backend = DeviceBackend(device, stages, specs, BATCH_SIZES)
     backend.image_buffer(4)[:] = images[:4]
     for k, outputs in enumerate(Chain(models).run(images[:4])):
         answer = backend.run_stage(k, 4)
@@ -294,33 +162,90 @@ def test_no_cuda_provider_here(tmp_path: Path) -> None:
         open_cuda_session(tmp_path / "stage1.onnx", 0)
 
 
-def test_everything_is_given_back(models: list[onnx.ModelProto]) -> None:
-    """Two hundred times, and each time all of it."""
+def test_everything_is_given_back(host_device: type[Any], models: list[onnx.ModelProto]) -> None:
+    """Two hundred times, and each time all of it; once more is harmless."""
+    spec = stage_spec(models[0], "stage1.plan")
+    engine = host_device().engine(models[0], spec)
     for _ in range(200):
-        device = HostDevice()
-        backend, engines = _backend_of_one(device, models[0])
+        device = host_device()
+        engine.device, engine.closed = device, False
+        engine.bound.clear()
+        backend = DeviceBackend(device, [engine], [spec], BATCH_SIZES)
         assert backend.bytes_resident == sum(a.nbytes for a in device.memory.values())
+        backend.run_stage(0, 1)
+        backend.close()
         backend.close()
         assert device.closed == 1
         assert not device.memory
-        assert all(engine.closed for engine in engines)
+        assert engine.closed
 
 
-def _backend_of_one(
-    device: HostDevice, model: onnx.ModelProto
-) -> tuple[DeviceBackend, list[OrtEngine]]:
-    spec = stage_spec(model, "stage1.plan")
-    engine = OrtEngine.__new__(OrtEngine)
-    engine.device, engine.spec, engine.capturable = device, spec, True
-    engine.scratch_bytes, engine.closed = 100, False
-    backend = DeviceBackend(device, [engine], [spec], BATCH_SIZES)  # type: ignore[arg-type]
-    return backend, [engine]
+def test_graphs_go_before_engines_and_engines_before_memory(
+    device: Any, models: list[onnx.ModelProto]
+) -> None:
+    backend, engines = _backend(device, models)
+    order: list[str] = []
+    for what, owner, name in (
+        ("graphs", device, "drop_graphs"),
+        *(("engine", engine, "close") for engine in engines),
+        ("memory", device, "close"),
+    ):
+        real = getattr(owner, name)
+        setattr(owner, name, lambda what=what, real=real: (order.append(what), real()))
+    backend.run_stage(0, 1)
+    backend.close()
+    assert order == ["graphs", *["engine"] * len(engines), "memory"]
+    with pytest.raises(ClosedError, match="open another Runtime"):
+        backend.image_buffer(1)
+
+
+def test_a_forked_process_frees_nothing(device: Any, models: list[onnx.ModelProto]) -> None:
+    backend, engines = _backend(device, models)
+    device.forked = True
+    backend.close()
+    assert device.memory
+    assert not device.closed
+    assert not any(engine.closed for engine in engines)
+
+
+def test_a_stage_that_cannot_be_captured_is_enqueued(
+    device: Any, models: list[onnx.ModelProto], caplog: pytest.LogCaptureFixture
+) -> None:
+    def capture(work: Callable[[], None]) -> int:
+        raise BackendError("operation not permitted when stream is capturing")
+
+    device.capture = capture
+    backend, engines = _backend(device, models)
+    backend.run_stage(0, 3)
+    backend.run_stage(0, 3)
+    assert engines[0].runs == [4, 4, 4]
+    assert [r.getMessage() for r in caplog.records] == [
+        "stage 1 at batch 4 runs without a graph: operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "blocks"), [(16, 1), (12, 1), (1 << 20, 256), (1 << 26, 1024)]
+)
+def test_gather_kernel(host_device: type[Any], row_bytes: int, blocks: int) -> None:
+    """Its rows lie in mapped memory, count first; the bytes that the device reads are counted."""
+    device = host_device()
+    gather = GatherKernel(device, b"code", max_batch=8)
+    gather(4096, row_bytes, np.array([1, 4, 7]))
+    ((kernel, grid, threads, arguments),) = device.launches
+    assert (kernel, grid, threads) == ((b"code", "dvt_gather_kernel"), (blocks, 1), 256)
+    assert [type(a) for a in arguments] == [np.uintp, np.int64, np.uintp, np.uintp]
+    (rows,) = device.memory.values()
+    assert rows[:4].tolist() == [3, 1, 4, 7]
+    at = rows.ctypes.data
+    assert [int(a) for a in arguments] == [4096, row_bytes, at + 4, at]
+    assert device.transfers.to_device == 4 * 4
 
 
 def test_too_little_device_memory_gives_back_what_was_taken(
-    models: list[onnx.ModelProto],
+    host_device: type[Any], models: list[onnx.ModelProto]
 ) -> None:
-    device = HostDevice(room=2000)
+    device = host_device(room=2000)
     with pytest.raises(BackendError, match="device memory"):
         _backend(device, models)
     assert device.closed == 1
@@ -328,16 +253,14 @@ def test_too_little_device_memory_gives_back_what_was_taken(
 
 
 @pytest.mark.parametrize("count", [0, 9])
-def test_batch_outside_the_profile(
-    device: HostDevice, models: list[onnx.ModelProto], count: int
-) -> None:
+def test_batch_outside_the_profile(device: Any, models: list[onnx.ModelProto], count: int) -> None:
     backend, _ = _backend(device, models)
     with pytest.raises(BackendError, match=r"engine\.batch_sizes end at 8"):
         backend.image_buffer(count)
 
 
 def test_the_proof_script_reads_a_backend(
-    models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+    host_device: type[Any], models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
 ) -> None:
     """What ``scripts/gpu_proof.py`` does to a cascade on a GPU, done to one on host memory."""
     path = Path(__file__).resolve().parents[2] / "scripts" / "gpu_proof.py"
@@ -347,7 +270,7 @@ def test_the_proof_script_reads_a_backend(
     proof = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(proof)
     proof.RUNS.update({1: 3, 8: 2})
-    backend, engines = _backend(HostDevice(), models)
+    backend, engines = _backend(host_device(), models)
     specs = [engine.spec for engine in engines]
     row = {
         "backend": "none",

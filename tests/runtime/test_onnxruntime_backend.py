@@ -220,3 +220,17 @@ def test_stage_of_another_shape(demo_bundle: Path) -> None:
     backend = OnnxRuntimeBackend([bundle.stage_path(0)], [broken], 1, threads=1)
     with pytest.raises(BackendError, match="stage 1 failed in ONNX Runtime"):
         backend.run_stage(0, 1)
+
+
+def test_shared_scratch_changes_no_answer(demo_bundle: Path) -> None:
+    """With room for batches stages share scratch memory; answers stay the same, bit by bit."""
+    bundle = Bundle(demo_bundle)
+    paths = [bundle.stage_path(i) for i in range(len(bundle.manifest.stages))]
+    images = np.random.default_rng(0).normal(size=(1, 1, 48, 48)).astype(np.float32)
+    answers = []
+    for max_batch in (1, 8):
+        backend = OnnxRuntimeBackend(paths, bundle.manifest.stages, max_batch, 1)
+        backend.image_buffer(1)[:] = images
+        answers.append([float(backend.run_stage(k, 1).confidence[0]) for k in range(len(paths))])
+        backend.close()
+    assert answers[0] == answers[1]
