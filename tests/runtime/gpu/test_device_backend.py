@@ -263,7 +263,7 @@ def test_the_proof_script_reads_a_backend(
     host_device: type[Any], models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
 ) -> None:
     """What ``scripts/gpu_proof.py`` does to a cascade on a GPU, done to one on host memory."""
-    path = Path(__file__).resolve().parents[2] / "scripts" / "gpu_proof.py"
+    path = Path(__file__).resolve().parents[3] / "scripts" / "gpu_proof.py"
     spec = importlib.util.spec_from_file_location("gpu_proof", path)
     assert spec is not None
     assert spec.loader is not None

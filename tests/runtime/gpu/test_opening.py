@@ -18,6 +18,7 @@ from dvt_edge.bundle import MANIFEST, Bundle
 from dvt_edge.errors import BackendError, BundleError
 from dvt_edge.gpu import Driver, Gpu
 from dvt_edge.runtime import opening
+from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from dvt_edge.runtime.opening import FINISH, open_backend
 
 BUILT = {
@@ -140,14 +141,26 @@ def test_remarks(
     assert len(orin) == 1
 
 
-@pytest.mark.parametrize("driver", [None, Driver("12.6", ())])
-def test_no_gpu(
+def test_no_driver_runs_the_graphs_on_the_cpu(
     finished: Callable[..., Bundle],
     orin: list[Any],
     monkeypatch: pytest.MonkeyPatch,
-    driver: Driver | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(opening, "read_driver", lambda: driver)
+    """And says so: its latency is not the device's."""
+    monkeypatch.setattr(opening, "read_driver", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        backend = open_backend(finished())
+    assert isinstance(backend, OnnxRuntimeBackend)
+    assert "no NVIDIA driver here" in caplog.text
+    backend.close()
+    assert not orin
+
+
+def test_no_gpu(
+    finished: Callable[..., Bundle], orin: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
     with pytest.raises(BackendError, match=r"none answers here; 'dvt-edge doctor'"):
         open_backend(finished(BUILT))
     assert not orin
