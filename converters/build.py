@@ -81,7 +81,7 @@ def build(
     if not force and has_engines and _built_by(toolchain, manifest):
         return BuildResult(bundle, rebuilt)
     bundle.manifest = manifest.model_copy(update={"engine": profile.engine})
-    return BuildResult(build_engines(bundle, toolchain, report), rebuilt=True)
+    return BuildResult(build_engines(bundle, toolchain, report, fresh=force), rebuilt=True)
 
 
 def _host(profile: Profile, report: Progress, force: bool) -> tuple[Bundle, bool]:

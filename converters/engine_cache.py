@@ -33,17 +33,23 @@ def engine_key(graph_sha256: str, request: Request, platform: Platform) -> str:
 class EngineCache:
     """A folder of engines; one that cannot be written caches nothing, one damaged is not used."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, reads: bool = True) -> None:
         self.folder = folder
+        self._reads = reads
 
     @classmethod
-    def default(cls) -> EngineCache:
-        """In the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    def default(cls, *, reads: bool = True) -> EngineCache:
+        """In the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``).
+
+        Without ``reads`` every engine is built anew, and then kept.
+        """
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return cls(Path(base) / "dvt-edge" / "engines")
+        return cls(Path(base) / "dvt-edge" / "engines", reads=reads)
 
     def fetch(self, key: str, target: Path) -> Built | None:
         """Copy the engine of ``key`` to ``target``; None where there is none."""
+        if not self._reads:
+            return None
         plan, notes = self._paths(key)
         try:
             values = json.loads(notes.read_text(encoding="utf-8"))

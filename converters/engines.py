@@ -121,8 +121,12 @@ def find_toolchain(engine: EngineConfig, root: str | Path = "/") -> Toolchain:
     return Toolchain(module, platform, engine.compute_capabilities)
 
 
-def build_engines(bundle: Bundle, toolchain: Toolchain, report: Progress) -> Bundle:
+def build_engines(
+    bundle: Bundle, toolchain: Toolchain, report: Progress, *, fresh: bool = False
+) -> Bundle:
     """Build the engines of ``bundle``, whose folder the finished bundle replaces.
+
+    With ``fresh`` none comes from the cache.
 
     Raises :class:`~dvt_edge.errors.BuildError` for too little memory or disk and for what the
     builder refuses; the bundle there stays as it was then, and on Ctrl-C.
@@ -133,7 +137,7 @@ def build_engines(bundle: Bundle, toolchain: Toolchain, report: Progress) -> Bun
         bundle.manifest = manifest = manifest.model_copy(update=stages)
     precisions = _precisions(manifest.engine, toolchain)
     _check_space(bundle, toolchain, precisions)
-    cache = EngineCache.default()
+    cache = EngineCache.default(reads=not fresh)
     with replaced_folder(bundle.folder) as folder:
         options = _build_all(bundle, toolchain, precisions, cache, folder, report)
         chosen, choices = _choose(bundle, toolchain, options, report)

@@ -52,7 +52,7 @@ def train(config_file: Path, resume: bool, as_json: bool) -> None:
     show_default=True,
     help="host: checkpoint to portable bundle; device: from there to engines.",
 )
-@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@click.option("--force", is_flag=True, help="Build all anew, even if nothing changed.")
 @json_option
 def build(
     profile_file: Path, phase: Literal["auto", "host", "device"], force: bool, as_json: bool

@@ -64,6 +64,16 @@ def test_storing_again_replaces(cache: EngineCache, plan: Path, tmp_path: Path) 
     assert (tmp_path / "fetched.plan").read_bytes() == b"a better engine"
 
 
+def test_cache_that_does_not_read_still_keeps(
+    cache: EngineCache, plan: Path, tmp_path: Path
+) -> None:
+    """What ``--force`` builds anew is there the next time."""
+    forced = EngineCache(cache.folder, reads=False)
+    forced.store("key", plan, BUILT)
+    assert forced.fetch("key", tmp_path / "fetched.plan") is None
+    assert cache.fetch("key", tmp_path / "fetched.plan") == BUILT
+
+
 def _notes(**changes: Any) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         path = folder / "key.json"
