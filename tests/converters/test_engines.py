@@ -122,9 +122,14 @@ def test_engines_of_every_release(
 def test_cache_is_used_the_second_time(portable: Portable, jetson: FakeTensorrt) -> None:
     """Not for another TensorRT, workspace or batch, and not for a graph that changed."""
 
-    def builds(profile: Profile) -> tuple[int, list[bool]]:
+    def builds(profile: Profile, force: bool = False) -> tuple[int, list[bool]]:
         before = len(jetson.calls())
-        done = _finish(profile, force=True).manifest.engines
+        if not force:  # the portable bundle again, so that there is something to build
+            manifest = Bundle(profile.output).manifest
+            undone = {"stages": manifest.portable_stages or manifest.stages, "engines": None}
+            text = manifest.model_copy(update=undone | {"portable_stages": None})
+            (profile.output / MANIFEST).write_text(text.model_dump_json(), encoding="utf-8")
+        done = _finish(profile, force=force).manifest.engines
         assert done is not None
         calls = jetson.calls()[before:]
         return sum(name == "build" for name, _ in calls), [plan.cached for plan in done.plans]
@@ -132,6 +137,7 @@ def test_cache_is_used_the_second_time(portable: Portable, jetson: FakeTensorrt)
     profile = portable()
     assert builds(profile) == (3, [False] * 3)
     assert builds(profile) == (0, [True] * 3)
+    assert builds(profile, force=True) == (3, [False] * 3)
     for change in ({"workspace_mb": 512}, {"batch_sizes": (1, 2)}):
         engine = profile.engine.model_copy(update=change)
         other = profile.model_copy(update={"engine": engine})
