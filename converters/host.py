@@ -32,7 +32,7 @@ from dvt_edge.bundle import (
     replaced_folder,
     write_records,
 )
-from dvt_edge.converters.chain import Chain, Images
+from dvt_edge.converters.chain import BATCH, Chain, Images
 from dvt_edge.converters.fp16 import fp16_body
 from dvt_edge.converters.graph_facts import stage_spec
 from dvt_edge.converters.quantization import (
@@ -172,21 +172,10 @@ def _portable(profile: Profile, quantized: QuantizedCascade, calibration: _Calib
         graphs.append(int8 | ({".fp16": half[i]} if precision != "int8" else {}))
     records, rows = quantized.records, calibration.parity_rows
     images = calibration.images[rows].astype(np.float16)
-    same: list[npt.NDArray[np.float64]] = []
     pairs = [(half, quantized.reference)] * (precision != "int8")
     pairs += [(quantized_half, records)] * (precision != "fp16")
-    for chain, exact in pairs:  # what float16 does, not what INT8 did
-        answers = list(Chain(chain).run(images))
-        same.append(
-            np.asarray(
-                [
-                    (o["class_id"] == exact.prediction[rows, k]).mean()
-                    if np.isfinite(o["confidence"]).all()
-                    else 0.0
-                    for k, o in enumerate(answers)
-                ]
-            )
-        )
+    # What float16 does, not what INT8 did.
+    same = [_same_class(chain, images, exact.prediction[rows]) for chain, exact in pairs]
     worst = np.min(same, axis=0)
     if worst.min() < LEAST_FP16_SAME_CLASS:
         k = int(worst.argmin())
@@ -198,6 +187,21 @@ def _portable(profile: Profile, quantized: QuantizedCascade, calibration: _Calib
     told = figures(profile, quantized.reference, records, quantized.provisional)
     told = told.model_copy(update={"fp16_same_class": tuple(float(share) for share in worst)})
     return _Parts(graphs, records, told, [])
+
+
+def _same_class(
+    stages: list[onnx.ModelProto],
+    images: npt.NDArray[np.float16],
+    expected: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float64]:
+    """[K]: share of ``images`` whose class is the ``expected`` [n, K] one and sure of a number."""
+    chain, parts = Chain(stages), []
+    for start in range(0, len(images), BATCH):
+        outputs = chain.run(images[start : start + BATCH])
+        answers = [np.where(np.isfinite(o["confidence"]), o["class_id"], -1) for o in outputs]
+        parts.append(np.stack(answers, axis=1))
+    shares: npt.NDArray[np.float64] = (np.concatenate(parts) == expected).mean(axis=0)
+    return shares
 
 
 def _for_onnxruntime(
