@@ -35,7 +35,10 @@ EVENTS_KEPT = 256
 
 
 class Watcher(Protocol):
-    """Sees what a Runtime does; called by the classifying thread, which waits for it."""
+    """Sees what a Runtime does; called by the classifying thread, which waits for it.
+
+    Other threads may classify meanwhile, and it may use the Runtime itself.
+    """
 
     def answered(self, prediction: Prediction) -> None:
         """A frame was answered."""
@@ -74,6 +77,7 @@ class Runtime:
         """What happened lately: thresholds changed, an audit failed, logits were not finite, stored
         costs were not used."""
         self._watchers: tuple[Watcher, ...] = ()
+        self._untold: deque[Event] = deque()
         self.bundle, self.budget = open_source(source)
         self._loop: CascadeLoop | None = open_loop(self.bundle, backend)
         try:
@@ -174,11 +178,14 @@ class Runtime:
         :class:`~dvt_edge.errors.BudgetError` for a deadline that is not positive and
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
-        with self._lock:
-            answer = self._live.classify(self._open_loop(), frame, color_order, deadline_ms)
-            for watcher in self._watchers:
-                watcher.answered(answer)
-            return answer
+        answers: list[Prediction] = []
+        try:
+            with self._lock:
+                loop = self._open_loop()
+                answers.append(self._live.classify(loop, frame, color_order, deadline_ms))
+        finally:
+            self._tell(answers)
+        return answers[0]
 
     def classify_batch(
         self, frames: Sequence[object], *, color_order: ColorOrder | None = None
@@ -194,15 +201,15 @@ class Runtime:
         if getattr(frames, "ndim", 4) == 2 or getattr(frames, "shape", (0,))[1:][1:] == (3,):
             raise DataError("classify_batch takes several frames; give one frame to classify()")
         answers: list[Prediction] = []
-        with self._lock:
-            loop = self._open_loop()
-            size = loop.backend.max_batch
-            for start in range(0, len(frames), size):
-                part = frames[start : start + size]
-                answers += loop.run_many(part, self._live.thresholds, color_order)
-            for watcher in self._watchers:
-                for answer in answers:
-                    watcher.answered(answer)
+        try:
+            with self._lock:
+                loop = self._open_loop()
+                size = loop.backend.max_batch
+                for start in range(0, len(frames), size):
+                    part = frames[start : start + size]
+                    answers += loop.run_many(part, self._live.thresholds, color_order)
+        finally:
+            self._tell(answers)
         return answers
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
@@ -247,10 +254,24 @@ class Runtime:
 
     def _report(self, event: Event) -> None:
         self.events.append(event)
-        if self._on_event is not None:
-            self._on_event(event)
-        for watcher in self._watchers:
-            watcher.happened(event)
+        self._untold.append(event)
+
+    def _tell(self, answers: Sequence[Prediction] = ()) -> None:
+        """Tell of ``answers`` and of what was reported; without the lock, so that whoever is told
+        may classify."""
+        watchers = self._watchers
+        for watcher in watchers:
+            for answer in answers:
+                watcher.answered(answer)
+        while self._untold:
+            try:
+                event = self._untold.popleft()
+            except IndexError:  # another thread told of it
+                return
+            if self._on_event is not None:
+                self._on_event(event)
+            for watcher in watchers:
+                watcher.happened(event)
 
     def _refuse(self, problem: str) -> None:
         self._report(
@@ -259,6 +280,7 @@ class Runtime:
                 "'dvt-edge profile --profile FILE' here"
             )
         )
+        self._tell()
 
     def _open_loop(self) -> CascadeLoop:
         if self._loop is None:

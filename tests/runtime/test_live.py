@@ -289,6 +289,30 @@ def test_a_broken_listener_does_not_stop_the_policy(
     assert after != tuple(before)
 
 
+def test_a_listener_may_use_the_runtime(
+    live_bundle: Path, live_records: Records, fake_backend: type[FakeBackend]
+) -> None:
+    """It is told when the frame is done, so classifying from ``on_event`` does not wait for ever."""
+    heard: list[Event] = []
+    inside: list[int] = []
+
+    def listen(event: Event) -> None:
+        heard.append(event)
+        if not inside:
+            inside.append(runtime.classify(np.zeros((4, 4), np.uint8)).exit_stage)
+            runtime.set_budget(max_stage=2)
+
+    wrong = (live_records.prediction[:, -1:] + [[1, 1, 0]]) % 10
+    backend = fake_backend(live_records.confidence, wrong)
+    with Runtime(live_bundle, backend=backend, on_event=listen) as runtime:
+        runtime.set_budget(latency_ms=2.0, audit=0.5)
+        for v in range(len(live_records)):
+            runtime.classify(np.full((4, 4), v, np.uint8))
+        assert heard
+        assert inside
+        assert runtime.budget.max_stage == 2
+
+
 # video
 
 
