@@ -81,9 +81,11 @@ def test_state(runtime: Runtime, board_root: Callable[..., Path]) -> None:
 def test_events(runtime: Runtime) -> None:
     """By kind, those before the start included, which the Runtime remembers."""
     runtime._report(CostsRefused("another machine"))
+    runtime._tell()
     with MetricsExporter(runtime) as metrics:
         runtime._report(NotFinite(1, "exit 1"))
         runtime._report(NotFinite(2, "exit 2"))
+        runtime._tell()
         assert value(metrics, "events_total", kind="costs_refused") == 1
         assert value(metrics, "events_total", kind="not_finite") == 2
         assert value(metrics, "events_total", kind="thresholds_changed") == 0

@@ -292,7 +292,7 @@ def test_a_broken_listener_does_not_stop_the_policy(
 def test_a_listener_may_use_the_runtime(
     live_bundle: Path, live_records: Records, fake_backend: type[FakeBackend]
 ) -> None:
-    """It is told when the frame is done, so classifying from ``on_event`` does not wait for ever."""
+    """It is told when the frame is done, so ``on_event`` may classify without waiting for ever."""
     heard: list[Event] = []
     inside: list[int] = []
 
