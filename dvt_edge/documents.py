@@ -57,6 +57,11 @@ class Document(BaseModel):
             where = f"{file}:{mark.line + 1}" if mark else str(file)
             problem = getattr(error, "problem", None) or " ".join(str(error).split())
             raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+        for key, first in _repeated_keys(root):
+            raise ConfigError(
+                f"{file}:{key.start_mark.line + 1}: {key.value}: given twice, first in line "
+                f"{first.start_mark.line + 1}; keep one of them"
+            )
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: expected a mapping of keys, found {_kind(values)}")
         try:
@@ -71,6 +76,19 @@ class Document(BaseModel):
                 "(true, false, yes, no, on, off)"
             )
         return document
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Keys that stand again in one mapping, of which YAML would take the last, and the first."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
+                yield key, seen[key.value]
+            yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated_keys(value)
 
 
 def _booleans_as_numbers(raw: object, valid: object) -> Iterator[list[int | str]]:
