@@ -78,17 +78,23 @@ class Document(BaseModel):
         return document
 
 
-def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
     """Keys that stand again in one mapping, of which YAML would take the last, and the first."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
-                yield key, seen[key.value]
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _repeated_keys(value)
+    waiting, known = [root], {id(root)}  # aliases make a graph of it, even one with circles
+    while waiting:
+        node = waiting.pop()
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            seen: dict[str, yaml.Node] = {}
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
+                    yield key, seen[key.value]
+                children.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        new = [child for child in children if id(child) not in known]
+        known.update(id(child) for child in new)
+        waiting += new
 
 
 def _booleans_as_numbers(raw: object, valid: object) -> Iterator[list[int | str]]:

@@ -96,6 +96,7 @@ def test_scientific_notation(tmp_path: Path) -> None:
         ("3: 4\n", ["home.yaml:1: 3: ", "string"]),
         ("degrees: 1\nheated: no\ndegrees: 2\n", [":3: degrees: given twice, first in line 1"]),
         ("pet:\n  kind: cat\n  kind: dog\n", [":3: kind: given twice, first in line 2"]),
+        ("rooms: &r [*r]\n", ["home.yaml:1: rooms"]),
         ("rooms: [1\n", ["home.yaml:2: not valid YAML: "]),
         ("rooms: 1\n---\nrooms: 2\n", ["home.yaml:2: not valid YAML: ", "another document"]),
         ("rooms:\n\t- 1\n", ["home.yaml:2: not valid YAML: "]),
