@@ -84,7 +84,7 @@ def test_halves(dvt_edge: Run, write_profile: Callable[..., Path], tmp_path: Pat
     assert values["float_layers"] == [[], [], []]
     assert values["choices"] == []
     assert values["engines"]["platform"]["compute_capabilities"] == ["8.6"]
-    assert [plan["cached"] for plan in values["engines"]["plans"]] == [True] * 3
+    assert [plan["cached"] for plan in values["engines"]["plans"]] == [False] * 3
     assert values["precision"] == "int8"
     assert len(values["exits"]) == len(values["fp16_same_class"]) == 3
 
