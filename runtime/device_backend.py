@@ -36,10 +36,14 @@ GATHER_THREADS = 256
 _log = logging.getLogger(__name__)
 
 
-class Gather(Protocol):
-    """Moves chosen rows of device memory to its front."""
+Rows = tuple[int, int]
+"""Address of a tensor in device memory, and bytes of each of its rows."""
 
-    def __call__(self, address: int, row_bytes: int, rows: npt.NDArray[np.intp]) -> None: ...
+
+class Gather(Protocol):
+    """Moves chosen rows, increasing, of tensors in device memory to their fronts."""
+
+    def __call__(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None: ...
 
 
 class DeviceBackend:
@@ -117,13 +121,12 @@ class DeviceBackend:
         return values
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
-        specs = {t.name: t for t in (*self._specs[0].inputs, *self._specs[stage].outputs)}
+        image, outputs = self._specs[0].inputs[0], self._specs[stage].outputs
+        going_on = (image, *(t for t in outputs if t.name.startswith(HANDED_ON)))
+        addresses = self._addresses[stage]
+        tensors = [(addresses[t.name], t.bytes_per_image) for t in going_on]
         with self.device.current():
-            for name, spec in specs.items():
-                if name == "image":
-                    self.gather(self._addresses[0]["image"], spec.bytes_per_image, rows)
-                elif name.startswith(HANDED_ON):
-                    self.gather(self._addresses[stage][name], spec.bytes_per_image, rows)
+            self.gather(tensors, rows)
 
     def close(self) -> None:
         """Free everything, users before what they use; nothing in a process forked since."""
@@ -189,13 +192,12 @@ class DeviceBackend:
             _log.warning("stage %d at batch %d runs without a graph: %s", stage + 1, batch, error)
             return None
 
-    def _copy_rows(self, address: int, row_bytes: int, rows: npt.NDArray[np.intp]) -> None:
+    def _copy_rows(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None:
         """Row by row, in order: rows increase, so none is overwritten before it has moved."""
-        for target, source in enumerate(rows):
-            if target != source:
-                self.device.copy(
-                    address + target * row_bytes, address + int(source) * row_bytes, row_bytes
-                )
+        moved = [(target, int(source)) for target, source in enumerate(rows) if target != source]
+        for address, size in tensors:
+            for target, source in moved:
+                self.device.copy(address + target * size, address + source * size, size)
 
 
 class GatherKernel:
@@ -207,9 +209,10 @@ class GatherKernel:
             self._kernel = device.load_kernel(fatbin, "dvt_gather_kernel")
             self._rows = device.allocate_mapped((max_batch + 1,), np.int32)
 
-    def __call__(self, address: int, row_bytes: int, rows: npt.NDArray[np.intp]) -> None:
+    def __call__(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None:
         self.choose(rows)
-        self.move(address, row_bytes)
+        for address, row_bytes in tensors:
+            self.move(address, row_bytes)
 
     def choose(self, rows: npt.NDArray[np.intp]) -> None:
         """Which rows :meth:`move` moves."""

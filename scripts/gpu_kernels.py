@@ -140,7 +140,7 @@ def _gather(device: CudaDevice, fatbin: bytes, bandwidth: float) -> list[Values]
         device.upload(address, host.array)
         rows = np.flatnonzero(np.random.default_rng(1).random(64) < 0.5)
         gather = GatherKernel(device, fatbin, 64)
-        gather(address, row_bytes, rows)
+        gather([(address, row_bytes)], rows)
         found = np.empty((len(rows), row_bytes), np.uint8)
         device.download(found, address)
         ms = _median_ms(device, lambda g=gather, a=address, b=row_bytes: g.move(a, b))

@@ -228,11 +228,13 @@ def test_a_stage_that_cannot_be_captured_is_enqueued(
     ("row_bytes", "blocks"), [(16, 1), (12, 1), (1 << 20, 256), (1 << 26, 1024)]
 )
 def test_gather_kernel(host_device: type[Any], row_bytes: int, blocks: int) -> None:
-    """Its rows lie in mapped memory, count first; the bytes that the device reads are counted."""
+    """Its rows lie in mapped memory, count first; the bytes that the device reads are counted,
+    once for all tensors."""
     device = host_device()
     gather = GatherKernel(device, b"code", max_batch=8)
-    gather(4096, row_bytes, np.array([1, 4, 7]))
-    ((kernel, grid, threads, arguments),) = device.launches
+    gather([(4096, row_bytes), (1 << 30, 16)], np.array([1, 4, 7]))
+    (kernel, grid, threads, arguments), second = device.launches
+    assert [int(a) for a in second[3][:2]] == [1 << 30, 16]
     assert (kernel, grid, threads) == ((b"code", "dvt_gather_kernel"), (blocks, 1), 256)
     assert [type(a) for a in arguments] == [np.uintp, np.int64, np.uintp, np.uintp]
     (rows,) = device.memory.values()
