@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from typing_extensions import Self
+from pydantic import ConfigDict, TypeAdapter
 
 MODULE_VARIABLE = "DVT_EDGE_TENSORRT"
 """Environment variable with the module to build with: ``tensorrt`` or ``tensorrt_rtx``."""
@@ -28,18 +27,18 @@ class Request:
     """86 for 8.6; empty for the GPU of this machine."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return TypeAdapter(Request).dump_json(self).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        values = json.loads(text)
-        capabilities = tuple(values.pop("compute_capabilities"))
-        return cls(**values, compute_capabilities=capabilities)
+    def from_json(cls, text: str) -> Request:
+        return TypeAdapter(Request).validate_json(text)
 
 
 @dataclass(frozen=True)
 class Built:
     """How an engine was built."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     version: str
     """Of TensorRT."""
@@ -50,10 +49,7 @@ class Built:
     listing: str | None
     """The planner's text on its kernels, where it gives one."""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_values(cls, values: dict[str, object]) -> Self:
-        lists = {name: tuple(values.pop(name)) for name in ("flags", "warnings")}  # type: ignore[arg-type, var-annotated]
-        return cls(**values, **lists)  # type: ignore[arg-type]
+    def from_values(cls, values: object) -> Built:
+        """From what JSON gives; raises :class:`ValueError` for what is no such thing."""
+        return TypeAdapter(Built).validate_python(values)
