@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from dvt_edge.errors import BackendError, DvtEdgeError
@@ -43,14 +44,14 @@ class PlainClassifier:
             raise BackendError(f"{path}: {str(error).replace('a stage', 'it')}") from None
         size = _image_size(path, self._session.get_inputs(), like)
         self._input = self._session.get_inputs()[0].name
-        self._output, self.classes = _scores(path, self._session.get_outputs())
+        self._output = _scores(path, self._session.get_outputs())
         resize = max(size, round(like.resize * size / like.crop))
         self._preprocess = Preprocessor(
             InputConfig.model_validate(like.model_dump() | {"crop": size, "resize": resize})
         )
         self._image = np.zeros((1, *self._preprocess.shape), np.float32)
         self.path = path
-        self.classify(np.zeros((size, size), np.uint8))  # says now what it does not like
+        self.classes = self._run().shape[1]  # says now what it does not like
 
     @property
     def engine(self) -> str:
@@ -66,13 +67,16 @@ class PlainClassifier:
         """Classify one frame, as ``Runtime.classify`` takes it."""
         started = perf_counter()
         self._preprocess(frame, self._image[0], color_order)
+        class_id = int(self._run()[0].argmax())
+        return PlainAnswer(class_id, 1e3 * (perf_counter() - started))
+
+    def _run(self) -> npt.NDArray[np.float32]:
+        """Scores [1, classes] of the image in place."""
         try:
             [scores] = self._session.run([self._output], {self._input: self._image})
         except Exception as error:
             raise BackendError(f"{self.path}: failed in ONNX Runtime: {error}") from None
-        class_id = int(np.asarray(scores)[0].argmax())
-        self.classes = int(np.asarray(scores).shape[1])
-        return PlainAnswer(class_id, 1e3 * (perf_counter() - started))
+        return np.asarray(scores, np.float32)
 
 
 def _image_size(path: Path, inputs: list[Any], like: InputConfig) -> int:
@@ -99,12 +103,11 @@ def _image_size(path: Path, inputs: list[Any], like: InputConfig) -> int:
     return int(height)
 
 
-def _scores(path: Path, outputs: list[Any]) -> tuple[str, int]:
-    """Name of the output with a score per class, and how many classes it tells of (0: unknown)."""
+def _scores(path: Path, outputs: list[Any]) -> str:
+    """Name of the output with a score per class."""
     for output in outputs:
         if output.type == "tensor(float)" and len(output.shape) == 2:
-            classes = output.shape[1]
-            return str(output.name), classes if isinstance(classes, int) else 0
+            return str(output.name)
     shown = ", ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
     raise BackendError(
         f"{path}: {EXPECTED}, found the outputs {shown}; export it with the scores as an output"
