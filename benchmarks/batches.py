@@ -31,8 +31,8 @@ from rich.table import Table
 
 from dvt_edge import Profile, Runtime
 from dvt_edge.converters.build import build
-from dvt_edge.runtime.costs import machine_name
-from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+from dvt_edge.runtime.measuring.costs import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (0.25, 0.5, 0.75)

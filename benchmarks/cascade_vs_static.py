@@ -25,7 +25,7 @@ from rich.table import Table
 from dvt_edge import Profile, Runtime
 from dvt_edge.converters.build import build
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime.costs import machine_name, save_costs
+from dvt_edge.runtime.measuring.costs import machine_name, save_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "samples" / "demo"))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.graph_facts import count_macs
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.graphs.chain import Chain
+from dvt_edge.converters.graphs.facts import count_macs
+from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.models import Cascade
 from dvt_edge.models.training_config import TrainingConfig
 from dvt_edge.runtime.preprocess import Preprocessor

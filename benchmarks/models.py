@@ -37,12 +37,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from dvt_edge.converters.calibration import activation_ranges
-from dvt_edge.converters.quantize import ONNXRUNTIME_OPS, quantizable_inputs, quantize
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.quantizing.calibration import activation_ranges
+from dvt_edge.converters.quantizing.insert_qdq import ONNXRUNTIME_OPS, quantizable_inputs, quantize
 from dvt_edge.models import Cascade, StageOutput, create
-from dvt_edge.runtime.costs import machine_name
-from dvt_edge.runtime.onnxruntime_backend import open_session
+from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
+from dvt_edge.runtime.measuring.costs import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("dvt_deit_small", "dvt_t2t_vit_12", "dvt_t2t_vit_14")

@@ -19,7 +19,7 @@ from rich.table import Table
 from dvt_edge import Profile, Runtime
 from dvt_edge.converters.build import build
 from dvt_edge.policy import Solution
-from dvt_edge.runtime.costs import machine_name
+from dvt_edge.runtime.measuring.costs import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 

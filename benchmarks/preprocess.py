@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dvt_edge.profile import ColorOrder, InputConfig
-from dvt_edge.runtime.costs import machine_name
+from dvt_edge.runtime.measuring.costs import machine_name
 from dvt_edge.runtime.native.library import unavailable
 from dvt_edge.runtime.preprocess import Preprocessor, frame_shape
 

@@ -22,22 +22,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.converters.engine_request import Request
-from dvt_edge.converters.engine_runner import run_build
-from dvt_edge.converters.fp16 import fp16_body
-from dvt_edge.converters.graph_facts import stage_spec
-from dvt_edge.converters.layer_listing import bytes_moved, kernels_from_listing
-from dvt_edge.converters.quantize import (
+from dvt_edge.converters.engines.layer_listing import bytes_moved, kernels_from_listing
+from dvt_edge.converters.engines.request import Request
+from dvt_edge.converters.engines.runner import run_build
+from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.converters.graphs.fp16 import fp16_body
+from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.quantizing.insert_qdq import (
     ONNXRUNTIME_OPS,
     TENSORRT_OPS,
     QuantizedOps,
     quantizable_inputs,
     quantize,
 )
-from dvt_edge.converters.stage_graph import Target, stage_graph_from_cascade
-from dvt_edge.models.registry import create
-from dvt_edge.runtime.costs import machine_name
-from dvt_edge.runtime.onnxruntime_backend import open_session
+from dvt_edge.models.architectures import create
+from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
+from dvt_edge.runtime.measuring.costs import machine_name
 
 MODELS = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")
 KINDS: dict[str, Target] = {"logits": "onnxruntime", "queries and keys": "tensorrt"}

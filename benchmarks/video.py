@@ -28,9 +28,9 @@ from rich.table import Table
 
 from dvt_edge import Prediction, Profile, Runtime
 from dvt_edge.converters.build import build
-from dvt_edge.datasets import find_images, load_image
+from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime.costs import machine_name, save_costs
+from dvt_edge.runtime.measuring.costs import machine_name, save_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 48

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from dvt_edge.bundle import Bundle, Manifest
-from dvt_edge.converters.engines import Toolchain, build_engines, find_toolchain
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import Manifest
+from dvt_edge.converters.device import Toolchain, build_engines, find_toolchain
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.profile import Profile
 

@@ -1,7 +1,7 @@
 """The host half of a build: checkpoint -> stage graphs -> quantized graphs -> bundle.
 
 For ONNX Runtime that is the whole build; for TensorRT the bundle is portable, and
-``dvt_edge.converters.engines`` finishes it on the device.
+``dvt_edge.converters.device`` finishes it on the device.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ import onnxruntime
 import torch
 
 import dvt_edge
-from dvt_edge.bundle import (
+from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
+from dvt_edge.bundle.engine_records import PrecisionFigures
+from dvt_edge.bundle.manifest import (
     MANIFEST,
     PARITY,
     RECORDS,
-    Bundle,
     Manifest,
     QuantizationFigures,
     StageSpec,
-    file_sha256,
-    replaced_folder,
-    write_records,
 )
-from dvt_edge.converters.chain import BATCH, Chain, Images
-from dvt_edge.converters.fp16 import fp16_body
-from dvt_edge.converters.graph_facts import stage_spec
-from dvt_edge.converters.quantization import (
+from dvt_edge.converters.graphs.chain import BATCH, Chain, Images
+from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.converters.graphs.fp16 import fp16_body
+from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.quantizing.quantize_cascade import (
     Labels,
     Progress,
     QuantizedCascade,
@@ -43,16 +42,14 @@ from dvt_edge.converters.quantization import (
     quantize_cascade,
 )
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
-from dvt_edge.converters.stage_graph import Target, stage_graph_from_cascade
-from dvt_edge.datasets import ImageDataset, open_images, spread_rows
-from dvt_edge.engines import PrecisionFigures
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
+from dvt_edge.files.datasets import ImageDataset, open_images, spread_rows
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import read_config, read_metadata
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.policy import Records
 from dvt_edge.profile import ExitsConfig, Profile
-from dvt_edge.runtime.opening import open_stages
+from dvt_edge.runtime.backends.opening import open_stages
 from dvt_edge.runtime.preprocess import Preprocessor
 
 PYTORCH_TOLERANCE = 1e-4

@@ -11,11 +11,11 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.bundle import StageSpec
-from dvt_edge.engines import Precision, PrecisionFigures
+from dvt_edge.bundle.engine_records import Precision, PrecisionFigures
+from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.errors import BuildError
 from dvt_edge.policy.records import Records
-from dvt_edge.runtime.backend import Backend
+from dvt_edge.runtime.backends.protocol import Backend
 
 Images = npt.NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dvt_edge.documents import Document
+from dvt_edge.files.documents import Document
 from dvt_edge.models.training_config import TrainingConfig
 from dvt_edge.profile import Profile
 

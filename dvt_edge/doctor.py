@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvt_edge.board import Board, check_jetpack, read_board, read_text
-from dvt_edge.conditions import read_conditions
 from dvt_edge.energy import open_meter
 from dvt_edge.errors import BackendError
-from dvt_edge.probes import State, probe_driver, probe_library
+from dvt_edge.machine.board import Board, check_jetpack, read_board, read_text
+from dvt_edge.machine.conditions import read_conditions
+from dvt_edge.machine.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
 from dvt_edge.runtime.native.library import kernels_unavailable, unavailable
 

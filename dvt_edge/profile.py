@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dvt_edge.documents import Document, DocumentPath
+from dvt_edge.files.documents import Document, DocumentPath
 from dvt_edge.policy.budget import Budget
 from dvt_edge.policy.confidence import ConfidenceKind
 from dvt_edge.policy.solver import Statistic

@@ -10,7 +10,7 @@ import numpy as np
 
 from dvt_edge.policy.deadline import Deadline
 from dvt_edge.profile import ColorOrder
-from dvt_edge.runtime.backend import Backend
+from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Pixels, Preprocessor
 

@@ -12,19 +12,19 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 from typing_extensions import Self
 
-from dvt_edge.budgeted import recorded_point, recorded_thresholds
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.errors import BudgetError, BundleError, ClosedError, DataError
 from dvt_edge.policy import Solution, replay
 from dvt_edge.policy.budget import solve_budget
 from dvt_edge.policy.certificate import Certificate, solve_certified
+from dvt_edge.policy.curve import recorded_point, recorded_thresholds
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
-from dvt_edge.runtime.backend import Backend
+from dvt_edge.runtime.backends.opening import open_loop
+from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.costs import Costs, CostsRefused, load_costs, measure_costs
-from dvt_edge.runtime.live import Event, LivePolicy
-from dvt_edge.runtime.opening import open_loop
+from dvt_edge.runtime.measuring.costs import Costs, CostsRefused, load_costs, measure_costs
 from dvt_edge.runtime.prediction import Prediction
+from dvt_edge.runtime.session import Event, LivePolicy
 
 QUICK_MEASUREMENT_S = 0.5
 """Spent at start-up where ``dvt-edge profile`` has not measured this bundle on this machine."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dvt_edge.profile import ColorOrder, InputConfig
-from dvt_edge.runtime.cuda_device import CudaDevice
-from dvt_edge.runtime.device_backend import GatherKernel
+from dvt_edge.runtime.backends.cuda_device import CudaDevice
+from dvt_edge.runtime.backends.gpu_backend import GatherKernel
 from dvt_edge.runtime.native import calls
 from dvt_edge.runtime.native.library import kernels, kernels_unavailable, unavailable
 

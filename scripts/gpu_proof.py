@@ -34,20 +34,24 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from dvt_edge.bundle import StageSpec
-from dvt_edge.converters.calibration import activation_ranges
-from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.engine_request import Request
-from dvt_edge.converters.engine_runner import run_build
-from dvt_edge.converters.fp16 import fp16_body
-from dvt_edge.converters.graph_facts import stage_spec
-from dvt_edge.converters.quantize import TENSORRT_OPS, quantizable_inputs, quantize
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.bundle.manifest import StageSpec
+from dvt_edge.converters.engines.request import Request
+from dvt_edge.converters.engines.runner import run_build
+from dvt_edge.converters.graphs.chain import Chain
+from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.converters.graphs.fp16 import fp16_body
+from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.quantizing.calibration import activation_ranges
+from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_inputs, quantize
 from dvt_edge.errors import DvtEdgeError
-from dvt_edge.gpu import read_driver
+from dvt_edge.machine.driver import read_driver
 from dvt_edge.models import Cascade
-from dvt_edge.models.registry import create
-from dvt_edge.runtime.device_backend import DeviceBackend, open_onnxruntime_cuda, open_tensorrt
+from dvt_edge.models.architectures import create
+from dvt_edge.runtime.backends.gpu_backend import (
+    DeviceBackend,
+    open_onnxruntime_cuda,
+    open_tensorrt,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gpu_kernels import prove_kernels

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dvt_edge import doctor, probes
+from dvt_edge import doctor
 from dvt_edge.doctor import Finding, examine
+from dvt_edge.machine import probes
 from dvt_edge.profile import Profile
 
 Root = Callable[..., Path]

@@ -15,7 +15,7 @@ import dvt_edge
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = sorted((ROOT / "runtime").rglob("*.py"))
 POLICY = sorted((ROOT / "dvt_edge" / "policy").rglob("*.py"))
-BACKENDS = [ROOT / "runtime" / "backend.py", ROOT / "runtime" / "onnxruntime_backend.py"]
+BACKENDS = [*(ROOT / "runtime" / "backends").glob("*.py")]
 
 
 def _ids(paths: list[Path]) -> list[str]:
@@ -71,7 +71,7 @@ def test_unknown_attribute() -> None:
         "dvt_edge",
         "dvt_edge.runtime.runtime",
         "dvt_edge.cli",
-        "dvt_edge.datasets",
+        "dvt_edge.files.datasets",
         "dvt_edge.report",
     ],
 )

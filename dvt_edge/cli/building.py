@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.bundle import Manifest
+from dvt_edge.bundle.engine_records import Engines
+from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.cli.progress import step_progress
 from dvt_edge.cli.tables import choice_table, engine_table
 from dvt_edge.converters.build import Phase, build
-from dvt_edge.engines import Engines
 from dvt_edge.profile import Profile
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dvt_edge.datasets import find_images, load_image
 from dvt_edge.errors import DataError
+from dvt_edge.files.datasets import find_images, load_image
 
 if TYPE_CHECKING:
     from dvt_edge.runtime.prediction import Prediction

@@ -16,7 +16,7 @@ from dvt_edge.errors import BuildError
 from dvt_edge.profile import BudgetConfig, Profile
 
 if TYPE_CHECKING:
-    from dvt_edge.runtime.live import Event
+    from dvt_edge.runtime.session import Event
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 profile_option = click.option(

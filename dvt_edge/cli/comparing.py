@@ -13,14 +13,22 @@ from rich.table import Table
 
 from dvt_edge.cli.progress import step_progress
 from dvt_edge.cli.tables import wide_console
-from dvt_edge.comparing import Cascade, Comparison, Contender, Interval, Plain, Side, compare
-from dvt_edge.datasets import ArrayDataset, ImageDataset, open_images
 from dvt_edge.errors import DataError
+from dvt_edge.evaluation.compare import (
+    Cascade,
+    Comparison,
+    Contender,
+    Interval,
+    Plain,
+    Side,
+    compare,
+)
+from dvt_edge.evaluation.plain_classifier import PlainClassifier
+from dvt_edge.files.datasets import ArrayDataset, ImageDataset, open_images
 from dvt_edge.profile import Profile
-from dvt_edge.runtime.live import Event
-from dvt_edge.runtime.plain_classifier import PlainClassifier
+from dvt_edge.runtime.measuring.timing import RealClock, noise_frame
 from dvt_edge.runtime.runtime import Runtime
-from dvt_edge.runtime.timing import RealClock, noise_frame
+from dvt_edge.runtime.session import Event
 
 
 def compare_and_show(

@@ -11,11 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.budgeted import CurvePoint, as_csv, budgeted_curve, recorded_thresholds
 from dvt_edge.cli.progress import rate_progress
-from dvt_edge.evaluation import Evaluation, evaluate
-from dvt_edge.files import replaced_file
-from dvt_edge.runtime.opening import open_backend
+from dvt_edge.evaluation.evaluate import Evaluation, evaluate
+from dvt_edge.files.replacing import replaced_file
+from dvt_edge.policy.curve import CurvePoint, as_csv, budgeted_curve, recorded_thresholds
+from dvt_edge.runtime.backends.opening import open_backend
 from dvt_edge.runtime.runtime import Runtime
 
 CURVE_LINES = 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dvt_edge import imagenet
 from dvt_edge.errors import ConfigError
+from dvt_edge.files import imagenet
+from dvt_edge.models.architectures import adapted, architecture
 from dvt_edge.models.foreign import import_backbone, import_cascade
 from dvt_edge.models.official import FIGURES
-from dvt_edge.models.registry import adapted, architecture
 
 
 def import_and_save(

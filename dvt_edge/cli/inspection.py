@@ -10,10 +10,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.bundle import Bundle, StageSpec
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.cli.tables import choice_table, engine_table
-from dvt_edge.engines import Platform
 from dvt_edge.errors import BudgetError, BundleError
+from dvt_edge.machine.platform import Platform
 
 
 def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> None:
@@ -58,7 +59,7 @@ def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> No
 def _certificate(bundle: Bundle) -> str:
     """What is certified for unseen frames with the costs stored for this machine."""
     from dvt_edge.policy import solve_certified
-    from dvt_edge.runtime.costs import load_costs
+    from dvt_edge.runtime.measuring.costs import load_costs
 
     budget = bundle.manifest.budget
     if budget.confidence_level is None:
@@ -88,7 +89,7 @@ def _operators(bundle: Bundle) -> list[dict[str, int]]:
         raise BundleError(
             "--onnx-ops needs onnx; install it with pip install 'dvt-edge[export]'"
         ) from None
-    from dvt_edge.converters.graph_facts import operator_counts
+    from dvt_edge.converters.graphs.facts import operator_counts
 
     manifest = bundle.manifest
     files = [stage.file for stage in manifest.stages]
@@ -136,8 +137,8 @@ def _platform(platform: Platform) -> str:
 
 def inspect_checkpoint(path: Path, *, as_json: bool) -> None:
     """Print a checkpoint's stages as their FP32 graphs would be, counted on those graphs."""
-    from dvt_edge.converters.graph_facts import stage_spec
-    from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+    from dvt_edge.converters.graphs.facts import stage_spec
+    from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
     from dvt_edge.models.cascade import Cascade
     from dvt_edge.models.checkpoint import read_metadata
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.conditions import Conditions
-from dvt_edge.measurement import (
+from dvt_edge.bundle.measurement import (
     DataFigures,
     Distribution,
     EnergyFigures,
     Measurement,
     PacedTiming,
 )
+from dvt_edge.machine.conditions import Conditions
 
 if TYPE_CHECKING:
     from dvt_edge.cli.profiling import Outcome

@@ -12,28 +12,29 @@ from typing import Any
 
 import click
 
-from dvt_edge.bundle import COSTS, Bundle
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import COSTS
+from dvt_edge.bundle.measurement import DataFigures, Measurement
 from dvt_edge.cli.budget import solution_values
 from dvt_edge.cli.profile_tables import show_measurement
 from dvt_edge.cli.progress import step_progress
 from dvt_edge.cli.tables import wide_console
-from dvt_edge.datasets import FolderDataset, open_folder
 from dvt_edge.energy import open_meter
 from dvt_edge.errors import BudgetError, ConfigError
-from dvt_edge.evaluation import judge
-from dvt_edge.files import check_writable, replaced_file
-from dvt_edge.measurement import DataFigures, Measurement
+from dvt_edge.evaluation.evaluate import judge
+from dvt_edge.files.datasets import FolderDataset, open_folder
+from dvt_edge.files.replacing import check_writable, replaced_file
 from dvt_edge.policy import Solution
 from dvt_edge.profile import Profile
-from dvt_edge.runtime.costs import Costs, costs_of, save_costs
-from dvt_edge.runtime.measuring import (
+from dvt_edge.runtime.backends.opening import open_loop
+from dvt_edge.runtime.measuring.costs import Costs, costs_of, save_costs
+from dvt_edge.runtime.measuring.measure import (
     Plan,
     declared_watts,
     measure,
     runs_on,
     save_measurement,
 )
-from dvt_edge.runtime.opening import open_loop
 from dvt_edge.runtime.runtime import Runtime, open_source
 
 STDOUT = Path("-")

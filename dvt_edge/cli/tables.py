@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.engines import Engines, PrecisionFigures
+from dvt_edge.bundle.engine_records import Engines, PrecisionFigures
 
 WIDTH = 100
 """Columns where the output is no terminal that tells its own."""

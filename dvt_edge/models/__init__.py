@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from dvt_edge.models.config import CascadeConfig, StageConfig
 
 if TYPE_CHECKING:
+    from dvt_edge.models.architectures import create
     from dvt_edge.models.cascade import Cascade, StageOutput
-    from dvt_edge.models.registry import create
 
 __all__ = ["Cascade", "CascadeConfig", "StageConfig", "StageOutput", "create"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(cascade, name)
     if name == "create":
-        from dvt_edge.models.registry import create
+        from dvt_edge.models.architectures import create
 
         return create
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

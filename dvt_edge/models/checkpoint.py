@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dvt_edge.errors import CheckpointError
-from dvt_edge.files import replaced_file
+from dvt_edge.files.replacing import replaced_file
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.config import CascadeConfig
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dvt_edge.documents import Document
+from dvt_edge.files.documents import Document
 
 
 class StageConfig(Document):

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
+from dvt_edge.models.architectures import ARCHITECTURES, adapted, architecture
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import cascade_from_tensors
 from dvt_edge.models.config import CascadeConfig, StageConfig
-from dvt_edge.models.registry import ARCHITECTURES, adapted, architecture
 
 STAGE_NAMES = ("less_less_token", "less_token", "normal_token")
 FIGURES = ("flops", "anytime_classification", "dynamic_threshold", "budgeted_batch_classification")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dvt_edge.documents import Document, DocumentPath
+from dvt_edge.files.documents import Document, DocumentPath
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.profile import InputConfig
 
@@ -38,11 +38,13 @@ class DataConfig(Document):
 
     train: SourceConfig
     validation: SourceConfig
-    scenes: bool = False
-    """Place each 28x28 photograph into a Fashion scene: drawn anew every epoch for training, fixed
-    for validation."""
+    draw: DocumentPath | None = None
+    """``FILE.py:FUNCTION`` that makes each image from ``idx`` or ``npz`` data: called with all
+    images uint8 [N, H, W(, 3)], an index and a NumPy generator, it returns one uint8 image. Images
+    are drawn again every epoch for training, once for validation. The file is run, so use your
+    own."""
     validation_seed: int = 1
-    """Seed of the fixed validation scenes."""
+    """Seed of the images drawn for validation."""
     workers: int = Field(default=1, ge=0, le=256)
     """Processes that prepare images (per training process)."""
 
@@ -104,7 +106,7 @@ class TrainingConfig(Document):
     save_dtype: Literal["float32", "float16"] = "float32"
     """Of the weights in ``model.safetensors``; ``float16`` halves the file."""
     seed: int = Field(default=0, ge=0)
-    """Of weights, order, augmentation and scenes."""
+    """Of weights, order, augmentation and drawn images."""
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     """A killed run loses at most this much."""
 

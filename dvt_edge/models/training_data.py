@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import runpy
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dvt_edge.datasets import (
+from dvt_edge.errors import DataError
+from dvt_edge.files.datasets import (
     ArrayDataset,
     FolderDataset,
     ImageDataset,
@@ -21,10 +26,8 @@ from dvt_edge.datasets import (
     open_idx,
     open_npz,
 )
-from dvt_edge.errors import DataError
-from dvt_edge.models.scenes import draw_scene
 from dvt_edge.models.training_config import AugmentConfig, SourceConfig, TrainingConfig
-from dvt_edge.runtime.preprocess import resize_and_crop, to_channels
+from dvt_edge.runtime.preprocess import check_frame, resize_and_crop, to_channels
 
 
 def open_source(source: SourceConfig, class_names: Sequence[str] | None) -> ImageDataset:
@@ -68,10 +71,8 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
                 f"{config.model.classes} classes"
             )
         self.labels = labels
-        if config.data.scenes and not (
-            isinstance(self.data, ArrayDataset) and self.data.images.shape[1:] == (28, 28)
-        ):
-            raise DataError(f"{source.path}: scenes are drawn from gray 28x28 photographs")
+        if config.data.draw is not None:
+            self._drawn(config.data.draw, 0, np.random.default_rng(0))  # says now what is wrong
 
     def __len__(self) -> int:
         return len(self.data)
@@ -79,16 +80,37 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         key = (self.seed, index) if self.epoch is None else (self.seed, 1 + self.epoch, index)
         rng = np.random.default_rng(key)
-        if self.config.data.scenes and isinstance(self.data, ArrayDataset):
-            image = draw_scene(self.data.images, index, rng)
-        else:
-            image = self.data.image(index)
+        draw = self.config.data.draw
+        image = self.data.image(index) if draw is None else self._drawn(draw, index, rng)
         image = to_channels(image, self.config.model.channels, "rgb")
         if self.epoch is not None:
             image = augment(image, self.config.augment, rng)
         image = resize_and_crop(image, self.config.input)
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         return torch.from_numpy(planes.copy()), self.labels[index]
+
+    def _drawn(self, draw: Path, index: int, rng: np.random.Generator) -> Pixels:
+        if not isinstance(self.data, ArrayDataset):
+            raise DataError(f"data.draw {draw}: draws from idx or npz data, found image files")
+        function = _drawing_function(draw)
+        try:
+            image: Pixels = function(self.data.images, index, rng)
+            return check_frame(image, "rgb")
+        except Exception as error:  # the function is the user's
+            raise DataError(f"data.draw {draw}: cannot draw image {index} ({error})") from error
+
+
+@cache
+def _drawing_function(draw: Path) -> Callable[..., Any]:
+    """The function that ``FILE.py:FUNCTION`` names; raises DataError."""
+    file, _, name = str(draw).rpartition(":")
+    try:
+        return cast(Callable[..., Any], runpy.run_path(file)[name])
+    except Exception as error:  # whatever the file does when it is run
+        raise DataError(
+            f"data.draw {draw}: cannot be loaded ({type(error).__name__}: {error}); give "
+            "FILE.py:FUNCTION"
+        ) from error
 
 
 def augment(image: Pixels, config: AugmentConfig, rng: np.random.Generator) -> Pixels:

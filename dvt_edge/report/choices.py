@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.budgeted import recorded_point, recorded_thresholds
-from dvt_edge.bundle import Manifest
+from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import Records, Solution, frontier, replay, solve_budget, solve_certified
 from dvt_edge.policy.baselines import AUTHORS_BUDGETS, authors_thresholds
 from dvt_edge.policy.certificate import Certificate, leave_at
+from dvt_edge.policy.curve import recorded_point, recorded_thresholds
 from dvt_edge.policy.records import Floats
 from dvt_edge.profile import BudgetConfig
 from dvt_edge.report.data import CertificateFigures, CostKind, Point
-from dvt_edge.runtime.costs import Costs
+from dvt_edge.runtime.measuring.costs import Costs
 
 MANY_RECORDS = 5_000
 FEW_POINTS = 17

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.datasets import ImageDataset
 from dvt_edge.errors import DataError
+from dvt_edge.files.datasets import ImageDataset
 from dvt_edge.policy import Records
 from dvt_edge.report.data import ClassImages, Thumbnail
 from dvt_edge.report.thumbnails import thumbnail_uri

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dvt_edge.documents import Document
-from dvt_edge.measurement import Measurement
+from dvt_edge.bundle.measurement import Measurement
+from dvt_edge.files.documents import Document
 
 CostKind = Literal["latency", "energy"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import dvt_edge
 from dvt_edge.errors import ConfigError
-from dvt_edge.files import replaced_file
+from dvt_edge.files.replacing import replaced_file
 from dvt_edge.report.data import ReportData
 
 _HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from dvt_edge.datasets import Pixels
+from dvt_edge.files.datasets import Pixels
 
 SIDE_PX = 72
 QUALITY = 68

@@ -12,10 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from fashion_scenes import draw_scenes
 from PIL import Image
 
-from dvt_edge.datasets import Pixels, open_idx
-from dvt_edge.models.scenes import draw_scenes
+from dvt_edge.files.datasets import Pixels, open_idx
 from dvt_edge.models.training_config import TrainingConfig
 
 HERE = Path(__file__).resolve().parent

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.cli import run
-from dvt_edge.runtime.costs import Costs, ExitCost, machine_name, save_costs
+from dvt_edge.runtime.measuring.costs import Costs, ExitCost, machine_name, save_costs
 
 
 class Result(NamedTuple):

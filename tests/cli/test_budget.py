@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.policy.solver import frontier
-from dvt_edge.runtime.costs import load_costs
+from dvt_edge.runtime.measuring.costs import load_costs
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def test_nothing_is_run_or_written(
         raise AssertionError("a stage was run")
 
     monkeypatch.setattr(
-        "dvt_edge.runtime.onnxruntime_backend.OnnxRuntimeBackend.run_stage", forbidden
+        "dvt_edge.runtime.backends.onnxruntime_cpu.OnnxRuntimeBackend.run_stage", forbidden
     )
     before = {path: path.read_bytes() for path in own_bundle.iterdir()}
     assert dvt_edge("budget", "--profile", write_profile(), "--latency-ms", "3").code == 0
@@ -326,8 +326,8 @@ def test_classify_tells_events(
     dvt_edge: Run, write_profile: Write, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits that are not finite are noted on standard error, in JSON the confidence is null."""
-    from dvt_edge.runtime.backend import StageAnswer
-    from dvt_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+    from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+    from dvt_edge.runtime.backends.protocol import StageAnswer
 
     original = OnnxRuntimeBackend.run_stage
 

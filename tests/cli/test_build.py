@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from dvt_edge.bundle import Bundle
-from dvt_edge.converters import engines, quantization, selection
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.converters import device, selection
+from dvt_edge.converters.quantizing import quantize_cascade
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Result
@@ -39,7 +40,7 @@ def write_profile(
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "read_driver", lambda: None)
+    monkeypatch.setattr(device, "read_driver", lambda: None)
     monkeypatch.setenv("COLUMNS", "200")  # tables are not wrapped
 
 
@@ -136,7 +137,7 @@ def test_what_stays_in_float_and_what_was_tried(
     dvt_edge: Run, write_profile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers by name, and both precisions with their times."""
-    original = quantization.activation_ranges
+    original = quantize_cascade.activation_ranges
 
     def ranges(model: Any, names: list[str], feeds: Any) -> dict[str, float]:
         found = original(model, names, feeds)
@@ -145,7 +146,7 @@ def test_what_stays_in_float_and_what_was_tried(
         nodes = (n for n in model.graph.node if n.name.startswith("blocks.0."))
         return found | {n.input[0]: 1e-3 for n in nodes if n.input[0] in found}
 
-    monkeypatch.setattr(quantization, "activation_ranges", ranges)
+    monkeypatch.setattr(quantize_cascade, "activation_ranges", ranges)
     monkeypatch.setattr(selection, "_median_ms", lambda backends, stage: [1.0, 2.0])
     monkeypatch.setattr(selection, "MOST_CHANGED_DECISIONS", 1.0)  # of forty images
     profile = write_profile(engine={"backend": "onnxruntime", "precision": "auto", "threads": 1})

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import dvt_edge as package
-from dvt_edge.bundle import MANIFEST, Bundle
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import MANIFEST
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dvt_edge.models import Cascade, CascadeConfig, registry
+from dvt_edge.models import Cascade, CascadeConfig, architectures
 from dvt_edge.models.official import official_name
 
 Run = Callable[..., Any]
@@ -31,7 +31,7 @@ def imported(
 ) -> Path:
     """A profile whose model was imported, with its bundle built and twenty labelled images."""
     config = tiny_config(channels=3, classes=len(NAMES))
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", config)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", config)
     state = {official_name(k): v for k, v in random_cascade(config).state_dict().items()}
     table = torch.tensor([[torch.inf, 0.5, -torch.inf], [0.2, 0.2, -torch.inf]])
     torch.save({"model_state_dict": state, "dynamic_threshold": table}, tmp_path / "official.pth")

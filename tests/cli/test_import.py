@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dvt_edge.models import Cascade, CascadeConfig, registry
+from dvt_edge.models import Cascade, CascadeConfig, architectures
 from dvt_edge.models.official import official_name
 
 Run = Callable[..., Any]
@@ -21,7 +21,7 @@ Configs = Callable[..., CascadeConfig]
 def config(tiny_config: Configs, monkeypatch: pytest.MonkeyPatch) -> CascadeConfig:
     """A tiny architecture that the registry knows as ``tiny``."""
     config = tiny_config(channels=3)
-    monkeypatch.setitem(registry.ARCHITECTURES, "tiny", config)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", config)
     return config
 
 

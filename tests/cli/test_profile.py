@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from dvt_edge.bundle import (
-    COSTS,
-    MANIFEST,
-    MEASUREMENT,
-    RECORDS,
-    Bundle,
-    file_sha256,
-    write_records,
-)
+from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
+from dvt_edge.bundle.manifest import COSTS, MANIFEST, MEASUREMENT, RECORDS
+from dvt_edge.bundle.measurement import Measurement
 from dvt_edge.errors import EnergyError
-from dvt_edge.measurement import Measurement
 from dvt_edge.policy import Records
-from dvt_edge.runtime.costs import Costs
+from dvt_edge.runtime.measuring.costs import Costs
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -131,7 +124,7 @@ def test_data(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     assert sum(data["exit_fraction"]) == pytest.approx(1)
     assert len(data["exit_accuracy"]) == 3
     assert data["class_exit_fraction"].keys() == {"sandal", "trouser"}
-    from dvt_edge.datasets import load_image
+    from dvt_edge.files.datasets import load_image
 
     with Runtime(path) as runtime:
         files = sorted(images.rglob("*.png"))

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from dvt_edge.board import read_board
-from dvt_edge.bundle import MANIFEST, Bundle
-from dvt_edge.converters import engines
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import MANIFEST
+from dvt_edge.converters import device
 from dvt_edge.converters.build import BuildResult, build
-from dvt_edge.gpu import Driver, Gpu
+from dvt_edge.machine.board import read_board
+from dvt_edge.machine.driver import Driver, Gpu
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.profile import Profile
 
@@ -147,8 +148,8 @@ def jetson(
     """A Jetson Orin Nano with JetPack 6.2 and an engine cache of its own; TensorRT 10.3."""
     root = board_root("orin-nano")
     driver = Driver("12.6", (Gpu("Orin", "8.7"),))
-    monkeypatch.setattr(engines, "read_driver", lambda: driver)
-    monkeypatch.setattr(engines, "read_board", lambda _=None: read_board(root))
+    monkeypatch.setattr(device, "read_driver", lambda: driver)
+    monkeypatch.setattr(device, "read_board", lambda _=None: read_board(root))
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
     fake_tensorrt.set("10.3.0")
     return fake_tensorrt

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.converters import build as build_module
-from dvt_edge.converters import engines
+from dvt_edge.converters import device
 from dvt_edge.converters.build import build
 from dvt_edge.errors import BackendError, BuildError, BundleError, CheckpointError
 from dvt_edge.profile import BudgetConfig, ExitsConfig, Profile
@@ -26,7 +26,7 @@ Portable = Callable[..., Profile]
 def no_gpu(monkeypatch: pytest.MonkeyPatch, fake_tensorrt: FakeTensorrt) -> None:
     """A PC with a TensorRT but nothing to run it on."""
     fake_tensorrt.set("10.3.0")
-    monkeypatch.setattr(engines, "read_driver", lambda: None)
+    monkeypatch.setattr(device, "read_driver", lambda: None)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_finished_bundle_is_not_called_portable(
     """Copied back to a host without a GPU it is still finished."""
     profile = portable()
     build(profile, phase="device")
-    monkeypatch.setattr(engines, "read_driver", lambda: None)
+    monkeypatch.setattr(device, "read_driver", lambda: None)
     result = build(profile)
     assert (result.rebuilt, result.unfinished) == (False, None)
     assert not result.bundle.manifest.portable

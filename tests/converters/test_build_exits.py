@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from dvt_edge.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.converters.build import BuildResult, build
-from dvt_edge.converters.chain import Chain
+from dvt_edge.converters.graphs.chain import Chain
 from dvt_edge.errors import BundleError
 from dvt_edge.policy.confidence import ConfidenceKind, confidence, fit_temperature
 from dvt_edge.profile import ExitsConfig, Profile

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 import dvt_edge
-from dvt_edge.bundle import MANIFEST, RECORDS, Bundle
-from dvt_edge.converters import quantization
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import MANIFEST, RECORDS
 from dvt_edge.converters.build import BuildResult, build
-from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.graph_facts import stage_spec
+from dvt_edge.converters.graphs.chain import Chain
+from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.converters.quantizing import quantize_cascade
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.profile import Profile
 
@@ -273,13 +274,13 @@ def test_stages_are_calibrated_on_what_reaches_them(
 ) -> None:
     """On fewer images from stage to stage, with the reuse tensors of the quantized stages."""
     seen: list[list[dict[str, npt.NDArray[np.float32]]]] = []
-    original = quantization.activation_ranges
+    original = quantize_cascade.activation_ranges
 
     def spy(model: onnx.ModelProto, names: list[str], feeds: Iterable[Feeds]) -> dict[str, float]:
         seen.append([dict(part) for part in feeds])
         return original(model, names, seen[-1])
 
-    monkeypatch.setattr(quantization, "activation_ranges", spy)
+    monkeypatch.setattr(quantize_cascade, "activation_ranges", spy)
     profile = tiny_profile()
     bundle = build(profile).bundle
     images = _normalised(profile)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dvt_edge.converters import host
 from dvt_edge.converters.build import BuildResult, build
-from dvt_edge.converters.stage_graph import Target
+from dvt_edge.converters.graphs.stage_graph import Target
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models import Cascade
 from dvt_edge.profile import ExitsConfig, Profile

@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dvt_edge.bundle import Bundle, StageSpec
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.converters import selection
 from dvt_edge.converters.build import build
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
 from dvt_edge.errors import BuildError
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import Profile
-from dvt_edge.runtime.backend import StageAnswer
+from dvt_edge.runtime.backends.protocol import StageAnswer
 from dvt_edge.runtime.runtime import Runtime
 
 IMAGES = 40
@@ -70,7 +71,7 @@ class Bench:
 
 
 class FakeBackend:
-    """:class:`~dvt_edge.runtime.backend.Backend`: the image is its own number."""
+    """:class:`~dvt_edge.runtime.backends.protocol.Backend`: the image is its own number."""
 
     max_batch = 1
     bytes_resident = 0

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from dvt_edge.converters.chain import Chain
-from dvt_edge.converters.stage_graph import stage_graph_from_cascade
+from dvt_edge.converters.graphs.chain import Chain
+from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.models import Cascade
 
 GOLDEN = Path(__file__).parents[1] / "golden"

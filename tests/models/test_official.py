@@ -11,8 +11,8 @@ import torch
 
 from dvt_edge.errors import CheckpointError, ConfigError
 from dvt_edge.models import Cascade, CascadeConfig
+from dvt_edge.models.architectures import ARCHITECTURES
 from dvt_edge.models.official import official_name, own_name, recognise
-from dvt_edge.models.registry import ARCHITECTURES
 
 State = dict[str, torch.Tensor]
 Configs = Callable[..., CascadeConfig]

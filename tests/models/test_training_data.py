@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from fashion_scenes import draw_scene
 from PIL import Image
 
 from dvt_edge.errors import DataError
-from dvt_edge.models.scenes import draw_scene
 from dvt_edge.models.training import Trainer
 from dvt_edge.models.training_config import AugmentConfig, SourceConfig, TrainingConfig
 from dvt_edge.models.training_data import (
@@ -25,6 +25,8 @@ from dvt_edge.models.training_data import (
     loader,
     open_source,
 )
+
+DRAW = Path(__file__).resolve().parents[2] / "samples/demo/fashion_scenes.py:draw_scene"
 
 Values = Callable[..., dict[str, Any]]
 Labelled = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -198,7 +200,7 @@ def _scene_config(config: TrainingConfig, photographs: npt.NDArray[np.uint8]) ->
     values["model"]["image_size"] = 48
     values["input"] |= {"resize": 48, "crop": 48}
     values["augment"] = {}
-    values["data"] |= {"scenes": True, "train": source, "validation": source}
+    values["data"] |= {"draw": DRAW, "train": source, "validation": source}
     return TrainingConfig.model_validate(values)
 
 
@@ -219,6 +221,33 @@ def test_scenes_need_photographs_of_28_pixels(config: TrainingConfig) -> None:
     small = np.zeros((5, 16, 16), np.uint8)
     with pytest.raises(DataError, match="scenes are drawn from gray 28x28 photographs"):
         TrainingImages(_scene_config(config, small), config.data.train, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        ("nowhere.py:draw", "nowhere.py:draw: cannot be loaded .*FileNotFoundError"),
+        ("own.py:other", "own.py:other: cannot be loaded .*KeyError.*give FILE.py:FUNCTION"),
+        ("broken.py:draw", "broken.py:draw: cannot be loaded .*SyntaxError"),
+        ("own.py:draw", "own.py:draw: cannot draw image 0 .*uint8"),
+    ],
+)
+def test_what_cannot_draw_is_named(
+    config: TrainingConfig, tmp_path: Path, draw: str, words: str
+) -> None:
+    (tmp_path / "own.py").write_text("def draw(images, index, rng):\n    return images[0] / 2\n")
+    (tmp_path / "broken.py").write_text("def draw(:\n")
+    data = config.data.model_copy(update={"draw": tmp_path / draw})
+    with pytest.raises(DataError, match=words):
+        TrainingImages(config.model_copy(update={"data": data}), data.train, 0, 0)
+
+
+def test_folders_are_not_drawn_from(config: TrainingConfig, tmp_path: Path) -> None:
+    images = np.zeros((5, 28, 28), np.uint8)
+    source = SourceConfig.model_validate(_write("folder", tmp_path, (images, np.arange(5))))
+    data = config.data.model_copy(update={"draw": DRAW})
+    with pytest.raises(DataError, match="draws from idx or npz data"):
+        TrainingImages(config.model_copy(update={"data": data}), source, 0, 0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

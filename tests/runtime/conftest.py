@@ -15,22 +15,17 @@ import numpy.typing as npt
 import pytest
 
 from dvt_edge import Prediction, Runtime
-from dvt_edge.bundle import (
-    MANIFEST,
-    RECORDS,
-    Bundle,
-    file_sha256,
-    write_records,
-)
+from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
+from dvt_edge.bundle.manifest import MANIFEST, RECORDS
 from dvt_edge.energy.meter import Counted, Meter
 from dvt_edge.errors import EnergyError
 from dvt_edge.policy import Records
-from dvt_edge.runtime.backend import StageAnswer
+from dvt_edge.runtime.backends.opening import open_loop
+from dvt_edge.runtime.backends.protocol import StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.costs import Costs, ExitCost, machine_name, save_costs
-from dvt_edge.runtime.live import Event
-from dvt_edge.runtime.opening import open_loop
-from dvt_edge.runtime.timing import ForcedExits
+from dvt_edge.runtime.measuring.costs import Costs, ExitCost, machine_name, save_costs
+from dvt_edge.runtime.measuring.timing import ForcedExits
+from dvt_edge.runtime.session import Event
 
 CLASSES = 10
 VALUES = 250
@@ -39,7 +34,7 @@ STAGE_MS = (1.0, 1.0, 2.0)
 
 
 class FakeBackend:
-    """:class:`~dvt_edge.runtime.backend.Backend` whose answers can be read off the frame.
+    """:class:`~dvt_edge.runtime.backends.protocol.Backend` whose answers can be read off the frame.
 
     ``confidence`` [V, K] and ``class_id`` [V, K] are looked up by the value of the frame's first
     pixel (the nearest there is), as :func:`value_frame` makes it. A stage checks that what the
@@ -222,7 +217,7 @@ class TimedBackend:
 
 @dataclass
 class HandClock:
-    """:class:`~dvt_edge.runtime.timing.Clock` that passes when stages run and when one sleeps."""
+    """A :class:`Clock` that passes when stages run and when one sleeps."""
 
     clock: Clock
     slept_s: list[float] = field(default_factory=list)
@@ -372,7 +367,7 @@ def live_bundle(
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """In place of the real clock wherever frames are timed."""
     made = Clock()
-    for module in ("cascade_loop", "live"):
+    for module in ("cascade_loop", "session"):
         monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
     return made
 

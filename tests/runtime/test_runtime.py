@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from dvt_edge import Prediction, Profile, Runtime
-from dvt_edge.bundle import COSTS, MANIFEST, RECORDS, Bundle, file_sha256, write_records
+from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
+from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS
 from dvt_edge.errors import (
     BackendError,
     BudgetError,
@@ -25,11 +26,11 @@ from dvt_edge.errors import (
     DataError,
     FrameError,
 )
-from dvt_edge.gpu import Driver
+from dvt_edge.machine.driver import Driver
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime import opening
-from dvt_edge.runtime.costs import Costs
+from dvt_edge.runtime.backends import opening
+from dvt_edge.runtime.measuring.costs import Costs
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import FakeBackend
@@ -50,7 +51,7 @@ def runtime(costed_bundle: Path) -> Iterator[Runtime]:
 @pytest.fixture(scope="module")
 def frames(samples: Path) -> list[Frame]:
     """A few dozen test scenes."""
-    from dvt_edge.datasets import find_images, load_image
+    from dvt_edge.files.datasets import find_images, load_image
 
     paths = find_images(samples / "demo" / "scenes" / "test")
     return [load_image(path) for path in paths[:: len(paths) // 40]]

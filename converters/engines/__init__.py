@@ -1,0 +1,1 @@
+"""One TensorRT engine per stage, built in a process of its own."""

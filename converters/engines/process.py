@@ -1,0 +1,218 @@
+"""ONNX -> TensorRT engine, in a process of its own.
+
+A graph that a builder cannot take may crash it, and on small boards a build needs the memory that
+torch would hold: so this process imports ``tensorrt`` or ``tensorrt_rtx`` and little else. The
+request comes as JSON on standard input; events leave as JSON lines on standard output, the last one
+being ``{"done": ...}`` or ``{"error": ...}``.
+
+One code path serves TensorRT 8.6 to 11 and TensorRT-RTX: what a version may lack is looked up by
+name. Precision is in the graph; only 8.x, which has no strong typing, needs flags as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvt_edge.converters.engines.request import MODULE_VARIABLE, Built, Request
+
+if __name__ == "__main__":  # whatever TensorRT prints, also on import, must not mix with events
+    _EVENTS = os.dup(1)
+    os.dup2(2, 1)
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = importlib.import_module(os.environ[MODULE_VARIABLE])
+
+Emit = Callable[[dict[str, Any]], None]
+
+LISTING = "Layers:"
+"""How the message with the planned kernels starts."""
+PROGRESS_SECONDS = 0.2
+NOISE = ("cudaError 35", "CUDA initialization failure", "CUDA lazy loading")
+"""Messages about the missing driver of a machine that builds ahead of time."""
+
+
+class BuilderError(Exception):
+    """The builder did not make an engine; the message holds what it said."""
+
+
+class _Logger(trt.ILogger):
+    """Keeps what the builder says; it returns None on failure and tells why only here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.listing: str | None = None
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        if msg.startswith(LISTING):
+            self.listing = msg
+        elif any(noise in msg for noise in NOISE):
+            return
+        elif severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            self.errors.append(msg)
+        elif severity == trt.ILogger.Severity.WARNING and msg not in self.warnings:
+            self.warnings.append(msg)
+
+
+def build_engine(request: Request, emit: Emit) -> Built:
+    """Build the engine and write it; raises :class:`BuilderError`."""
+    logger = _Logger()
+    started = time.monotonic()
+    builder = trt.Builder(logger)
+    flags: list[str] = []
+    network = builder.create_network(_network_flags(flags))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(Path(request.graph).read_bytes()):
+        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise BuilderError("; ".join(errors or logger.errors) or "the parser gave no reason")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _set_precision(config, request, flags)
+    _set_targets(config, request)
+    _share_profiles(config, flags)
+    _add_profiles(builder, network, config, request.largest_batch)
+    monitor = _monitor(emit)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuilderError("; ".join(logger.errors) or "the builder gave no reason")
+    with open(request.plan, "wb") as file:
+        file.write(plan)
+    seconds = time.monotonic() - started
+    return Built(trt.__version__, seconds, tuple(flags), tuple(logger.warnings), logger.listing)
+
+
+def _network_flags(flags: list[str]) -> int:
+    """Strong typing where there is a choice; explicit batch where it is not the only way."""
+    known = trt.NetworkDefinitionCreationFlag.__members__
+    bits = 0
+    for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):
+        if name in known and not flags:
+            flags.append(name)
+            bits |= 1 << int(known[name])
+    return bits
+
+
+def _set_precision(config: trt.IBuilderConfig, request: Request, flags: list[str]) -> None:
+    known = trt.BuilderFlag.__members__
+    if "TF32" in known:  # the exit is float32 because its confidence must be
+        config.clear_flag(known["TF32"])
+    if "STRONGLY_TYPED" in flags:
+        return
+    for name in ("FP16", "INT8") if request.quantized else ("FP16",):
+        if name in known:
+            config.set_flag(known[name])
+            flags.append(name)
+
+
+def _share_profiles(config: trt.IBuilderConfig, flags: list[str]) -> None:
+    """Let contexts of several batch sizes use one profile, which 8.6 must be asked for."""
+    name = "PROFILE_SHARING_0806"
+    known = getattr(getattr(trt, "PreviewFeature", None), "__members__", {})
+    if name in known and "STRONGLY_TYPED" not in flags:
+        config.set_preview_feature(known[name], True)
+        flags.append(name)
+
+
+def _set_targets(config: Any, request: Request) -> None:
+    """Compute capabilities, which TensorRT-RTX alone can build for without having them."""
+    if not request.compute_capabilities:
+        return
+    known = {
+        name.removeprefix("SM"): value
+        for name, value in vars(trt)["ComputeCapability"].__members__.items()
+        if name.startswith("SM")
+    }
+    unknown = [str(c) for c in request.compute_capabilities if str(c) not in known]
+    if unknown:
+        raise BuilderError(
+            f"compute capability {', '.join(unknown)} is not known to {trt.__name__} "
+            f"{trt.__version__}, which builds for {', '.join(known)}; change "
+            "engine.compute_capabilities"
+        )
+    config.num_compute_capabilities = len(request.compute_capabilities)
+    for index, capability in enumerate(request.compute_capabilities):
+        config.set_compute_capability(known[str(capability)], index)
+
+
+def _add_profiles(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    largest_batch: int,
+) -> None:
+    """Profile 0 is batch 1 and nothing else, planned as a static network; profile 1 any batch."""
+    for smallest, largest in ((1, 1), (1, largest_batch)):
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            image = [tensor.shape[i] for i in range(1, len(tensor.shape))]
+            least, most = (trt.Dims([n, *image]) for n in (smallest, largest))
+            profile.set_shape(tensor.name, least, most, most)
+        config.add_optimization_profile(profile)
+        if largest_batch == 1:
+            return
+
+
+def _monitor(emit: Emit) -> Any:
+    """Reports the builder's phases; None for versions that cannot (8.x)."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+            self.told = 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self._tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell(phase_name, step + 1)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def _tell(self, phase: str, step: int) -> None:
+            now = time.monotonic()
+            if now - self.told >= PROGRESS_SECONDS:
+                self.told = now
+                emit({"phase": phase, "step": step, "steps": self.steps.get(phase, 0)})
+
+    return Monitor()
+
+
+def main() -> int:
+    """Serve one request."""
+    events = os.fdopen(_EVENTS, "w", encoding="utf-8")
+
+    def emit(event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=events, flush=True)
+
+    try:
+        built = build_engine(Request.from_json(sys.stdin.read()), emit)
+    except BuilderError as error:
+        emit({"error": str(error)})
+        return 1
+    emit({"done": asdict(built)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stage graphs: a cascade written as ONNX, counted, cast and run."""

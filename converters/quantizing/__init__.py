@@ -1,0 +1,1 @@
+"""From FP32 stage graphs to INT8 ones: ranges, Q/DQ pairs, sensitive layers."""

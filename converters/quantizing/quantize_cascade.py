@@ -1,0 +1,248 @@
+"""FP32 stage graphs -> stages in the profile's precision, and what that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from dvt_edge.bundle.manifest import ExitFigures, QuantizationFigures
+from dvt_edge.converters.graphs.chain import Chain, Images, batches
+from dvt_edge.converters.graphs.facts import count_macs
+from dvt_edge.converters.graphs.stage_graph import set_temperature
+from dvt_edge.converters.quantizing.calibration import activation_ranges
+from dvt_edge.converters.quantizing.insert_qdq import (
+    ONNXRUNTIME_OPS,
+    TENSORRT_OPS,
+    QuantizedOps,
+    quantizable_inputs,
+    quantize,
+)
+from dvt_edge.converters.quantizing.sensitivity import most_sensitive
+from dvt_edge.errors import BuildError
+from dvt_edge.policy import Records, Solution, solve
+from dvt_edge.policy.confidence import fit_temperature
+from dvt_edge.profile import EngineConfig, Profile
+
+RANGE_IMAGES = 512
+"""Images per stage that set the activation ranges; more do not move them."""
+SENSITIVITY_IMAGES = 32
+MOST_FLOAT_LAYERS = 0.5
+"""Share of a stage's layers that may be left in float before INT8 counts as unfit for it."""
+
+Labels = npt.NDArray[np.int32] | None
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done, and steps in all."""
+
+
+@dataclass(frozen=True)
+class QuantizedCascade:
+    """What :func:`quantize_cascade` made of the FP32 graphs."""
+
+    stages: list[onnx.ModelProto]
+    """In the profile's precision; INT8 with ``auto``."""
+    graphs: list[onnx.ModelProto]
+    """The FP32 graphs, with fitted temperatures."""
+    float_layers: list[tuple[str, ...]]
+    """Layers of each stage left in float because INT8 cost its exit too much."""
+    records: Records
+    """Answers of ``stages``."""
+    reference: Records
+    """Answers of ``graphs``."""
+    provisional: Solution
+    """Thresholds that about halve the work, to tell what decisions change."""
+    temperatures: tuple[float, ...] | None
+
+
+@dataclass
+class _Stage:
+    """One quantized stage and what it was made of."""
+
+    graph: onnx.ModelProto
+    ranges: dict[str, float]
+    ops: QuantizedOps
+
+    def quantized(self) -> onnx.ModelProto:
+        return quantize(self.graph, self.ranges, self.ops)
+
+
+def quantize_cascade(
+    profile: Profile,
+    graphs: Sequence[onnx.ModelProto],
+    images: Images,
+    label: Labels,
+    report: Progress,
+) -> QuantizedCascade:
+    """Quantize all stages unless the profile's precision is a float one.
+
+    Where INT8 costs an exit more than the tolerance, the stage's most sensitive layers go back to
+    float. Raises :class:`~dvt_edge.errors.BuildError` if half of them do not suffice.
+    """
+    total = 2 * len(graphs) + 1
+    report("quantization", 0, total)
+    reference = Chain(graphs).records(images, label)
+    report("quantization", 1, total)
+    provisional = provisional_thresholds(graphs, reference)
+    if profile.engine.precision in ("fp32", "fp16"):
+        stages, records = list(graphs), reference
+        float_layers: list[tuple[str, ...]] = [()] * len(graphs)
+    else:
+        parts = _quantize_stages(profile.engine, graphs, images, reference, provisional, report)
+        records = _repair(profile, parts, images, label, reference, report)
+        stages = [part.quantized() for part in parts]
+        float_layers = [tuple(sorted(part.ops.float_layers)) for part in parts]
+    result = QuantizedCascade(
+        stages, list(graphs), float_layers, records, reference, provisional, None
+    )
+    if profile.exits.fit_temperature:
+        result = _with_temperatures(result, images, label)
+    report("quantization", total, total)
+    return result
+
+
+def provisional_thresholds(graphs: Sequence[onnx.ModelProto], records: Records) -> Solution:
+    """Thresholds that halve the work on ``records``.
+
+    Which images reach which stage is known only once costs are measured; these are close enough to
+    choose calibration images by, and to tell whether decisions change.
+    """
+    work = np.cumsum([count_macs(graph) for graph in graphs])
+    return solve(records, work, (work[0] + work[-1]) / 2)
+
+
+def figures(
+    profile: Profile, before: Records, after: Records, provisional: Solution
+) -> QuantizationFigures:
+    """What went from records ``before`` to ``after``."""
+    truth = before.prediction[:, -1] if before.label is None else before.label
+    exits = tuple(
+        ExitFigures(
+            accuracy_before=float((before.prediction[:, k] == truth).mean()),
+            accuracy_after=float((after.prediction[:, k] == truth).mean()),
+        )
+        for k in range(before.exits)
+    )
+    leaves_before, leaves_after = (
+        (r.confidence >= provisional.thresholds).argmax(axis=1) for r in (before, after)
+    )
+    return QuantizationFigures(
+        precision=profile.engine.precision,
+        exits=exits,
+        changed_decisions=float((leaves_before != leaves_after).mean()),
+        tolerance_points=profile.calibration.tolerance_points,
+    )
+
+
+def _with_temperatures(
+    cascade: QuantizedCascade, images: Images, label: Labels
+) -> QuantizedCascade:
+    """Fit every exit's temperature on the finished stages, and set it in both kinds of graphs."""
+    chain = Chain(cascade.stages)
+    parts = [[o["logits"] for o in chain.run(part)] for part in batches(images)]
+    logits = [np.concatenate(exit_) for exit_ in zip(*parts, strict=True)]
+    truth = logits[-1].argmax(axis=1) if label is None else label
+    temperatures = tuple(fit_temperature(values, truth) for values in logits)
+    for models in (cascade.stages, cascade.graphs):
+        for model, temperature in zip(models, temperatures, strict=True):
+            set_temperature(model, temperature)
+    records, reference = (
+        Chain(models).records(images, label) for models in (cascade.stages, cascade.graphs)
+    )
+    return replace(
+        cascade,
+        records=records,
+        reference=reference,
+        provisional=provisional_thresholds(cascade.graphs, reference),
+        temperatures=temperatures,
+    )
+
+
+def _quantize_stages(
+    engine: EngineConfig,
+    graphs: Sequence[onnx.ModelProto],
+    images: Images,
+    records: Records,
+    provisional: Solution,
+    report: Progress,
+) -> list[_Stage]:
+    """Calibrate stage after stage, each on the images that reach it, fed by the quantized ones."""
+    ops = TENSORRT_OPS if engine.builds_engines else ONNXRUNTIME_OPS
+    total = 2 * len(graphs) + 1
+    parts: list[_Stage] = []
+    reaching = np.ones(len(images), bool)
+    for i, graph in enumerate(graphs):
+        rows = np.flatnonzero(reaching)
+        if not len(rows):  # nobody gets here: any image is better than none
+            rows = np.arange(len(images))
+        upstream = Chain([part.quantized() for part in parts])
+        chosen = images[_spread(rows, RANGE_IMAGES)]
+        feeds = (upstream.next_feeds(part) for part in batches(chosen))
+        report("quantization", 2 + 2 * i, total)
+        ranges = activation_ranges(graph, quantizable_inputs(graph, ops), feeds)
+        parts.append(_Stage(graph, ranges, ops))
+        report("quantization", 3 + 2 * i, total)
+        reaching &= records.confidence[:, i] < provisional.thresholds[i]
+    return parts
+
+
+def _repair(
+    profile: Profile,
+    parts: list[_Stage],
+    images: Images,
+    label: Labels,
+    reference: Records,
+    report: Progress,
+) -> Records:
+    """Leave sensitive layers in float, in ``parts``, until no exit loses too much; the records."""
+    tolerance = profile.calibration.tolerance_points
+    records = Chain([p.quantized() for p in parts]).records(images, label)
+    for k, part in enumerate(parts):
+        drop = _drop(records.prediction[:, k], reference, k)
+        if drop <= tolerance:
+            continue
+        few = images[_spread(np.arange(len(images)), SENSITIVITY_IMAGES)]
+        upstream = Chain([p.quantized() for p in parts[:k]])
+        feeds = [upstream.next_feeds(some) for some in batches(few)]
+        order = most_sensitive(
+            *(part.graph, part.ranges, part.ops, feeds),
+            lambda done, of: report("sensitive layers", done, of),
+        )
+        most, count, everything = int(MOST_FLOAT_LAYERS * len(order)), 0, part.ops
+        while drop > tolerance:
+            if count == most:
+                raise BuildError(_too_much(k, drop, reference, tolerance, count))
+            count = min(most, max(1, 2 * count))
+            part.ops = everything.without(order[:count])
+            exits = Chain([p.quantized() for p in parts[: k + 1]]).records(images, label)
+            drop = _drop(exits.prediction[:, k], reference, k)
+        records = Chain([p.quantized() for p in parts]).records(images, label)
+    return records
+
+
+def _drop(prediction: npt.NDArray[np.int32], reference: Records, k: int) -> float:
+    """Points of top-1 that exit ``k`` lost; without labels the last FP32 exit is right."""
+    truth = reference.prediction[:, -1] if reference.label is None else reference.label
+    before, after = (int((p == truth).sum()) for p in (reference.prediction[:, k], prediction))
+    return 100 * (before - after) / len(truth)
+
+
+def _too_much(k: int, drop: float, reference: Records, tolerance: float, count: int) -> str:
+    truth = reference.prediction[:, -1] if reference.label is None else reference.label
+    before = 100 * float((reference.prediction[:, k] == truth).mean())
+    return (
+        f"quantization costs exit {k + 1} {drop:.2f} points of top-1 ({before:.2f} to "
+        f"{before - drop:.2f} %), even with its {count} most sensitive layers in float; "
+        f"calibration.tolerance_points allows {tolerance:g}: calibrate on more or more typical "
+        "images, raise the tolerance, or set engine.precision to fp32 (ONNX Runtime) or fp16 "
+        "(TensorRT)"
+    )
+
+
+def _spread(rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
+    """At most ``count`` of ``rows``, evenly."""
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), count)).round().astype(int)
+    spread: npt.NDArray[np.intp] = rows[chosen]
+    return spread

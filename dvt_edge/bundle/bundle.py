@@ -1,0 +1,162 @@
+"""The bundle: a folder with one graph per stage, calibration records and a manifest.
+
+manifest.json   what is inside: schema version, stages, tensors, SHA-256 of every file
+stage1.onnx ... one file per stage
+records.npz     answers of every exit to every calibration image
+costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
+measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
+
+For TensorRT it is written in two halves. The portable one, made on any host, holds each stage in
+the serialisations that builders read and a few calibration images:
+
+stage1.int8.onnx        float32 body and scales, opset 17: ONNX Runtime, TensorRT 8.6
+stage1.int8-fp16.onnx   float16 body and scales, opset 19: TensorRT 10 and later, TensorRT-RTX
+stage1.fp16.onnx        float16, nothing quantized
+parity.npz              images that engines are compared on
+
+The device adds stage1.plan ..., raw engines that ``trtexec --loadEngine`` opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, Manifest
+from dvt_edge.errors import BundleError
+from dvt_edge.files.replacing import replaced_file
+from dvt_edge.policy.records import Records
+from dvt_edge.profile import BudgetConfig
+
+
+class Bundle:
+    """An opened bundle: checked against its manifest.
+
+    Raises :class:`~dvt_edge.errors.BundleError` when the folder is no bundle, was written by
+    another schema version, or a file was changed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        try:
+            self.manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{self.folder}: no bundle here (no {MANIFEST}); build one with "
+                "'dvt-edge build --profile FILE'"
+            ) from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            written = _schema_version(path)
+            first = str(error).replace("\n", " ")[:200]
+            if written not in (None, SCHEMA_VERSION):
+                first = f"written as schema {written} by another version of dvt-edge"
+            raise BundleError(
+                f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first}); rebuild with "
+                "'dvt-edge build'"
+            ) from None
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from None
+        for name, expected in self.manifest.files.items():
+            found = file_sha256(self.folder / name)
+            if found != expected:
+                raise BundleError(
+                    f"{self.folder / name}: changed since the build (SHA-256 {found[:12]}..., "
+                    f"expected {expected[:12]}...); rebuild with 'dvt-edge build'"
+                )
+
+    def stage_path(self, index: int) -> Path:
+        """File of stage ``index`` (from 0)."""
+        return self.folder / self.manifest.stages[index].file
+
+    def records(self) -> Records:
+        """The calibration records."""
+        try:
+            with np.load(self.folder / RECORDS, allow_pickle=False) as archive:
+                label = archive["label"] if "label" in archive.files else None
+                return Records(archive["confidence"], archive["prediction"], label)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{self.folder / RECORDS}: unusable ({error}); rebuild") from None
+
+    def set_budget(self, budget: BudgetConfig) -> None:
+        """Store another budget in the manifest; nothing else changes."""
+        manifest = self.manifest.model_copy(update={"budget": budget})
+        write_aside(self.folder / MANIFEST, manifest.model_dump_json(indent=2))
+        self.manifest = manifest
+
+
+def _schema_version(path: Path) -> int | None:
+    """What a manifest says of itself, if anything."""
+    try:
+        found = json.loads(path.read_bytes())["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def write_records(path: Path, records: Records) -> None:
+    """Write ``records.npz``."""
+    arrays = {"confidence": records.confidence, "prediction": records.prediction}
+    if records.label is not None:
+        arrays["label"] = records.label
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``folder`` that takes its place when the block succeeds.
+
+    On failure or Ctrl-C the old folder stays as it was. A folder that is no bundle is not replaced.
+    """
+    if folder.exists() and not (
+        (folder / MANIFEST).exists() or (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise BundleError(f"{folder}: holds something else than a bundle; choose another output")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written ({error}); choose another output") from None
+    try:
+        yield new
+        new.chmod(0o755)
+        old = new.with_name(new.name.replace(".new-", ".old-"))
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the new one."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); rebuild") from None
+    return digest.hexdigest()

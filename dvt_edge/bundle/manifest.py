@@ -1,0 +1,154 @@
+"""``manifest.json``: what is inside a bundle, and what its build found out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from dvt_edge.bundle.engine_records import Engines, Precision, PrecisionFigures
+from dvt_edge.files.documents import Document
+from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfig
+
+Value = TypeVar("Value")
+
+SCHEMA_VERSION: Literal[2] = 2
+MANIFEST = "manifest.json"
+RECORDS = "records.npz"
+COSTS = "costs.json"
+MEASUREMENT = "measurement.json"
+PARITY = "parity.npz"
+HANDED_ON = "next_"
+"""A stage's outputs of this prefix are the next stage's inputs of the name without it."""
+
+
+class TensorSpec(Document):
+    """One input or output of a stage."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """``"N"`` stands for the batch."""
+    dtype: Literal["float32", "float16", "int32"]
+
+    @property
+    def bytes_per_image(self) -> int:
+        width = 2 if self.dtype == "float16" else 4
+        return width * math.prod(size for size in self.shape if isinstance(size, int))
+
+
+def handed_on(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """What the next stage takes of one stage's ``tensors``, by the names that it reads."""
+    return {
+        name.removeprefix(HANDED_ON): value
+        for name, value in tensors.items()
+        if name.startswith(HANDED_ON)
+    }
+
+
+class StageSpec(Document):
+    """One stage file."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int = Field(ge=0)
+    """Weights and biases in the graph, upsampling constants included."""
+    macs: int = Field(ge=0)
+    """Multiply-accumulates of matrix products and convolutions at batch 1, counted on the graph."""
+    precision: Precision = "fp32"
+    """Of the layers that quantization is about."""
+    layers: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """How many layers of each class compute in each precision."""
+    float_layers: tuple[str, ...] = ()
+    """Layers left in float because INT8 cost this exit too much."""
+    graphs: dict[str, str] = Field(default_factory=dict)
+    """Serialisations in a bundle for TensorRT: ``int8``, ``int8-fp16``, ``fp16`` -> file."""
+
+    @property
+    def handed_on_bytes(self) -> int:
+        """Size of features and relations for the next stage, per image."""
+        return sum(handed_on({t.name: t.bytes_per_image for t in self.outputs}).values())
+
+
+class ExitFigures(Document):
+    """What quantization did to one exit, on the calibration images (shares, 0..1)."""
+
+    accuracy_before: float
+    """Top-1 of the FP32 graphs; agreement with the last FP32 exit where labels are missing."""
+    accuracy_after: float
+    """The same for the stages in the bundle."""
+
+
+class QuantizationFigures(Document):
+    """What quantization did, on the calibration images."""
+
+    precision: Literal["int8", "fp16", "fp32", "auto"]
+    """As the profile asked for it."""
+    exits: tuple[ExitFigures, ...]
+    changed_decisions: float
+    """Share of images that leave at another exit than with the FP32 graphs."""
+    tolerance_points: float
+    fp16_same_class: tuple[float, ...] | None = None
+    """[K]: share of the parity images whose class the float16 serialisation keeps, where there is
+    one; run by ONNX Runtime, which computes float16 products in float32."""
+
+
+class Manifest(Document):
+    """``manifest.json``."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    build_key: str
+    """Hash of everything that decided the contents; the same key rebuilds nothing."""
+    device: str
+    engine: EngineConfig
+    input: InputConfig
+    exits: ExitsConfig
+    temperatures: tuple[float, ...] | None = None
+    """Fitted temperature of every exit, where ``exits.fit_temperature`` asked for it."""
+    budget: BudgetConfig
+    class_names: tuple[str, ...]
+    recorded_thresholds: tuple[tuple[float | str, ...], ...] | None = None
+    """[P, K] as an imported checkpoint carries them; infinities are strings."""
+    frame_shape: tuple[int, int]
+    """Median height and width of the calibration images, for measuring costs."""
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    quantization: QuantizationFigures
+    choices: tuple[PrecisionFigures, ...] = ()
+    """Every precision that was tried, stage by stage, with ``precision: auto``."""
+    portable_stages: tuple[StageSpec, ...] | None = None
+    """The stages before the device half, from which it can be built again."""
+    engines: Engines | None = None
+    """The device half; None before it, and where there are no engines."""
+    files: dict[str, str]
+    """SHA-256 of every file but the manifest, the costs and the measurement."""
+    versions: dict[str, str]
+    """Of the programs that built the bundle."""
+
+    @model_validator(mode="after")
+    def _every_file_has_a_hash(self) -> Manifest:
+        graphs = [file for stage in self.stages for file in stage.graphs.values()]
+        for name in (*(stage.file for stage in self.stages), *graphs, RECORDS):
+            if name not in self.files:
+                raise ValueError(f"files has no SHA-256 of {name}")
+        return self
+
+    @property
+    def portable(self) -> bool:
+        """Whether engines are still to be built from it, on the device."""
+        return self.engine.builds_engines and self.engines is None
+
+    @property
+    def bytes_resident(self) -> int:
+        """Images, reuse tensors and answers that a backend holds for the largest batch."""
+        own = sum(t.bytes_per_image for stage in self.stages for t in stage.outputs)
+        image = self.stages[0].inputs[0].bytes_per_image
+        return max(self.engine.batch_sizes) * (image + own)
+
+    @property
+    def content_hash(self) -> str:
+        """Hash over all stage files; measured costs are bound to it."""
+        hashes = "".join(self.files[stage.file] for stage in self.stages)
+        return hashlib.sha256(hashes.encode()).hexdigest()

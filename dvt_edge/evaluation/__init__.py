@@ -1,0 +1,1 @@
+"""Judging a bundle on images, alone or beside others."""

@@ -1,0 +1,213 @@
+"""Labelled images from folders, IDX files and npz archives. NumPy and Pillow only.
+
+An image is uint8, RGB ``[H, W, 3]`` or gray ``[H, W]``. A *dataset* is anything with
+:class:`ImageDataset`'s four members.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dvt_edge.errors import DataError
+from dvt_edge.files import imagenet
+
+Pixels = npt.NDArray[np.uint8]
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+)
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+class ImageDataset(Protocol):
+    """Random access to images and their classes."""
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Class of every image, or None where the images are unlabelled."""
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes in class order, or None where only numbers are known."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Pixels:
+        """Image ``index`` as uint8 [H, W, 3] RGB or [H, W] gray."""
+
+
+@dataclass(frozen=True)
+class FolderDataset:
+    """Image files in one folder per class (ImageNet layout), or unlabelled in a flat folder."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int] | None
+    class_names: Sequence[str] | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> Pixels:
+        return load_image(self.paths[index])
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """Images in memory: uint8 [N, H, W] or [N, H, W, 3]."""
+
+    images: Pixels = field(repr=False)
+    labels: Sequence[int] | None = field(repr=False)
+    class_names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Pixels:
+        image: Pixels = self.images[index]
+        return image
+
+
+def load_image(path: Path) -> Pixels:
+    """Decode one file to uint8: RGB [H, W, 3], or [H, W] if the file is gray.
+
+    Raises :class:`~dvt_edge.errors.DataError` naming the file.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # conversion would saturate
+                raise ValueError("more than 8 bits per channel; convert it to 8 bits")
+            return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from None
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below ``folder``, sorted."""
+    return sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
+
+
+def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> FolderDataset:
+    """A folder with one subfolder per class, or a flat folder of unlabelled images.
+
+    Classes are the sorted subfolder names, unless ``class_names`` gives their order. Then the
+    subfolders are called like the classes (not all need be there), by ImageNet's synsets where
+    there are 1,000 classes, or are as many as the classes under other names, in sorted order.
+    Anything else raises :class:`~dvt_edge.errors.DataError`.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder with one subfolder per class")
+    paths = find_images(folder)
+    if not paths:
+        raise DataError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if any(path.parent == folder for path in paths):
+        return FolderDataset([p for p in paths if p.parent == folder], None, None)
+    found = sorted({path.relative_to(folder).parts[0] for path in paths})
+    names = found if class_names is None else _class_order(folder, found, class_names)
+    number = {name: i for i, name in enumerate(names)}
+    labels = [number[path.relative_to(folder).parts[0]] for path in paths]
+    return FolderDataset(paths, labels, names)
+
+
+def _class_order(folder: Path, found: Sequence[str], class_names: Sequence[str]) -> Sequence[str]:
+    """Subfolder names in the order of the classes ``class_names``."""
+    unknown = sorted(set(found) - set(class_names))
+    if not unknown:
+        return class_names
+    synsets = imagenet.synsets() if len(class_names) == imagenet.CLASSES else None
+    if synsets and set(found) <= set(synsets):
+        return synsets
+    if len(unknown) == len(found) == len(class_names):
+        return found
+    shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    hint = "rename or remove it"
+    if all(_SYNSET.fullmatch(name) for name in found) and synsets is None:
+        hint = "for ImageNet's synsets run pip install timm, which ships their order"
+    raise DataError(
+        f"{folder}: subfolder '{unknown[0]}' is not one of the {len(class_names)} classes "
+        f"({shown}); {hint}"
+    )
+
+
+def read_idx(path: Path) -> Pixels:
+    """An IDX file of unsigned bytes (MNIST's format), gzipped or not, as an array."""
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+        raise DataError(f"{path}: not an IDX file of unsigned bytes")
+    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    if body.size != int(np.prod(shape)):
+        raise DataError(f"{path}: truncated, {body.size} values where {shape} are promised")
+    return body.reshape(shape)
+
+
+def open_idx(images: Path, labels: Path) -> ArrayDataset:
+    """A pair of IDX files: images [N, H, W] and labels [N]."""
+    pixels, classes = read_idx(images), read_idx(labels)
+    if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):
+        raise DataError(
+            f"{images} {pixels.shape} and {labels} {classes.shape} do not belong together; "
+            "expected [N, H, W] and [N]"
+        )
+    return ArrayDataset(pixels, classes.astype(np.int64).tolist())
+
+
+def open_npz(path: Path) -> ArrayDataset:
+    """An npz archive with ``images`` uint8 [N, H, W(, 3)] and, if labelled, ``labels`` [N]."""
+    try:
+        with path.open("rb") as file:  # np.load itself leaves a damaged archive open
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array; write it with np.savez")
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable npz archive ({error})") from None
+    images, labels = arrays.get("images"), arrays.get("labels")
+    if (
+        images is None
+        or images.dtype != np.uint8
+        or not images.size
+        or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3))
+    ):
+        raise DataError(f"{path}: needs an array 'images' uint8 [N, H, W] or [N, H, W, 3]")
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+        raise DataError(f"{path}: 'labels' must be integers [{len(images)}], found {labels.shape}")
+    return ArrayDataset(images, None if labels is None else labels.astype(np.int64).tolist())
+
+
+def open_images(path: Path, class_names: Sequence[str] | None = None) -> ImageDataset:
+    """A folder of images or an npz archive, by what ``path`` is."""
+    return open_npz(path) if path.suffix == ".npz" else open_folder(path, class_names)
+
+
+def spread_rows(total: int, samples: int) -> npt.NDArray[np.int64]:
+    """Indices of at most ``samples`` of ``total`` images, evenly spread: those that records are of.
+
+    Ascending, without repetitions.
+    """
+    count = min(total, samples)
+    return np.asarray(np.unique(np.linspace(0, total - 1, count).round().astype(np.int64)))

@@ -1,0 +1,1 @@
+"""The machine: board, driver, conditions, what can be tried out on it."""

@@ -1,0 +1,1 @@
+"""What acts from frame to frame: the controller, the audit, kept answers."""

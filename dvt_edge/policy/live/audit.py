@@ -1,0 +1,205 @@
+"""Without labels: do the early answers still agree with the last exit as often as promised?
+
+A small share of the frames runs all stages. Of those that the thresholds would have let leave
+early, one notes whether the early answer is the last exit's. The interval for the true share is
+anytime-valid: it may be looked at after every frame, and still the chance that it ever misses,
+within one run of a counter, is at most 1 - confidence. It holds all shares p that a beta-binomial
+mixture does not refute: mixture likelihood < (1 / delta) x likelihood of p (Robbins, 1970; Howard
+et al., Annals of Statistics 49, 2021; a betting confidence sequence after Waudby-Smith and Ramdas,
+JRSS B 86, 2024). Frames need not be independent: it is enough that each audited frame agrees with
+at least the promised chance, given those before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, lgamma, log
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.errors import ConfigError, DataError
+from dvt_edge.policy.live.pacing import STEPS, shifted
+from dvt_edge.policy.records import Records
+
+_GOLDEN = (5**0.5 - 1) / 2
+_STARTS = 2  # counters, staggered, so that one is never older than the window
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often early answers were the last exit's, 0..1."""
+
+    agreed: int
+    audited: int
+    """Early answers that were audited, the base of all shares here."""
+    lower: float
+    upper: float
+    """Anytime-valid interval for the true share; 0 and 1 before the first."""
+
+
+@dataclass(frozen=True)
+class AuditEvent:
+    """Early answers agree with the last exit less often than promised."""
+
+    agreement: Agreement
+    promised: float
+    reason: str
+
+
+class Audit:
+    """Chooses the frames to audit and watches the agreement of early answers with the last exit.
+
+    ``share`` of the frames is audited, 0..1; ``promised`` is the agreement, 0..1, of early answers
+    with the last exit, such as :func:`early_agreement` on the records less what is tolerated. Two
+    counters run, each starting anew after ``window`` audited early answers, staggered by half, so
+    that old good answers do not hide a fall for long. Each has half of 1 - ``confidence_level``:
+    while the promise is kept, the chance of an event in any ``window`` audited early answers is at
+    most 1 - ``confidence_level``. Memory is a few numbers. Raises
+    :class:`~dvt_edge.errors.ConfigError` for values out of range.
+    """
+
+    def __init__(
+        self, share: float, promised: float, *, confidence_level: float = 0.95, window: int = 1000
+    ) -> None:
+        for name, value in (("audit", share), ("promised agreement", promised)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is a share between 0 and 1, found {value}")
+        if not 0 < confidence_level < 1:
+            raise ConfigError(f"confidence_level lies between 0 and 1, found {confidence_level}")
+        if window < 2:
+            raise ConfigError(f"the audit's window is at least 2 answers, found {window}")
+        self.share, self.promised, self.window = share, promised, window
+        self._level = 1 - (1 - confidence_level) / _STARTS
+        self._frame = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the answers so far, because the thresholds changed."""
+        self._counts = [[0, 0], [0, 0]]  # agreed, audited
+        self._age = [0, self.window // 2]  # the second counter's first run is a short one
+
+    def due(self) -> bool:
+        """Whether the next frame is to be audited; call it once for each frame.
+
+        Multiples of the golden ratio modulo 1 below ``share``: evenly spread over any stretch, in
+        step with no period of the scene, the same in every run.
+        """
+        self._frame += 1
+        return (self._frame * _GOLDEN) % 1.0 < self.share
+
+    def note(self, early: bool, agrees: bool) -> AuditEvent | None:
+        """Take note of one audited frame; an event where the promise is refuted.
+
+        ``early``: whether the thresholds would have let it leave before the last exit (others
+        agree by definition and are not counted); ``agrees``: whether that exit's class is the last
+        exit's. After an event the counters start anew.
+        """
+        if not early:
+            return None
+        for i, count in enumerate(self._counts):
+            if self._age[i] >= self.window:
+                count[0] = count[1] = self._age[i] = 0
+            self._age[i] += 1
+            count[0] += agrees
+            count[1] += 1
+        for agreed, audited in self._counts:
+            # The same question as whether the upper bound is below the promise, at less work.
+            if agreed < self.promised * audited and _refuted(
+                self.promised, agreed, audited, self._level
+            ):
+                found = Agreement(
+                    agreed, audited, *agreement_interval(agreed, audited, self._level)
+                )
+                self.restart()
+                return AuditEvent(
+                    found,
+                    self.promised,
+                    f"{agreed} of {audited} audited early answers agree with the last exit, with "
+                    f"certainty less than {found.upper:.1%}, promised were {self.promised:.1%}",
+                )
+        return None
+
+    @property
+    def agreement(self) -> Agreement:
+        """The counter with more answers, and its interval."""
+        agreed, audited = max(self._counts, key=lambda count: count[1])
+        return Agreement(agreed, audited, *agreement_interval(agreed, audited, self._level))
+
+
+def agreement_interval(agreed: int, audited: int, confidence_level: float) -> tuple[float, float]:
+    """Lower and upper bound of the true share, 0..1, valid at every look (see the module).
+
+    Raises :class:`~dvt_edge.errors.DataError` unless 0 <= agreed <= audited.
+    """
+    if not 0 <= agreed <= audited:
+        raise DataError(f"expected 0 <= agreed <= audited, found {agreed} of {audited}")
+    if not audited:
+        return 0.0, 1.0
+    centre = agreed / audited
+    bounds = []
+    for end in (0.0, 1.0):
+        inside, outside = centre, end
+        if not _refuted(end, agreed, audited, confidence_level):
+            inside = end
+        else:
+            for _ in range(50):
+                middle = (inside + outside) / 2
+                if _refuted(middle, agreed, audited, confidence_level):
+                    outside = middle
+                else:
+                    inside = middle
+        bounds.append(inside)
+    return bounds[0], bounds[1]
+
+
+def early_agreement(records: Records, thresholds: npt.ArrayLike) -> float:
+    """Share of the early answers, 0..1, that are the last exit's; 1 where none leaves early."""
+    early, agrees = _early(records, np.asarray(thresholds, float))
+    return float(agrees[early].mean()) if early.any() else 1.0
+
+
+def raised(records: Records, thresholds: npt.ArrayLike, event: AuditEvent) -> tuple[float, ...]:
+    """Higher thresholds [K] that should restore the agreement promised.
+
+    All are moved up by the same rank, as little as makes the disagreement of early answers on the
+    records smaller by the factor by which the audited one is too large. None falls, and at least
+    one rises unless none leaves early already. A rule of thumb, not a bound: the audit goes on, and
+    the next event raises them further, in the end so far that nothing leaves early.
+    """
+    start = np.array(thresholds, float)
+    observed = 1 - event.agreement.agreed / max(1, event.agreement.audited)
+    factor = (1 - event.promised) / observed if observed > 0 else 1.0
+    wanted = (1 - early_agreement(records, start)) * min(1.0, factor)
+    chosen = start
+    for shift in STEPS[STEPS > 0]:
+        chosen = shifted(records, start, float(shift))
+        moved = bool((chosen > start).any())
+        if moved and 1 - early_agreement(records, chosen) <= wanted:
+            break
+    return tuple(float(t) for t in np.maximum(chosen, start))
+
+
+def _early(
+    records: Records, thresholds: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """[N] each: leaves before the last exit; its answer there is the last exit's."""
+    if thresholds.shape != (records.exits,):
+        raise DataError(f"expected {records.exits} thresholds, found {thresholds.shape}")
+    leaves = records.confidence >= thresholds
+    leaves[:, -1] = True
+    at = leaves.argmax(axis=1)
+    answers = records.prediction[np.arange(len(records)), at]
+    return at < records.exits - 1, answers == records.prediction[:, -1]
+
+
+def _refuted(p: float, agreed: int, audited: int, confidence_level: float) -> bool:
+    """Whether the mixture is at least 1 / delta times as likely as the share ``p``."""
+    missed = audited - agreed
+    # Jeffreys' Beta(1/2, 1/2) mixture of all shares.
+    mixture = lgamma(agreed + 0.5) + lgamma(missed + 0.5) - lgamma(audited + 1) - 2 * lgamma(0.5)
+    if (p <= 0 and agreed) or (p >= 1 and missed):
+        likelihood = -inf
+    else:
+        likelihood = (agreed * log(p) if agreed else 0.0) + (missed * log(1 - p) if missed else 0.0)
+    return not isfinite(likelihood) or mixture - likelihood >= -log(1 - confidence_level)

@@ -1,0 +1,1 @@
+"""What executes the stages, behind one protocol."""

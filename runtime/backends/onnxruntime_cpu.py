@@ -1,0 +1,151 @@
+"""Stages on the CPU with ONNX Runtime.
+
+All tensors live in arrays that are allocated once. They are bound to the sessions through
+IOBinding as OrtValues that share the arrays' memory: a stage reads its reuse tensors where the
+stage before wrote them, and no frame copies anything.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, handed_on
+from dvt_edge.errors import BackendError
+from dvt_edge.machine.board import available_cores
+from dvt_edge.runtime.backends.protocol import StageAnswer
+
+
+def open_session(
+    model: str | bytes, threads: int, *, shared_scratch: bool = False
+) -> ort.InferenceSession:
+    """A CPU session over a file or a serialised model; 0 threads are one per core.
+
+    With ``shared_scratch`` intermediate tensors lie in memory that all such sessions of the process
+    use in turn, so a stage finds in the caches what the stage before left there: at batch 64 the
+    demo's cascade takes 14 % less time. Batch 1 fits the caches anyway.
+
+    Raises :class:`~dvt_edge.errors.BackendError`.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Each stage has its own pool: threads that spin after one stage would slow the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if shared_scratch and _register_scratch():
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False  # one block per session again, which shares nothing
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own types derive from RuntimeError and others
+        raise BackendError(f"ONNX Runtime {ort.__version__} refused a stage: {error}") from None
+
+
+@functools.cache
+def _register_scratch() -> bool:
+    """Make ONNX Runtime's arena, which lasts as the process does; whether there is one."""
+    where = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    try:
+        ort.create_and_register_allocator(where, ort.OrtArenaCfg(0, -1, -1, -1))
+    except Exception:  # the program has one of its own, or this build has none
+        return False
+    return True
+
+
+class OnnxRuntimeBackend:
+    """:class:`~dvt_edge.runtime.backends.protocol.Backend` on ONNX Runtime's CPU provider."""
+
+    def __init__(
+        self, paths: Sequence[Path], specs: Sequence[StageSpec], max_batch: int, threads: int
+    ) -> None:
+        self._max_batch = max_batch
+        batches = max_batch > 1
+        self._sessions = [open_session(str(p), threads, shared_scratch=batches) for p in paths]
+        self._tensors: list[dict[str, npt.NDArray[Any]]] = []
+        for index, spec in enumerate(specs):
+            before = self._tensors[index - 1] if index else {}
+            shared = handed_on(before)
+            if index:
+                shared["image"] = self._tensors[0]["image"]
+            self._tensors.append(
+                {
+                    t.name: shared[t.name] if t.name in shared else self._allocate(t.shape, t.dtype)
+                    for t in (*spec.inputs, *spec.outputs)
+                }
+            )
+        self._specs = list(specs)
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    @property
+    def max_batch(self) -> int:
+        return self._max_batch
+
+    @property
+    def bytes_resident(self) -> int:
+        arrays = {id(a): a.nbytes for tensors in self._tensors for a in tensors.values()}
+        return sum(arrays.values())
+
+    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
+        if not 1 <= count <= self._max_batch:
+            raise BackendError(
+                f"a batch of {count} frames; the profile's engine.batch_sizes end at "
+                f"{self._max_batch}: add {count} there and rebuild, or give fewer at a time"
+            )
+        image: npt.NDArray[np.float32] = self._tensors[0]["image"][:count]
+        return image
+
+    def run_stage(self, stage: int, count: int) -> StageAnswer:
+        binding = self._bindings.get((stage, count)) or self._bind(stage, count)
+        try:
+            self._sessions[stage].run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"stage {stage + 1} failed in ONNX Runtime: {error}") from None
+        tensors = self._tensors[stage]
+        return StageAnswer(tensors["confidence"][:count], tensors["class_id"][:count])
+
+    def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
+        values: npt.NDArray[np.float32] = self._tensors[stage]["logits"][:count]
+        return values
+
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+        tensors = self._tensors[stage]
+        for name in ("image", *(name for name in tensors if name.startswith(HANDED_ON))):
+            array = tensors[name]
+            for target, source in enumerate(rows):
+                if target != source:
+                    array[target] = array[source]
+
+    def tensors(self, stage: int) -> dict[str, npt.NDArray[Any]]:
+        """All inputs and outputs of ``stage`` at full batch, for tests and calibration."""
+        return self._tensors[stage]
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._sessions.clear()
+        self._tensors.clear()
+
+    def _allocate(self, shape: Sequence[int | str], dtype: str) -> npt.NDArray[Any]:
+        sizes = [self._max_batch if isinstance(size, str) else size for size in shape]
+        return np.zeros(sizes, dtype)
+
+    def _bind(self, stage: int, count: int) -> ort.IOBinding:
+        """A binding of the first ``count`` rows, made once per stage and count."""
+        binding = self._sessions[stage].io_binding()
+        for specs, bind in (
+            (self._specs[stage].inputs, binding.bind_ortvalue_input),
+            (self._specs[stage].outputs, binding.bind_ortvalue_output),
+        ):
+            for spec in specs:
+                rows = self._tensors[stage][spec.name][:count]
+                bind(spec.name, ort.OrtValue.ortvalue_from_numpy(rows))
+        self._bindings[stage, count] = binding
+        return binding

@@ -1,0 +1,1 @@
+"""What leaving at each exit costs on this machine: milliseconds and millijoules."""

@@ -1,0 +1,203 @@
+"""What ``dvt-edge profile`` measures: latency of every exit, energy, memory, conditions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dvt_edge.bundle.bundle import Bundle, write_aside
+from dvt_edge.bundle.manifest import MEASUREMENT, Manifest
+from dvt_edge.bundle.measurement import EnergyFigures, Measurement, PacedTiming
+from dvt_edge.energy import Meter
+from dvt_edge.energy.opening import Processor
+from dvt_edge.errors import BundleError, EnergyError
+from dvt_edge.machine.conditions import changes, read_conditions
+from dvt_edge.runtime.backends.opening import on_gpu
+from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.measuring.costs import machine_name, now_utc
+from dvt_edge.runtime.measuring.exit_energy import EnergyRun, declared_figures
+from dvt_edge.runtime.measuring.timing import (
+    WARM_UP_LIMIT_S,
+    Clock,
+    ForcedExits,
+    Progress,
+    RealClock,
+    silent,
+    time_back_to_back,
+    time_paced,
+    warm_up,
+)
+
+FEW_RUNS = 20
+"""With fewer runs per exit, the 95th percentile is the longest run."""
+SLOWER_PACED = 1.1
+"""Ratio of mean latencies from which on the pace is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure."""
+
+    duration_s: float = 10.0
+    """Of the timing; energy takes its time in addition, where a meter can be read."""
+    pace_fps: float | None = 30.0
+    """Frames per second of the camera to imitate, for half of the time; None to leave it out."""
+    watts: tuple[float, ...] | None = None
+    """[K]: declared power per stage, for where no meter can be read."""
+
+
+def runs_on(manifest: Manifest) -> Processor:
+    """Which processor a meter must see."""
+    return "gpu" if on_gpu(manifest) else "cpu"
+
+
+def declared_watts(watts: float | Sequence[float], stages: int) -> tuple[float, ...]:
+    """One power per stage; raises :class:`~dvt_edge.errors.EnergyError` for another number."""
+    if isinstance(watts, (int, float)):
+        return (float(watts),) * stages
+    if len(watts) != stages:
+        raise EnergyError(
+            f"energy.watts needs one figure, or one per stage: expected {stages}, found "
+            f"{len(watts)}"
+        )
+    return tuple(watts)
+
+
+def measure(
+    loop: CascadeLoop,
+    bundle: Bundle,
+    meter: Meter,
+    plan: Plan,
+    *,
+    clock: Clock | None = None,
+    root: str | Path = "/",
+    progress: Progress = silent,
+) -> Measurement:
+    """Measure every exit of ``bundle`` through ``loop``, as ``plan`` says.
+
+    Idle power comes first. Then everything runs until it has settled, at the camera's pace, back
+    to back, and, where ``meter`` can be read, in mixes of exits for its energy. What cannot be
+    measured has a reason in the result. ``root`` is where conditions are read.
+    """
+    clock = clock or RealClock()
+    manifest = bundle.manifest
+    exits = ForcedExits(loop, manifest)
+    energy = EnergyRun(meter, plan.duration_s)
+    energy.idle(clock, progress)
+    progress("warming up", 0.0)
+    limit_s = max(WARM_UP_LIMIT_S, plan.duration_s)
+    warm = warm_up(exits, clock, limit_s)
+    progress("warming up", 1.0)
+    before = read_conditions(root)  # clocks follow the load: right after it
+    spent_s, started = 0.0, clock.now()
+    paced, runs, settled = None, warm.runs, warm.settled
+    part_s = plan.duration_s
+    if plan.pace_fps is not None:
+        part_s = plan.duration_s / 2
+        paced = time_paced(exits, clock, part_s, plan.pace_fps, progress)
+        spent_s = clock.now() - started
+        again = warm_up(exits, clock, limit_s)  # clocks may have fallen between the frames
+        runs, settled = runs + again.runs, settled and again.settled
+    started = clock.now()
+    back_to_back = time_back_to_back(exits, clock, part_s, progress)
+    spent_s += clock.now() - started
+    energy.work(exits, clock, progress)
+    after = read_conditions(root)
+    figures = energy.figures
+    if figures.unavailable is not None and plan.watts is not None:
+        figures = declared_figures(plan.watts, back_to_back, figures.unavailable)
+    remarks = _remarks(back_to_back, paced, figures, settled, limit_s)
+    return Measurement(
+        machine=machine_name(manifest),
+        content_hash=manifest.content_hash,
+        measured_at=now_utc(),
+        seconds=spent_s,
+        frame_shape=manifest.frame_shape,
+        warm_up_runs=runs,
+        settled=settled,
+        bytes_resident=loop.backend.bytes_resident,
+        process_bytes=_process_bytes(),
+        back_to_back=back_to_back,
+        paced=paced,
+        energy=figures,
+        before=before,
+        after=after,
+        warnings=(*changes(before, after), *remarks),
+    )
+
+
+def _remarks(
+    back_to_back: PacedTiming,
+    paced: PacedTiming | None,
+    energy: EnergyFigures,
+    settled: bool,
+    limit_s: float,
+) -> Iterator[str]:
+    """What else to know of the figures."""
+    if not settled:
+        yield (
+            f"the latency had not settled after {limit_s:g} s of warm-up; end other programs, fix "
+            "the clocks and measure again"
+        )
+    for timing in filter(None, (back_to_back, paced)):
+        runs = min(exit_.latency.runs for exit_ in timing.exits)
+        if runs < FEW_RUNS:
+            how = "back to back" if timing.fps is None else f"at {timing.fps:g} fps"
+            yield (
+                f"only {runs} runs per exit {how}: p95 is the longest of them; give a longer "
+                "--duration"
+            )
+    if paced is not None:
+        frames = sum(exit_.latency.runs for exit_ in paced.exits)
+        if paced.missed:
+            yield (
+                f"{paced.missed} of {frames} frames were not finished before the next was due at "
+                f"{paced.fps:g} fps; lower the pace or the budget"
+            )
+        ratios = [
+            slow.latency.mean_ms / fast.latency.mean_ms
+            for slow, fast in zip(paced.exits, back_to_back.exits, strict=True)
+        ]
+        if max(ratios) > SLOWER_PACED:
+            yield (
+                f"frames at {paced.fps:g} fps take up to {max(ratios):.2f} times as long as back "
+                "to back: clocks fall and caches empty between them; raise the lowest clock, or "
+                "choose thresholds with --solve-for paced"
+            )
+    if energy.declared:
+        yield "energy is declared, not measured"
+
+
+def _process_bytes() -> int | None:
+    """Resident memory of this process, from ``/proc``."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def save_measurement(bundle: Bundle, measurement: Measurement) -> None:
+    """Store ``measurement`` in the bundle; raises :class:`~dvt_edge.errors.BundleError`."""
+    path = bundle.folder / MEASUREMENT
+    try:
+        write_aside(path, measurement.model_dump_json(indent=2))
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be written ({error}); make the folder writable"
+        ) from None
+
+
+def load_measurement(bundle: Bundle) -> Measurement | None:
+    """The stored measurement of these stages, of any machine; None where there is none."""
+    try:
+        found = Measurement.model_validate_json(
+            (bundle.folder / MEASUREMENT).read_text(encoding="utf-8")
+        )
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+    return found if found.content_hash == bundle.manifest.content_hash else None

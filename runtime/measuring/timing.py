@@ -1,0 +1,275 @@
+"""Times every exit of a cascade, back to back and at a camera's pace, once it has settled."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dvt_edge.bundle.manifest import Manifest
+from dvt_edge.bundle.measurement import Distribution, ExitTiming, PacedTiming
+from dvt_edge.runtime.backends.protocol import StageAnswer
+from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.prediction import Prediction
+from dvt_edge.runtime.preprocess import frame_shape
+
+SETTLED_SHARE = 0.03
+"""The latency has settled when the medians of two windows in a row differ by no more."""
+WARM_UP_LIMIT_S = 10.0
+WINDOW_S = 0.2
+WINDOW_ROUNDS = (5, 200)
+"""Fewest rounds in a window, and most."""
+MAX_WINDOWS = 1000
+MIN_ROUNDS = 10
+"""Rounds over all exits that are timed back to back, however short the time."""
+MIN_PACED_ROUNDS = 2
+HISTOGRAM_BINS = 40
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done, 0..1."""
+
+
+def silent(what: str, share: float) -> None:
+    """A :data:`Progress` for nobody."""
+
+
+class Clock(Protocol):
+    """Time in seconds; tests bring one that takes none."""
+
+    def now(self) -> float:
+        """Seconds that only increase, from any start."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let ``seconds`` pass without work: the processor may lower its clocks meanwhile."""
+
+
+class RealClock:
+    """The clock of the machine."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Repeatable(Protocol):
+    """Something that is run again and again until it has settled."""
+
+    @property
+    def count(self) -> int:
+        """Runs in a round."""
+
+    def round_ms(self) -> float:
+        """Run one round; returns how long it took, in milliseconds."""
+
+
+class _DeviceTimes:
+    """A backend on a device, and how long the device was busy with each stage that ran."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.busy_ms: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run_stage(self, stage: int, count: int) -> StageAnswer:
+        answer: StageAnswer = self._backend.run_stage(stage, count)
+        self.busy_ms.append(self._backend.stage_ms)
+        return answer
+
+
+class ForcedExits:
+    """A cascade that leaves where it is told to, whatever the frame shows.
+
+    The frame is noise of the calibration images' median size: which stages run, and for how long,
+    does not depend on what it shows.
+    """
+
+    def __init__(self, loop: CascadeLoop, manifest: Manifest) -> None:
+        self.count = len(manifest.stages)
+        self._loop = copy(loop)
+        self._times: _DeviceTimes | None = None
+        if isinstance(getattr(loop.backend, "stage_ms", None), float):  # by a device's own events
+            self._loop.backend = self._times = _DeviceTimes(loop.backend)
+        self._frame = noise_frame(manifest)
+        self._thresholds = [
+            (math.inf,) * k + (-math.inf,) * (self.count - k) for k in range(self.count)
+        ]
+
+    def run(self, exit_at: int) -> Prediction:
+        """Classify the frame up to exit ``exit_at`` (from 0)."""
+        if self._times is not None:
+            self._times.busy_ms.clear()
+        return self._loop.run_one(self._frame, self._thresholds[exit_at])
+
+    def transfer_ms(self, answer: Prediction) -> float | None:
+        """What the stages of the last run, which gave ``answer``, took beyond the device's work."""
+        if self._times is None:
+            return None
+        return max(0.0, sum(answer.stage_latency_ms) - sum(self._times.busy_ms))
+
+    def round_ms(self) -> float:
+        """Run all exits in turn; returns the sum of their latencies."""
+        return sum(self.run(k).latency_ms for k in range(self.count))
+
+
+def noise_frame(manifest: Manifest) -> npt.NDArray[np.uint8]:
+    """A frame of noise, uint8, laid out as ``classify`` takes it by the profile."""
+    shape = frame_shape(*manifest.frame_shape, manifest.input.color_order)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How long it took until the latency had settled."""
+
+    runs: int
+    settled: bool
+    """False if a limit came first."""
+
+
+def warm_up(work: Repeatable, clock: Clock, limit_s: float = WARM_UP_LIMIT_S) -> WarmUp:
+    """Run ``work`` until its latency no longer changes, for at most ``limit_s``.
+
+    The first runs allocate, fill caches and raise clocks; how many that are differs by machine. So
+    it is looked for: windows of rounds, until one's median agrees with that of the window before.
+    """
+    started, runs = clock.now(), 0
+    before = math.inf
+    for _ in range(MAX_WINDOWS):
+        rounds: list[float] = []
+        window_started = clock.now()
+        while _window_goes_on(len(rounds), clock.now() - window_started):
+            rounds.append(work.round_ms())
+            runs += work.count
+            if clock.now() - started >= limit_s:
+                return WarmUp(runs, False)
+        found = median(rounds)
+        if abs(found - before) <= SETTLED_SHARE * found:
+            return WarmUp(runs, True)
+        before = found
+    return WarmUp(runs, False)
+
+
+def _window_goes_on(rounds: int, seconds: float) -> bool:
+    least, most = WINDOW_ROUNDS
+    return rounds < least or (seconds < WINDOW_S and rounds < most)
+
+
+class Samples:
+    """What was timed, exit by exit."""
+
+    def __init__(self, exits: ForcedExits) -> None:
+        self._exits = exits
+        self._rows: list[list[tuple[float, ...]]] = [[] for _ in range(exits.count)]
+        self._transfers: list[list[float]] = [[] for _ in range(exits.count)]
+
+    def run(self, exit_at: int) -> None:
+        """Run once, and keep the times."""
+        answer = self._exits.run(exit_at)
+        self._rows[exit_at].append(
+            (answer.latency_ms, answer.preprocess_ms, *answer.stage_latency_ms)
+        )
+        transfer_ms = self._exits.transfer_ms(answer)
+        if transfer_ms is not None:
+            self._transfers[exit_at].append(transfer_ms)
+
+    def timing(self, fps: float | None, missed: int = 0) -> PacedTiming:
+        return PacedTiming(
+            fps=fps,
+            exits=tuple(
+                _exit_timing(np.array(rows), transfers)
+                for rows, transfers in zip(self._rows, self._transfers, strict=True)
+            ),
+            missed=missed,
+        )
+
+
+def _exit_timing(rows: npt.NDArray[np.float64], transfers: Sequence[float]) -> ExitTiming:
+    """Of rows [R, 2 + stages]: the whole call, preprocessing, every stage."""
+    decision = np.maximum(rows[:, 0] - rows[:, 1:].sum(axis=1), 0.0)
+    return ExitTiming(
+        latency=distribution(rows[:, 0], bins=HISTOGRAM_BINS),
+        preprocess=distribution(rows[:, 1]),
+        stages=tuple(distribution(column, bins=HISTOGRAM_BINS) for column in rows.T[2:]),
+        decision=distribution(decision),
+        transfer=distribution(transfers) if transfers else None,
+    )
+
+
+def distribution(samples_ms: npt.ArrayLike, bins: int = 0) -> Distribution:
+    """Of samples [R]; with a histogram of ``bins`` equal bins up to the 99th percentile and, where
+    something took longer, one more from there to the longest.
+
+    Percentiles are order statistics, rounded up: at least 99 % of the samples are not above p99,
+    and of fewer than 100 it is the longest.
+    """
+    samples = np.asarray(samples_ms, float)
+    p50, p95, p99 = np.percentile(samples, (50, 95, 99), method="inverted_cdf").tolist()
+    edges: Sequence[float] = ()
+    counts: Sequence[int] = ()
+    if bins:
+        low, high = float(samples.min()), float(samples.max())
+        top = p99 if p99 > low else low + max(1e-6, 1e-6 * low)  # all alike: one narrow range
+        edges = np.linspace(low, top, bins + 1).tolist()
+        if high > edges[-1]:
+            edges = [*edges, high]
+        counts = np.histogram(samples, edges)[0].tolist()
+    return Distribution(
+        mean_ms=float(samples.mean()),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        max_ms=float(samples.max()),
+        runs=len(samples),
+        edges_ms=tuple(edges),
+        counts=tuple(counts),
+    )
+
+
+def time_back_to_back(
+    exits: ForcedExits, clock: Clock, seconds: float, progress: Progress = silent
+) -> PacedTiming:
+    """Time all exits in turn without a pause, for about ``seconds``."""
+    samples, rounds, started = Samples(exits), 0, clock.now()
+    while (spent := clock.now() - started) < seconds or rounds < MIN_ROUNDS:
+        progress("back to back", min(1.0, spent / seconds))
+        for k in range(exits.count):
+            samples.run(k)
+        rounds += 1
+    progress("back to back", 1.0)
+    return samples.timing(None)
+
+
+def time_paced(
+    exits: ForcedExits, clock: Clock, seconds: float, fps: float, progress: Progress = silent
+) -> PacedTiming:
+    """Time all exits in turn on frames that come ``fps`` times a second, for about ``seconds``.
+
+    Frames are due at multiples of the period from the start, so delays do not add up. Between
+    frames nothing runs, as behind a camera. A frame that is not finished before the next is due is
+    counted as missed, and the frames that came meanwhile are skipped.
+    """
+    samples, started = Samples(exits), clock.now()
+    frames = missed = due = 0
+    while due < seconds * fps or frames < MIN_PACED_ROUNDS * exits.count:
+        progress(f"at {fps:g} fps", min(1.0, due / (seconds * fps)))
+        wait = started + due / fps - clock.now()
+        if wait > 0:
+            clock.sleep(wait)
+        samples.run(frames % exits.count)
+        frames += 1
+        passed = (clock.now() - started) * fps  # in frames of the camera
+        missed += passed > due + 1 + 1e-9
+        due = max(due + 1, math.ceil(passed - 1e-9))
+    progress(f"at {fps:g} fps", 1.0)
+    return samples.timing(fps, missed)

@@ -1,0 +1,297 @@
+"""The bundle on disk: what is checked, and that old ones survive failures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_aside, write_records
+from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION
+from dvt_edge.errors import BundleError
+from dvt_edge.policy import Records
+from dvt_edge.profile import BudgetConfig
+
+TENSOR = {"name": "image", "shape": ["N", 1, 8, 8], "dtype": "float32"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle of one made-up stage."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "stage1.onnx").write_bytes(b"a graph")
+    write_records(
+        path / RECORDS,
+        Records(
+            np.array([[0.5], [0.9]], np.float32),
+            np.array([[1], [0]], np.int32),
+            np.array([1, 1], np.int32),
+        ),
+    )
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "build_key": "key",
+        "device": "a board",
+        "engine": {"backend": "onnxruntime"},
+        "input": {"resize": 8, "crop": 8, "mean": [0], "std": [1], "color_order": "gray"},
+        "exits": {},
+        "budget": {"latency_ms": 2.0},
+        "class_names": ["cat", "dog"],
+        "frame_shape": [8, 8],
+        "stages": [
+            {
+                "file": "stage1.onnx",
+                "inputs": [TENSOR],
+                "outputs": [TENSOR],
+                "parameters": 1,
+                "macs": 1,
+            }
+        ],
+        "quantization": {
+            "precision": "fp32",
+            "exits": [{"accuracy_before": 0.5, "accuracy_after": 0.5}],
+            "changed_decisions": 0.0,
+            "tolerance_points": 1.0,
+        },
+        "files": {name: file_sha256(path / name) for name in ("stage1.onnx", RECORDS)},
+        "versions": {},
+    }
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return path
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_opens(folder: Path) -> None:
+    """A whole bundle opens; its records come back as they were written."""
+    bundle = Bundle(str(folder))
+    records = bundle.records()
+    assert bundle.stage_path(0) == folder / "stage1.onnx"
+    assert records.confidence.dtype == np.float32
+    np.testing.assert_array_equal(records.correct, [[True], [False]])
+
+
+def test_unlabelled_records(tmp_path: Path, folder: Path) -> None:
+    """Records without labels come back without labels."""
+    write_records(folder / RECORDS, Records(np.ones((2, 1)), np.ones((2, 1), np.int32)))  # type: ignore[arg-type]
+    _edit(folder, lambda m: m["files"].update({RECORDS: file_sha256(folder / RECORDS)}))
+    assert Bundle(folder).records().label is None
+
+
+@pytest.mark.parametrize("name", ["stage1.onnx", RECORDS])
+def test_changed_file(folder: Path, name: str) -> None:
+    """One flipped bit is found; the message names file and remedy."""
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    expected = rf"{re.escape(str(folder / name))}: changed since the build \(SHA-256 .*; rebuild"
+    with pytest.raises(BundleError, match=expected):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["stage1.onnx", RECORDS])
+def test_missing_file(folder: Path, name: str) -> None:
+    """A file that is gone is named."""
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"{re.escape(name)}: cannot be read .*; rebuild"):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["nothing", "."])
+def test_no_bundle(tmp_path: Path, name: str) -> None:
+    """A folder that is missing or empty: the message says how to get a bundle."""
+    with pytest.raises(BundleError, match=r"no bundle here .*'dvt-edge build --profile FILE'"):
+        Bundle(tmp_path / name)
+
+
+def test_file_instead_of_folder(folder: Path) -> None:
+    """The path of the manifest is not the path of the bundle."""
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle(folder / MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage", b"[]", b"\xff\xfe\x00", b'{"schema_version": 1}', b'{"schema'],
+)  # fmt: skip
+def test_garbage_manifest(folder: Path, data: bytes) -> None:
+    """Whatever the manifest holds, the answer is one line with the remedy."""
+    (folder / MANIFEST).write_bytes(data)
+    with pytest.raises(BundleError, match=r"manifest\.json: not a manifest of schema 2 .*rebuild"):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(schema_version=SCHEMA_VERSION + 1),
+        lambda m: m.pop("schema_version") and m.update(schema_version="1"),
+        lambda m: m.update(new_key=1),
+        lambda m: m.update(stages=[]),
+        lambda m: m["budget"].update(latency_ms=None),
+        lambda m: m["files"].pop("stage1.onnx"),
+        lambda m: m["files"].pop(RECORDS),
+    ],
+    ids=["newer", "text", "unknown key", "no stages", "no budget", "stage hash", "records hash"],
+)
+def test_other_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Another schema, or a manifest that was edited, is refused."""
+    _edit(folder, change)
+    with pytest.raises(BundleError, match=r"not a manifest of schema 2 .*rebuild") as caught:
+        Bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_costs_are_no_part_of_the_build(folder: Path) -> None:
+    """Measured costs come and go without a changed bundle."""
+    (folder / COSTS).write_text("{}", encoding="utf-8")
+    assert COSTS not in Bundle(folder).manifest.files
+
+
+def test_content_hash_follows_the_stages(folder: Path) -> None:
+    """Other stages, other hash; another budget, the same."""
+    bundle = Bundle(folder)
+    before = bundle.manifest.content_hash
+    bundle.set_budget(BudgetConfig(latency_ms=9))
+    assert bundle.manifest.content_hash == before
+    (folder / "stage1.onnx").write_bytes(b"another graph")
+    _edit(folder, lambda m: m["files"].update({"stage1.onnx": file_sha256(folder / "stage1.onnx")}))
+    assert Bundle(folder).manifest.content_hash != before
+
+
+def test_set_budget(folder: Path) -> None:
+    """The budget is stored and nothing else changes."""
+    before = Bundle(folder).manifest
+    Bundle(folder).set_budget(BudgetConfig(latency_ms=7.5))
+    after = Bundle(folder).manifest
+    assert after.budget.latency_ms == 7.5
+    assert after.model_copy(update={"budget": before.budget}) == before
+
+
+def test_replaced_folder_is_new(tmp_path: Path) -> None:
+    """Where nothing was, the new folder appears, with its parents."""
+    target = tmp_path / "a" / "b" / "bundle"
+    with replaced_folder(target) as new:
+        (new / MANIFEST).write_text("new", encoding="utf-8")
+        assert not target.exists()
+    assert _files(target) == {MANIFEST: b"new"}
+    assert [p.name for p in target.parent.iterdir()] == ["bundle"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_replaced_folder_replaces_all(folder: Path) -> None:
+    """Nothing of the old bundle is left."""
+    with replaced_folder(folder) as new:
+        (new / MANIFEST).write_text("new", encoding="utf-8")
+        Bundle(folder)  # the old one serves until the end
+    assert _files(folder) == {MANIFEST: b"new"}
+    assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exists", [True, False])
+def test_replaced_folder_after_failure(
+    folder: Path, error: type[BaseException], exists: bool
+) -> None:
+    """A failed or interrupted build leaves what was there, and no litter."""
+    if not exists:
+        shutil.rmtree(folder)
+    before = _files(folder) if exists else {}
+    with pytest.raises(error), replaced_folder(folder) as new:  # noqa: PT012
+        (new / "stage1.onnx").write_bytes(b"half a gra")
+        raise error
+    assert folder.exists() == exists
+    assert (_files(folder) if exists else {}) == before
+    assert [p.name for p in folder.parent.iterdir()] == ["bundle"] * exists
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_replaced_folder_interrupted_between_renames(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """The old bundle comes back if the new one cannot take its place."""
+    before = _files(folder)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".new-" in self.name:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(error), replaced_folder(folder) as new:
+        (new / MANIFEST).write_text("new", encoding="utf-8")
+    assert _files(folder) == before
+    assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_replaced_folder_refuses_other_folders(tmp_path: Path) -> None:
+    """A folder of photographs is not replaced by a bundle; an empty folder is."""
+    target = tmp_path / "photographs"
+    target.mkdir()
+    (target / "child.jpg").write_bytes(b"dear")
+    with (
+        pytest.raises(BundleError, match=r"photographs: holds something else .*another output"),
+        replaced_folder(target),
+    ):
+        pytest.fail("the block must not run")
+    assert _files(target) == {"child.jpg": b"dear"}
+    (target / "child.jpg").unlink()
+    with replaced_folder(target) as new:
+        (new / MANIFEST).write_text("new", encoding="utf-8")
+    assert _files(target) == {MANIFEST: b"new"}
+
+
+def test_replaced_folder_refuses_files(tmp_path: Path) -> None:
+    """An output that is a file, or below one, is refused and stays."""
+    target = tmp_path / "thesis.tex"
+    target.write_text("text", encoding="utf-8")
+    for path in (target, target / "bundle"):
+        with pytest.raises(BundleError, match="choose another output"), replaced_folder(path):
+            pytest.fail("the block must not run")
+    assert target.read_text(encoding="utf-8") == "text"
+
+
+def test_write_aside(tmp_path: Path) -> None:
+    """The file is replaced as a whole and is readable by others."""
+    path = tmp_path / "manifest.json"
+    path.write_text("old", encoding="utf-8")
+    write_aside(path, "new ä")
+    assert path.read_text(encoding="utf-8") == "new ä"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_write_aside_after_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Until the new file is complete, a reader sees the old one; no litter is left."""
+    path = tmp_path / "manifest.json"
+    path.write_text("old", encoding="utf-8")
+
+    def failing(source: str, target: Path) -> None:
+        assert path.read_text(encoding="utf-8") == "old"
+        assert Path(source).read_text(encoding="utf-8") == "new"
+        raise error
+
+    monkeypatch.setattr("os.replace", failing)
+    with pytest.raises(error):
+        write_aside(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]

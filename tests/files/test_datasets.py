@@ -1,0 +1,300 @@
+"""Datasets: folders, IDX files and npz archives, good and damaged."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from dvt_edge.errors import DataError
+from dvt_edge.files.datasets import (
+    ArrayDataset,
+    FolderDataset,
+    find_images,
+    load_image,
+    open_folder,
+    open_idx,
+    open_images,
+    open_npz,
+    read_idx,
+    spread_rows,
+)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def _pixels(*shape: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def _save(path: Path, pixels: Pixels) -> Pixels:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def _idx(array: Pixels, kind: int = 8) -> bytes:
+    head = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["gray", "colour"])
+def test_load_image(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """PNG comes back as it was written: gray stays [H, W], colour is RGB."""
+    expected = _save(tmp_path / "a.png", _pixels(*shape))
+    found = load_image(tmp_path / "a.png")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "LA", "CMYK"])
+def test_load_image_converts_other_modes(tmp_path: Path, mode: str) -> None:
+    """Palettes, alpha, bilevel and CMYK become RGB."""
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.fromarray(_pixels(5, 7, 3)).convert(mode).save(path)
+    assert load_image(path).shape == (5, 7, 3)
+
+
+def _truncated_png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(_pixels(40, 40, 3)).save(file, "PNG")
+    return file.getvalue()[:700]
+
+
+def _flipped_png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(_pixels(40, 40, 3)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[200] ^= 0xFF
+    return bytes(data)
+
+
+def _sixteen_bit_png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not an image", _truncated_png(), _flipped_png(), _sixteen_bit_png()],
+    ids=["empty", "text", "truncated", "flipped byte", "16 bits"],
+)
+def test_load_image_refuses(tmp_path: Path, data: bytes) -> None:
+    """What cannot be decoded faithfully is refused, naming the file and the remedy."""
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}: not a readable image .*replace"):
+        load_image(path)
+
+
+def test_load_image_missing(tmp_path: Path) -> None:
+    """A missing file is called missing."""
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        load_image(tmp_path / "gone.png")
+
+
+def test_find_images(tmp_path: Path) -> None:
+    """Every depth and case, sorted; no other files, no folders called like images."""
+    for name in ("b/2.PNG", "b/1.png", "a/deep/3.jpg"):
+        _save(tmp_path / name, _pixels(4, 4))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["a/deep/3.jpg", "b/1.png", "b/2.PNG"]
+
+
+def test_folder_per_class(tmp_path: Path) -> None:
+    """Subfolders are classes in sorted order."""
+    images = {
+        name: _save(tmp_path / name, _pixels(4, 4, seed=i))
+        for i, name in enumerate(["dog/1.png", "cat/1.png", "cat/2.png"])
+    }
+    data = open_folder(tmp_path)
+    assert data.class_names == ["cat", "dog"]
+    assert data.labels == [0, 0, 1]
+    assert len(data) == 3
+    np.testing.assert_array_equal(data.image(2), images["dog/1.png"])
+
+
+def test_folder_with_given_classes(tmp_path: Path) -> None:
+    """The model's class order decides, also for classes without images."""
+    _save(tmp_path / "dog" / "1.png", _pixels(4, 4))
+    _save(tmp_path / "cat" / "1.png", _pixels(4, 4))
+    data = open_folder(tmp_path, ["zebra", "dog", "cat"])
+    assert data.class_names == ["zebra", "dog", "cat"]
+    assert data.labels == [2, 1]
+
+
+def test_folder_with_unknown_class(tmp_path: Path) -> None:
+    """A subfolder that is no class of the model is refused by name."""
+    _save(tmp_path / "dog" / "1.png", _pixels(4, 4))
+    _save(tmp_path / "dgo" / "1.png", _pixels(4, 4))
+    with pytest.raises(DataError, match=r"subfolder 'dgo' is not one of the 2 classes \(cat, dog"):
+        open_folder(tmp_path, ["cat", "dog"])
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    """Images directly in the folder are unlabelled."""
+    for i in range(3):
+        _save(tmp_path / f"{i}.png", _pixels(4, 4))
+    data = open_folder(tmp_path, ["cat", "dog"])
+    assert isinstance(data, FolderDataset)
+    assert (len(data), data.labels, data.class_names) == (3, None, None)
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    """An empty folder, and one that is none."""
+    with pytest.raises(DataError, match="holds no images"):
+        open_folder(tmp_path)
+    with pytest.raises(DataError, match=r"gone: no such folder"):
+        open_folder(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gz"])
+def test_idx(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """MNIST's format, plain and gzipped, whatever the file is called."""
+    images, labels = _pixels(6, 4, 5), np.array([0, 1, 2, 9, 1, 0], np.uint8)
+    (tmp_path / "images").write_bytes(pack(_idx(images)))
+    (tmp_path / "labels").write_bytes(pack(_idx(labels)))
+    data = open_idx(tmp_path / "images", tmp_path / "labels")
+    assert data.labels == [0, 1, 2, 9, 1, 0]
+    np.testing.assert_array_equal(data.image(3), images[3])
+
+
+_IDX = _idx(_pixels(6, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (_IDX[:-1], r"truncated, 119 values where \(6, 4, 5\) are promised"),
+        (_IDX + b"\0", "truncated, 121 values"),
+        (gzip.compress(_IDX)[:-20], "cannot be read"),
+        (b"\x1f\x8b garbage", "cannot be read"),
+        (_idx(_pixels(6, 4, 5), kind=0x0D), "not an IDX file of unsigned bytes"),
+        (b"\x89PNG\r\n", "not an IDX file"),
+        (b"", "not an IDX file"),
+        (_IDX[:9], "not an IDX file"),
+    ],
+    ids=["short", "long", "gz short", "gz garbage", "floats", "png", "empty", "head only"],
+)
+def test_idx_refuses(tmp_path: Path, data: bytes, message: str) -> None:
+    """Damaged and foreign files are refused, naming the file."""
+    path = tmp_path / "images-idx3"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"images-idx3: {message}"):
+        read_idx(path)
+
+
+def test_idx_missing(tmp_path: Path) -> None:
+    """A missing file is called missing."""
+    with pytest.raises(DataError, match=r"gone: no such file"):
+        read_idx(tmp_path / "gone")
+
+
+def test_idx_pair_must_fit(tmp_path: Path) -> None:
+    """Labels of another set, and images given as labels."""
+    (tmp_path / "images").write_bytes(_IDX)
+    (tmp_path / "labels").write_bytes(_idx(np.zeros(5, np.uint8)))
+    with pytest.raises(DataError, match=r"images \(6, 4, 5\) and .*labels \(5,\) do not belong"):
+        open_idx(tmp_path / "images", tmp_path / "labels")
+    with pytest.raises(DataError, match="do not belong together"):
+        open_idx(tmp_path / "images", tmp_path / "images")
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4, 5, 3)])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_npz(tmp_path: Path, shape: tuple[int, ...], labelled: bool) -> None:
+    """Gray and colour, with and without labels."""
+    arrays = {"images": _pixels(*shape)} | ({"labels": np.array([2, 0, 1])} if labelled else {})
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    data = open_images(tmp_path / "a.npz")
+    assert isinstance(data, ArrayDataset)
+    assert data.labels == ([2, 0, 1] if labelled else None)
+    np.testing.assert_array_equal(data.image(1), arrays["images"][1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "needs an array 'images'"),
+        ({"pictures": _pixels(3, 4, 5)}, "needs an array 'images'"),
+        ({"images": np.zeros((3, 4, 5), np.float32)}, "needs an array 'images' uint8"),
+        ({"images": _pixels(4, 5)}, "needs an array 'images'"),
+        ({"images": _pixels(3, 4, 5, 4)}, r"or \[N, H, W, 3\]"),
+        ({"images": _pixels(0, 4, 5)}, "needs an array 'images'"),
+        ({"images": _pixels(3, 0, 5)}, "needs an array 'images'"),
+        ({"images": _pixels(3, 4, 5), "labels": np.zeros(2, int)}, r"integers \[3\], found \(2,\)"),
+        ({"images": _pixels(3, 4, 5), "labels": np.zeros(3)}, "'labels' must be integers"),
+        ({"images": np.array([{}, {}, {}], object)}, "not a readable npz archive"),
+    ],
+)
+def test_npz_refuses(
+    tmp_path: Path, arrays: dict[str, npt.NDArray[np.generic]], message: str
+) -> None:
+    """Other arrays than promised; pickled objects are never loaded."""
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=rf"a\.npz: .*{message}"):
+        open_npz(tmp_path / "a.npz")
+
+
+def _npz_bytes() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, images=_pixels(30, 8, 8))
+    return file.getvalue()
+
+
+def _npy_bytes() -> bytes:
+    file = io.BytesIO()
+    np.save(file, _pixels(3, 4, 5))
+    return file.getvalue()
+
+
+def _foreign_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images", b"no array")
+    return file.getvalue()
+
+
+def _damaged_member() -> bytes:
+    data = bytearray(_npz_bytes())
+    data[len(data) // 2] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"garbage", _npz_bytes()[:500], _damaged_member(), _npy_bytes(), _foreign_zip()],
+    ids=["empty", "text", "truncated", "flipped byte", "single array", "other zip"],
+)
+def test_npz_damaged(tmp_path: Path, data: bytes) -> None:
+    """Files that are no npz archives, or are no longer."""
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.npz: "):
+        open_npz(tmp_path / "a.npz")
+
+
+def test_npz_missing(tmp_path: Path) -> None:
+    """A missing file is called missing."""
+    with pytest.raises(DataError, match=r"gone\.npz: no such file"):
+        open_images(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize(
+    ("total", "samples", "expected"),
+    [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (1, 1, [0]), (10, 1, [0]), (3, 2, [0, 2])],
+)
+def test_spread_rows(total: int, samples: int, expected: list[int]) -> None:
+    """Both ends and what lies evenly between them, each once."""
+    assert spread_rows(total, samples).tolist() == expected

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from dvt_edge.errors import ConfigError, DataError, FrameError
+from dvt_edge.policy.live.video import CUT, Plan, VideoPolicy, thumbnail
+
+INF, NAN = float("inf"), float("nan")
+COSTS = np.array([1.5, 3.0, 6.0])
+REUSE = [0.02, 0.02]  # stages run all the same: only the decision is saved
+NO_REUSE = [1.2, 1.4]  # earlier stages are skipped
+FRAME_MS, LOOK_MS = 33.0, 0.1
+
+
+class World:
+    """A picture of six coloured patches; what lies in the middle of the view is the class.
+
+    Near a border between two patches the cascade needs its later exits, and answers flicker.
+    """
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        centres, colours = rng.random((6, 2)) * 300, rng.integers(30, 226, (6, 3))
+        at = np.stack(np.meshgrid(np.arange(300), np.arange(300), indexing="ij"), -1)
+        distance = np.sqrt(((at[:, :, None] - centres) ** 2).sum(-1))
+        two = np.sort(distance, axis=2)[:, :, :2]
+        self.classes, self.margin = distance.argmin(axis=2), two[:, :, 1] - two[:, :, 0]
+        texture = rng.normal(0, 12, (300, 300, 1))
+        self.picture = np.clip(colours[self.classes] + texture, 0, 255)
+
+    def view(self, y, x, rng):
+        noise = rng.normal(0, 2, (96, 96, 3))
+        frame = np.clip(self.picture[y : y + 96, x : x + 96] + noise, 0, 255).astype(np.uint8)
+        margin = self.margin[y + 48, x + 48] + rng.normal(0, 1)
+        return frame, int(self.classes[y + 48, x + 48]), 1 + (margin < 25) + (margin < 8)
+
+
+made_world = cache(World)
+
+
+def video(seed, count, still=0.8):
+    """Pans with pauses, and a cut to another picture about every 150 frames."""
+    rng = np.random.default_rng(seed)
+    worlds = [made_world(s) for s in range(4)]
+    world, place, speed = worlds[0], rng.integers(0, 204, 2), np.zeros(2, int)
+    for _ in range(count):
+        if rng.random() < 1 / 150:
+            world, place = worlds[rng.integers(4)], rng.integers(0, 204, 2)
+        if rng.random() < 1 / 25:
+            speed = np.zeros(2, int) if rng.random() < still else rng.integers(-4, 5, 2)
+        place = np.clip(place + speed, 0, 203)
+        yield world.view(*place, rng)
+
+
+def show(policy, frames, saves=REUSE):
+    """What the policy did; times are made, at 30 frames a second."""
+    spent = np.append(0.0, np.cumsum(saves))
+    seen = {"kept": [], "wrong": [], "start": [], "cost": 0.0, "plain": 0.0, "stale": 0}
+    answer, stale = None, 0
+    for t, (frame, class_id, exit_stage) in enumerate(frames):
+        look = thumbnail(frame) if policy.wants_thumbnail else None
+        plan = policy.plan(look, t * FRAME_MS, LOOK_MS)
+        seen["cost"] += LOOK_MS * (look is not None)
+        seen["plain"] += COSTS[exit_stage - 1]
+        seen["kept"].append(plan.keep_answer)
+        seen["start"].append(plan.start_stage)
+        if plan.keep_answer:
+            stale += 1
+            assert plan.reason
+            seen["wrong"].append(answer != class_id)
+        else:
+            stale, answer = 0, class_id
+            left = max(exit_stage, plan.start_stage)
+            took = COSTS[left - 1] - spent[plan.start_stage - 1]
+            seen["cost"] += took
+            policy.observe(plan, class_id, left, took)
+        seen["stale"] = max(seen["stale"], stale)
+    return seen
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pans_pauses_and_cuts(seed):
+    policy = VideoPolicy(COSTS, REUSE)
+    seen = show(policy, video(seed, 4000))
+    kept = np.array(seen["kept"])
+    assert kept[1000:].mean() > 0.3
+    assert np.mean(seen["wrong"]) <= policy.tolerated
+    assert seen["cost"] < 0.8 * seen["plain"]
+    assert 1 <= seen["stale"] <= policy.max_stale_frames
+    assert not kept[:100].any()  # nothing before it is learned
+
+
+def test_a_scene_that_never_rests_keeps_nothing_and_stops_looking():
+    policy = VideoPolicy(COSTS, REUSE)
+    rng, worlds = np.random.default_rng(0), [made_world(s) for s in range(3)]
+    frames = (worlds[i].view(*rng.integers(0, 204, 2), rng) for i in rng.integers(0, 3, 5000))
+    looks = []
+
+    def watched():
+        for frame in frames:
+            looks.append(policy.wants_thumbnail)
+            yield frame
+
+    seen = show(policy, watched())
+    assert not any(seen["kept"])
+    assert np.mean(looks) < 0.7
+    assert not looks[-1]
+
+
+def test_nothing_is_kept_where_looking_costs_more_than_running():
+    policy = VideoPolicy(COSTS, REUSE)
+    still, _, _ = made_world(0).view(50, 50, np.random.default_rng(0))
+    for t in range(1500):
+        plan = policy.plan(thumbnail(still), t * FRAME_MS, 100.0)
+        assert plan == Plan(False)
+        policy.observe(plan, 3, 1, 1.5)
+
+
+def still_stream(policy, count, ms=FRAME_MS, every=1):
+    look = np.full((24, 24), 90, np.float32)
+    for t in range(count):
+        plan = policy.plan(look, t * ms, LOOK_MS)
+        yield plan
+        if not plan.keep_answer:
+            policy.observe(plan, 3, 1, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "ms", "longest"), [(4, INF, 4), (1, INF, 1), (100, 100.0, 3), (100, 10.0, 0)]
+)
+def test_staleness_is_bounded_in_frames_and_milliseconds(frames, ms, longest):
+    policy = VideoPolicy(COSTS, REUSE, max_stale_frames=frames, max_stale_ms=ms)
+    run, found = 0, 0
+    for plan in still_stream(policy, 2000):
+        run = run + 1 if plan.keep_answer else 0
+        found = max(found, run)
+    assert found == longest
+
+
+@pytest.mark.parametrize("clock", [lambda t: -t, lambda t: NAN, lambda t: 0.0 if t % 2 else 1e9])
+def test_a_clock_that_is_none_keeps_nothing(clock):
+    policy = VideoPolicy(COSTS, REUSE)
+    look = np.full((24, 24), 90, np.float32)
+    for t in range(1000):
+        plan = policy.plan(look, clock(t), LOOK_MS)
+        assert not plan.keep_answer
+        policy.observe(plan, 3, 1, 1.5)
+
+
+def test_an_interruption_a_cut_and_a_blind_frame_are_not_kept():
+    policy = VideoPolicy(COSTS, REUSE)
+    look = np.full((24, 24), 90, np.float32)
+    list(still_stream(policy, 1500))
+    now = 1500 * FRAME_MS
+    policy.observe(policy.plan(look + 200, now), 1, 1, 1.5)
+    assert not policy.plan(look, now).keep_answer  # back from a cut
+    policy.observe(Plan(False), 3, 1, 1.5)
+    assert policy.plan(look + 0.01, now).keep_answer
+    assert not policy.plan(None, now).keep_answer
+    assert not policy.plan(look * NAN, now).keep_answer
+    policy.reset()
+    assert not policy.plan(look, now).keep_answer
+
+
+def test_answers_that_change_on_still_frames_are_not_kept():
+    """Another answer in every 20th frame, 5 %, where 2 % are tolerated."""
+    policy = VideoPolicy(COSTS, REUSE)
+    look = np.full((24, 24), 90, np.float32)
+    for t in range(3000):
+        plan = policy.plan(look, t * FRAME_MS, LOOK_MS)
+        assert not plan.keep_answer
+        policy.observe(plan, int(t % 40 == 0), 1, 1.5)
+
+
+def exits(policy, saves, sequence, pays=True):
+    """Start stages planned where frame t would leave at ``sequence[t]``; nothing is ever alike."""
+    spent, starts = np.append(0.0, np.cumsum(saves if pays else np.zeros(2))), []
+    for t, exit_stage in enumerate(sequence):
+        plan = policy.plan(None, t * FRAME_MS)
+        starts.append(plan.start_stage)
+        left = max(int(exit_stage), plan.start_stage)
+        policy.observe(plan, 0, left, COSTS[left - 1] - spent[plan.start_stage - 1])
+    return np.array(starts)
+
+
+def late_scenes(seed, count=3000):
+    """Scenes of about 200 frames: in half of them all leave late, in the others early."""
+    rng = np.random.default_rng(seed)
+    late = np.repeat(rng.random(count // 200) < 0.5, 200)
+    return np.where(late, 3, rng.choice([1, 2], count, p=[0.9, 0.1]))
+
+
+def test_early_exits_are_skipped_in_late_scenes_without_reuse():
+    sequence = late_scenes(0)
+    starts = exits(VideoPolicy(COSTS, NO_REUSE), NO_REUSE, sequence)
+    late = sequence == 3
+    assert (starts[1000:][late[1000:]] > 1).mean() > 0.7
+    assert (starts[1000:][~late[1000:]] > 1).mean() < 0.1
+    run = longest = 0
+    for start in starts:
+        run = run + 1 if start > 1 else 0
+        longest = max(longest, run)
+    assert longest == 10  # then the early exits are asked again
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_with_reuse_the_rule_stays_off_where_exits_change(seed):
+    sequence = np.random.default_rng(seed).integers(1, 4, 3000)
+    assert (exits(VideoPolicy(COSTS, REUSE), REUSE, sequence) == 1).all()
+    # Where whole scenes leave late, it may save the decisions, and never costs more than chance.
+    sequence = late_scenes(seed)
+    starts = exits(VideoPolicy(COSTS, REUSE), REUSE, sequence)
+    spent = COSTS[np.maximum(sequence, starts) - 1] - 0.02 * (starts - 1)
+    assert spent.sum() <= 1.002 * COSTS[sequence - 1].sum()
+
+
+def test_a_saving_that_does_not_show_is_given_up():
+    starts = exits(VideoPolicy(COSTS, NO_REUSE), NO_REUSE, np.full(3000, 3), pays=False)
+    assert (starts[:300] > 1).any()
+    assert (starts[1000:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 500), (480, 640), (480, 640, 1), (480, 640, 3), (30, 20, 3)]
+)
+def test_thumbnails(shape):
+    look = thumbnail(np.full(shape, 77, np.uint8))
+    assert look.shape == (24, 24)
+    assert look.dtype == np.float32
+    assert look == pytest.approx(77)
+
+
+def test_thumbnails_keep_the_place_and_not_the_order_of_colours():
+    frame = np.zeros((96, 96, 3), np.uint8)
+    frame[:48, :, 0], frame[:, 48:, 2] = 100, 40
+    look = thumbnail(frame)
+    assert (look[0, 0], look[0, -1], look[-1, 0], look[-1, -1]) == (25, 35, 0, 10)
+    assert (thumbnail(frame[:, :, ::-1]) == look).all()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((5, 5)),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros(5, np.uint8),
+        np.zeros((0, 5), np.uint8),
+    ],
+)
+def test_frames_that_are_none(frame):
+    with pytest.raises(FrameError, match=r"\[H, W\]|pixel"):
+        thumbnail(frame)
+
+
+@pytest.mark.parametrize(
+    ("costs", "saves", "options", "error", "words"),
+    [
+        ([], [], {}, DataError, "per exit"),
+        ([1.0, NAN], [0.1], {}, DataError, "finite"),
+        ([1.0, 2.0], [0.1, 0.1], {}, DataError, "but the last"),
+        ([1.0, 2.0], [NAN], {}, DataError, "but the last"),
+        ([1.0], [], {"tolerated": 0.0}, ConfigError, "tolerated"),
+        ([1.0], [], {"max_stale_frames": 0}, ConfigError, "at least 1 frame"),
+        ([1.0], [], {"max_stale_ms": 0.0}, ConfigError, "more than 0 ms"),
+    ],
+)
+def test_bad_settings(costs, saves, options, error, words):
+    with pytest.raises(error, match=words):
+        VideoPolicy(costs, saves, **options)
+
+
+@pytest.mark.parametrize(
+    ("plan", "exit_stage"), [(Plan(False), 0), (Plan(False), 4), (Plan(False, 2), 1)]
+)
+def test_exits_that_cannot_be(plan, exit_stage):
+    with pytest.raises(DataError, match="exit_stage"):
+        VideoPolicy(COSTS, REUSE).observe(plan, 0, exit_stage, 1.0)
+
+
+def test_a_single_exit_and_bad_latencies():
+    policy = VideoPolicy([1.0], [])
+    for latency in (NAN, INF, -1.0, 0.0) * 50:
+        plan = policy.plan(None, 0.0)
+        assert plan == Plan(False)
+        policy.observe(plan, 0, 1, latency)
+    assert CUT > 0

@@ -1,0 +1,302 @@
+"""The GPU backend on a device of host memory, its engines run by ONNX Runtime.
+
+What is tested is what the backend does with addresses, sizes and transfers; the numbers are those
+of the very graphs that engines are built from.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from dvt_edge.converters.graphs.chain import Chain
+from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.errors import BackendError, ClosedError
+from dvt_edge.runtime.backends.cuda_device import Transfers
+from dvt_edge.runtime.backends.gpu_backend import DeviceBackend, GatherKernel
+from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
+from dvt_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaStage, open_cuda_session
+
+BATCH_SIZES = (1, 4, 8)
+ANSWER_BYTES = 8
+
+
+@pytest.fixture(params=["discrete", "shared memory"])
+def device(request: pytest.FixtureRequest, host_device: type[Any]) -> Any:
+    return host_device(integrated=request.param == "shared memory")
+
+
+def _backend(
+    device: Any, models: Sequence[onnx.ModelProto], *, capturable: bool = True
+) -> tuple[DeviceBackend, list[Any]]:
+    specs = [stage_spec(model, f"stage{i}.plan") for i, model in enumerate(models)]
+    engines = [
+        device.engine(model, spec, capturable) for model, spec in zip(models, specs, strict=True)
+    ]
+    return DeviceBackend(device, engines, specs, BATCH_SIZES), engines
+
+
+@pytest.fixture
+def images(models: list[onnx.ModelProto]) -> npt.NDArray[np.float16]:
+    shape = stage_spec(models[0], "").inputs[0].shape[1:]
+    return np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float16)
+
+
+def test_answers_are_those_of_the_graphs(
+    device: Any, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+) -> None:
+    expected = list(Chain(models).run(images))
+    backend, _ = _backend(device, models)
+    backend.image_buffer(8)[:] = images
+    for k, outputs in enumerate(expected):
+        answer = backend.run_stage(k, 8)
+        np.testing.assert_array_equal(answer.confidence, outputs["confidence"])
+        np.testing.assert_array_equal(answer.class_id, outputs["class_id"])
+        np.testing.assert_array_equal(backend.logits(k, 8), outputs["logits"])
+
+
+def test_eight_bytes_to_the_host_per_image_and_stage(
+    device: Any, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+) -> None:
+    """The image goes to a discrete device once, to a shared memory not at all."""
+    backend, _ = _backend(device, models)
+    for count in (1, 3, 8):
+        before = Transfers(device.transfers.to_device, device.transfers.to_host)
+        backend.image_buffer(count)[:] = images[:count]
+        for k in range(len(models)):
+            backend.run_stage(k, count)
+        sent = device.transfers.to_device - before.to_device
+        assert sent == (0 if device.integrated else images[:count].nbytes)
+        assert device.transfers.to_host - before.to_host == ANSWER_BYTES * count * len(models)
+
+
+def test_a_stage_reads_where_the_one_before_wrote(
+    device: Any, models: list[onnx.ModelProto]
+) -> None:
+    backend, engines = _backend(device, models)
+    for k in range(len(models)):
+        backend.run_stage(k, 1)
+    for before, after in itertools.pairwise(engines):
+        names = [t.name for t in after.spec.inputs if t.name != "image"]
+        assert names
+        for name in names:
+            assert after.bound[1][name] == before.bound[1][f"next_{name}"]
+        assert after.bound[1]["image"] == engines[0].bound[1]["image"]
+    assert len(set().union(*(engine.scratch for engine in engines))) == 1
+    assert not device.copies
+
+
+def test_addresses_are_bound_and_graphs_captured_once(
+    device: Any, models: list[onnx.ModelProto]
+) -> None:
+    backend, engines = _backend(device, models)
+    for count in (1, 1, 3, 4, 2, 8, 1):
+        for k in range(len(models)):
+            backend.run_stage(k, count)
+    assert [sorted(engine.bound) for engine in engines] == [list(BATCH_SIZES)] * len(models)
+    assert len(device.captured) == len(models) * len(BATCH_SIZES)
+    # One run to warm up per size, then one per call, each with the nearest size there is.
+    assert engines[0].runs == [1, 1, 1, 4, 4, 4, 4, 8, 8, 1]
+
+
+def test_engines_that_capture_themselves_are_enqueued(
+    device: Any, models: list[onnx.ModelProto]
+) -> None:
+    backend, engines = _backend(device, models, capturable=False)
+    backend.run_stage(0, 1)
+    backend.run_stage(0, 1)
+    assert not device.captured
+    assert engines[0].runs == [1, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [[0], [7], [1, 2], [0, 3, 4, 7], list(range(8))])
+def test_survivors_go_on_as_if_alone(
+    device: Any,
+    models: list[onnx.ModelProto],
+    images: npt.NDArray[np.float16],
+    rows: list[int],
+) -> None:
+    """Batch 8, then only ``rows``: the next stage answers as it does to those images."""
+    backend, _ = _backend(device, models)
+    expected = list(Chain(models).run(images))
+    backend.image_buffer(8)[:] = images
+    backend.run_stage(0, 8)
+    backend.keep_rows(0, np.asarray(rows))
+    answer = backend.run_stage(1, len(rows))
+    np.testing.assert_allclose(answer.confidence, expected[1]["confidence"][rows], atol=2e-3)
+    kept = len(rows) - 1 if len(rows) > 1 else 0
+    backend.keep_rows(1, np.asarray([kept]))
+    last = backend.run_stage(2, 1)
+    np.testing.assert_allclose(last.confidence, expected[2]["confidence"][[rows[kept]]], atol=2e-3)
+
+
+def test_onnxruntime_on_the_device_is_bound_to_the_same_memory(
+    device: Any, models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+) -> None:
+    """The stages of ``provider: cuda``, told that host memory is the device's."""
+    specs = [stage_spec(model, f"stage{i}.onnx") for i, model in enumerate(models)]
+    stages = [
+        OnnxRuntimeCudaStage(open_session(model.SerializeToString(), 1), spec, "cpu")
+        for model, spec in zip(models, specs, strict=True)
+    ]
+    backend = DeviceBackend(device, stages, specs, BATCH_SIZES)
+    backend.image_buffer(4)[:] = images[:4]
+    for k, outputs in enumerate(Chain(models).run(images[:4])):
+        answer = backend.run_stage(k, 4)
+        np.testing.assert_array_equal(answer.confidence, outputs["confidence"])
+        np.testing.assert_array_equal(answer.class_id, outputs["class_id"])
+    assert device.transfers.to_host == ANSWER_BYTES * 4 * len(models)
+    assert not device.copies
+
+
+def test_no_cuda_provider_here(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"pip install onnxruntime-gpu"):
+        open_cuda_session(tmp_path / "stage1.onnx", 0)
+
+
+def test_everything_is_given_back(host_device: type[Any], models: list[onnx.ModelProto]) -> None:
+    """Two hundred times, and each time all of it; once more is harmless."""
+    spec = stage_spec(models[0], "stage1.plan")
+    engine = host_device().engine(models[0], spec)
+    for _ in range(200):
+        device = host_device()
+        engine.device, engine.closed = device, False
+        engine.bound.clear()
+        backend = DeviceBackend(device, [engine], [spec], BATCH_SIZES)
+        assert backend.bytes_resident == sum(a.nbytes for a in device.memory.values())
+        backend.run_stage(0, 1)
+        backend.close()
+        backend.close()
+        assert device.closed == 1
+        assert not device.memory
+        assert engine.closed
+
+
+def test_graphs_go_before_engines_and_engines_before_memory(
+    device: Any, models: list[onnx.ModelProto]
+) -> None:
+    backend, engines = _backend(device, models)
+    order: list[str] = []
+    for what, owner, name in (
+        ("graphs", device, "drop_graphs"),
+        *(("engine", engine, "close") for engine in engines),
+        ("memory", device, "close"),
+    ):
+        real = getattr(owner, name)
+        setattr(owner, name, lambda what=what, real=real: (order.append(what), real()))
+    backend.run_stage(0, 1)
+    backend.close()
+    assert order == ["graphs", *["engine"] * len(engines), "memory"]
+    with pytest.raises(ClosedError, match="open another Runtime"):
+        backend.image_buffer(1)
+
+
+def test_a_forked_process_frees_nothing(device: Any, models: list[onnx.ModelProto]) -> None:
+    backend, engines = _backend(device, models)
+    device.forked = True
+    backend.close()
+    assert device.memory
+    assert not device.closed
+    assert not any(engine.closed for engine in engines)
+
+
+def test_a_stage_that_cannot_be_captured_is_enqueued(
+    device: Any, models: list[onnx.ModelProto], caplog: pytest.LogCaptureFixture
+) -> None:
+    def capture(work: Callable[[], None]) -> int:
+        raise BackendError("operation not permitted when stream is capturing")
+
+    device.capture = capture
+    backend, engines = _backend(device, models)
+    backend.run_stage(0, 3)
+    backend.run_stage(0, 3)
+    assert engines[0].runs == [4, 4, 4]
+    assert [r.getMessage() for r in caplog.records] == [
+        "stage 1 at batch 4 runs without a graph: operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "blocks"), [(16, 1), (12, 1), (1 << 20, 256), (1 << 26, 1024)]
+)
+def test_gather_kernel(host_device: type[Any], row_bytes: int, blocks: int) -> None:
+    """Its rows lie in mapped memory, count first; the bytes that the device reads are counted,
+    once for all tensors."""
+    device = host_device()
+    gather = GatherKernel(device, b"code", max_batch=8)
+    gather([(4096, row_bytes), (1 << 30, 16)], np.array([1, 4, 7]))
+    (kernel, grid, threads, arguments), second = device.launches
+    assert [int(a) for a in second[3][:2]] == [1 << 30, 16]
+    assert (kernel, grid, threads) == ((b"code", "dvt_gather_kernel"), (blocks, 1), 256)
+    assert [type(a) for a in arguments] == [np.uintp, np.int64, np.uintp, np.uintp]
+    (rows,) = device.memory.values()
+    assert rows[:4].tolist() == [3, 1, 4, 7]
+    at = rows.ctypes.data
+    assert [int(a) for a in arguments] == [4096, row_bytes, at + 4, at]
+    assert device.transfers.to_device == 4 * 4
+
+
+def test_too_little_device_memory_gives_back_what_was_taken(
+    host_device: type[Any], models: list[onnx.ModelProto]
+) -> None:
+    device = host_device(room=2000)
+    with pytest.raises(BackendError, match="device memory"):
+        _backend(device, models)
+    assert device.closed == 1
+    assert not device.memory
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_batch_outside_the_profile(device: Any, models: list[onnx.ModelProto], count: int) -> None:
+    backend, _ = _backend(device, models)
+    with pytest.raises(BackendError, match=r"engine\.batch_sizes end at 8"):
+        backend.image_buffer(count)
+
+
+def test_the_proof_script_reads_a_backend(
+    host_device: type[Any], models: list[onnx.ModelProto], images: npt.NDArray[np.float16]
+) -> None:
+    """What ``scripts/gpu_proof.py`` does to a cascade on a GPU, done to one on host memory."""
+    path = Path(__file__).resolve().parents[3] / "scripts" / "gpu_proof.py"
+    spec = importlib.util.spec_from_file_location("gpu_proof", path)
+    assert spec is not None
+    assert spec.loader is not None
+    proof = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(proof)
+    proof.RUNS.update({1: 3, 8: 2})
+    backend, engines = _backend(host_device(), models)
+    specs = [engine.spec for engine in engines]
+    row = {
+        "backend": "none",
+        "model": "tiny",
+        "precision": "fp16",
+        "stages": proof._agreement(backend, images, list(Chain(models).run(images))),
+        "residency": proof._residency(backend, images, specs),
+        "latency": [proof._latency(backend, len(specs), batch) for batch in (1, 8)],
+    }
+    assert all(stage["same_class"] == 1 for stage in row["stages"])
+    assert row["residency"]["to_host"] == row["residency"]["expected_to_host"] == 24
+    assert row["residency"]["to_device"] == row["residency"]["image"]
+    assert row["latency"][0]["stages_ms"]["median"] == 4.5
+    text = proof._markdown(
+        {
+            "gpu": "none",
+            "compute_capability": "0.0",
+            "command": "test",
+            "date": "today",
+            "driver_cuda": "0.0",
+            "versions": {},
+            "cascades": [row, {**row, "failed": "for a reason"}],
+            "kernels": {"failed": "not built"},
+        }
+    )
+    assert "24 of 24" in text
+    assert "failed: for a reason" in text

@@ -1,0 +1,198 @@
+"""The Runtime over the GPU backend, on a device of host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from PIL import Image
+
+from dvt_edge import Runtime
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.converters.graphs.chain import Chain
+from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.converters.graphs.fp16 import fp16_body
+from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
+from dvt_edge.errors import ClosedError
+from dvt_edge.models import Cascade
+from dvt_edge.runtime.backends.gpu_backend import DeviceBackend
+from dvt_edge.runtime.preprocess import Preprocessor
+
+BATCH_SIZES = (1, 4, 8)
+FRAMES = 20
+CLOSE = 4e-3
+"""Between batch sizes, which sum in another order, in float16."""
+
+Frames = list[npt.NDArray[np.uint8]]
+
+
+class Expected(NamedTuple):
+    """What the float16 graphs say, frame by frame, without any of the runtime."""
+
+    thresholds: tuple[float, ...]
+    """Such that frames leave everywhere, and none is within :data:`CLOSE` of one."""
+    exit_stage: list[int]
+    class_id: list[int]
+    confidence: list[float]
+
+
+@pytest.fixture(scope="module")
+def demo_stages(samples: Path) -> list[onnx.ModelProto]:
+    cascade = Cascade.load(samples / "demo" / "model.safetensors")
+    return [
+        fp16_body(stage_graph_from_cascade(cascade, i, target="tensorrt"))
+        for i in range(len(cascade.stages))
+    ]
+
+
+@pytest.fixture(scope="module")
+def frames(samples: Path) -> Frames:
+    files = sorted((samples / "demo" / "scenes" / "test").glob("*/*.png"))
+    return [np.asarray(Image.open(file)) for file in files[:: len(files) // FRAMES][:FRAMES]]
+
+
+@pytest.fixture(scope="module")
+def expected(demo_stages: list[onnx.ModelProto], frames: Frames, costed_bundle: Path) -> Expected:
+    preprocess = Preprocessor(Bundle(costed_bundle).manifest.input)
+    confidence, class_id = (np.zeros((len(frames), len(demo_stages))) for _ in range(2))
+    for row, frame in enumerate(frames):
+        image = np.empty((1, *preprocess.shape), np.float16)
+        preprocess(frame, image[0])
+        for stage, outputs in enumerate(Chain(demo_stages).run(image)):
+            confidence[row, stage] = outputs["confidence"][0]
+            class_id[row, stage] = outputs["class_id"][0]
+    waiting = np.arange(len(frames))
+    exits = np.full(len(frames), len(demo_stages))
+    thresholds = []
+    for stage in range(len(demo_stages) - 1):
+        ordered = np.sort(confidence[waiting, stage])
+        gaps = np.diff(ordered)[2:-2]
+        at = 2 + int(gaps.argmax())
+        assert gaps.max() > 2 * CLOSE
+        thresholds.append(float(ordered[at : at + 2].mean()))
+        leaves = confidence[waiting, stage] >= thresholds[-1]
+        exits[waiting[leaves]] = stage + 1
+        waiting = waiting[~leaves]
+    rows = np.arange(len(frames))
+    return Expected(
+        (*thresholds, -inf),
+        exits.tolist(),
+        class_id[rows, exits - 1].astype(int).tolist(),
+        confidence[rows, exits - 1].tolist(),
+    )
+
+
+class Opened(NamedTuple):
+    runtime: Runtime
+    device: Any
+
+
+@pytest.fixture(params=["discrete", "shared memory"])
+def open_runtime(
+    request: pytest.FixtureRequest,
+    demo_stages: list[onnx.ModelProto],
+    costed_bundle: Path,
+    host_device: type[Any],
+    expected: Expected,
+) -> Iterator[Callable[[], Opened]]:
+    """A function that opens one more Runtime, on a device of its own."""
+    opened: list[Opened] = []
+    specs = [stage_spec(model, f"stage{i}.plan") for i, model in enumerate(demo_stages)]
+
+    def make() -> Opened:
+        device = host_device(integrated=request.param == "shared memory")
+        engines = [device.engine(m, s) for m, s in zip(demo_stages, specs, strict=True)]
+        backend: Any = DeviceBackend(device, engines, specs, BATCH_SIZES)
+        runtime = Runtime(costed_bundle, backend=backend)
+        runtime.use(runtime.replay(expected.thresholds))
+        opened.append(Opened(runtime, device))
+        return opened[-1]
+
+    yield make
+    for runtime, device in opened:
+        runtime.close()
+        assert not device.memory
+
+
+def _agrees(answers: Sequence[Any], expected: Expected, *, close: float = CLOSE) -> None:
+    assert [answer.exit_stage for answer in answers] == expected.exit_stage
+    assert [answer.class_id for answer in answers] == expected.class_id
+    np.testing.assert_allclose(
+        [answer.confidence for answer in answers], expected.confidence, atol=close
+    )
+
+
+def test_one_by_one(open_runtime: Callable[[], Opened], frames: Frames, expected: Expected) -> None:
+    assert set(expected.exit_stage) == {1, 2, 3}
+    runtime, _ = open_runtime()
+    _agrees([runtime.classify(frame) for frame in frames], expected, close=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, FRAMES])
+def test_batches_answer_as_single_frames(
+    open_runtime: Callable[[], Opened], frames: Frames, expected: Expected, count: int
+) -> None:
+    """Whatever leaves, whatever moves together, and in parts of the largest batch."""
+    runtime, device = open_runtime()
+    answers = runtime.classify_batch(frames[:count])
+    _agrees(answers, Expected(expected.thresholds, *(part[:count] for part in expected[1:])))
+    if count == FRAMES:
+        assert device.copies, "no survivor had to move"
+
+
+def test_only_survivors_run_later_stages(
+    open_runtime: Callable[[], Opened], frames: Frames, expected: Expected
+) -> None:
+    """8 bytes per frame and stage that it needed, which is how they are counted."""
+    runtime, device = open_runtime()
+    runtime.classify_batch(frames)
+    assert device.transfers.to_host == 8 * sum(expected.exit_stage)
+
+
+def test_several_threads(
+    open_runtime: Callable[[], Opened], frames: Frames, expected: Expected
+) -> None:
+    """Frames and batches in turn from four threads; each gets its own answers."""
+    runtime, device = open_runtime()
+
+    def work(number: int) -> list[Any]:
+        if number % 2:
+            return runtime.classify_batch(frames)
+        return [runtime.classify(frame) for frame in frames]
+
+    with ThreadPoolExecutor(4) as pool:
+        for answers in pool.map(work, range(8)):
+            _agrees(answers, expected)
+    assert not device.depth
+
+
+def test_use_after_close(open_runtime: Callable[[], Opened], frames: Frames) -> None:
+    runtime, device = open_runtime()
+    runtime.classify(frames[0])
+    runtime.close()
+    runtime.close()
+    assert device.closed == 1
+    for call in (runtime.classify, lambda frame: runtime.classify_batch([frame])):
+        with pytest.raises(ClosedError, match="open another one"):
+            call(frames[0])
+
+
+def test_two_runtimes(
+    open_runtime: Callable[[], Opened], frames: Frames, expected: Expected
+) -> None:
+    """Frames in turn to both, and the second goes on when the first is closed."""
+    first, second = open_runtime(), open_runtime()
+    answers = [
+        (first if row % 2 else second).runtime.classify(frame) for row, frame in enumerate(frames)
+    ]
+    _agrees(answers, expected, close=0)
+    first.runtime.close()
+    assert second.device.memory
+    _agrees([second.runtime.classify(frame) for frame in frames], expected, close=0)

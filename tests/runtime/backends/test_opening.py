@@ -1,0 +1,240 @@
+"""What is refused before anything is opened, and in which words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dvt_edge import Runtime
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import MANIFEST
+from dvt_edge.errors import BackendError, BundleError
+from dvt_edge.machine.board import read_board
+from dvt_edge.machine.driver import Driver, Gpu
+from dvt_edge.runtime.backends import opening
+from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+from dvt_edge.runtime.backends.opening import FINISH, open_backend
+
+BUILT = {
+    "backend": "tensorrt",
+    "version": "10.3.0",
+    "compute_capabilities": ["8.7"],
+    "device": "Orin",
+    "cuda": "12.6.68",
+    "l4t": "36.4.3",
+    "power_mode": "MAXN_SUPER",
+}
+ORIN = Driver("12.6", (Gpu("Orin", "8.7"),))
+
+
+@pytest.fixture
+def finished(own_bundle: Path) -> Callable[..., Bundle]:
+    """A function giving the demo's bundle as if its stages were engines, of ``platform``."""
+
+    def make(platform: dict[str, Any] | None = None, **engine: Any) -> Bundle:
+        manifest = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
+        manifest["engine"] = {"backend": "tensorrt", "batch_sizes": [1, 8]} | engine
+        if platform is not None:
+            plan = {"precision": "int8", "graph": "stage1.onnx", "seconds": 1, "cached": False}
+            manifest["engines"] = {
+                "platform": platform,
+                "flags": [],
+                "workspace_mb": 64,
+                "plans": [plan],
+                "built_at": "2025-01-01T00:00:00+00:00",
+            }
+        (own_bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        return Bundle(own_bundle)
+
+    return make
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What reached the backends that would open files; they are not called."""
+    calls: list[Any] = []
+    for name in ("open_tensorrt", "open_onnxruntime_cuda"):
+        monkeypatch.setattr(opening, name, lambda *given, name=name: calls.append((name, *given)))
+    return calls
+
+
+@pytest.fixture
+def orin(
+    board_root: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, opened: list[Any]
+) -> list[Any]:
+    """An Orin Nano with TensorRT 10.3; what is opened on it."""
+    board = read_board(board_root("orin-nano"))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr(opening, "read_driver", lambda: ORIN)
+    monkeypatch.setattr(opening, "read_board", lambda: board)
+    return opened
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_portable_half(finished: Callable[..., Bundle], orin: list[Any], backend: str) -> None:
+    bundle = finished(backend=backend)
+    with pytest.raises(BackendError, match=f"portable half .* for {backend}; .*'{FINISH}'"):
+        open_backend(bundle)
+    with pytest.raises(BackendError, match="portable half"):
+        Runtime(bundle.folder)
+    assert not orin
+
+
+def test_where_they_were_built(
+    finished: Callable[..., Bundle], orin: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = finished(BUILT)
+    open_backend(bundle)
+    ((name, module, paths, specs, sizes),) = orin
+    assert (name, module) == ("open_tensorrt", "tensorrt")
+    assert paths == [bundle.stage_path(i) for i in range(3)]
+    assert (specs, sizes) == (bundle.manifest.stages, [1, 8])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        ({"version": "10.3.1"}, "version: built for 10.3.1, found 10.3.0"),
+        ({"version": "8.6.2"}, "version: built for 8.6.2, found 10.3.0"),
+        ({"compute_capabilities": ["8.6"]}, "compute capability: built for 8.6, found 8.7"),
+        ({"device": "Orin NX"}, "GPU: built for Orin NX, found Orin"),
+    ],
+)
+def test_built_elsewhere(
+    finished: Callable[..., Bundle], orin: list[Any], built: dict[str, Any], words: str
+) -> None:
+    """Refused with both sides and the remedy; TensorRT has not seen the plans."""
+    with pytest.raises(BundleError, match=rf"\({words}\); rebuild .* --phase device"):
+        open_backend(finished(BUILT | built))
+    assert not orin
+
+
+@pytest.mark.parametrize(
+    ("built", "remark"),
+    [
+        ({"power_mode": "15W"}, "power mode was 15W when the engines were built, now MAXN_SUPER"),
+        ({"l4t": "36.3.0"}, "L4T was 36.3.0 when the engines were built, now 36.4.3"),
+        ({"cuda": "12.2"}, "CUDA was 12.2 when the engines were built, now 12.6.68"),
+        ({"power_mode": None}, None),
+    ],
+)
+def test_remarks(
+    finished: Callable[..., Bundle],
+    orin: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    built: dict[str, Any],
+    remark: str | None,
+) -> None:
+    """What changes timing alone is logged, and the engines are opened."""
+    bundle = finished(BUILT | built)
+    with caplog.at_level(logging.WARNING):
+        open_backend(bundle)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ([] if remark is None else [f"{bundle.folder}: {remark}"])
+    assert len(orin) == 1
+
+
+def test_no_driver_runs_the_graphs_on_the_cpu(
+    finished: Callable[..., Bundle],
+    orin: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And says so: its latency is not the device's."""
+    monkeypatch.setattr(opening, "read_driver", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        backend = open_backend(finished())
+    assert isinstance(backend, OnnxRuntimeBackend)
+    assert "no NVIDIA driver here" in caplog.text
+    backend.close()
+    assert not orin
+
+
+def test_no_gpu(
+    finished: Callable[..., Bundle], orin: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
+    with pytest.raises(BackendError, match=r"none answers here; 'dvt-edge doctor'"):
+        open_backend(finished(BUILT))
+    assert not orin
+
+
+def test_no_tensorrt(
+    finished: Callable[..., Bundle], orin: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"need the Python module 'tensorrt' .*doctor"):
+        open_backend(finished(BUILT))
+    assert not orin
+
+
+def test_provider_cuda(finished: Callable[..., Bundle], opened: list[Any]) -> None:
+    """Graphs, not engines: nothing is compared with the machine."""
+    bundle = finished(backend="onnxruntime", provider="cuda")
+    open_backend(bundle)
+    assert opened == [
+        (
+            "open_onnxruntime_cuda",
+            [bundle.stage_path(i) for i in range(3)],
+            bundle.manifest.stages,
+            [1, 8],
+        )
+    ]
+
+
+def test_provider_cuda_without_pycuda(
+    finished: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(BackendError, match="needs pycuda"):
+        open_backend(finished(backend="onnxruntime", provider="cuda"))
+
+
+def test_provider_cuda_without_onnxruntime_gpu(
+    finished: Callable[..., Bundle], host_device: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device that was opened first is given back."""
+    device = host_device()
+    monkeypatch.setattr("dvt_edge.runtime.backends.gpu_backend.CudaDevice", lambda: device)
+    with pytest.raises(BackendError, match=r"no CUDA provider here; .*onnxruntime-gpu"):
+        open_backend(finished(backend="onnxruntime", provider="cuda"))
+    assert device.closed == 1
+
+
+def test_refused_plan_gives_the_device_back(
+    own_bundle: Path, host_device: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three is refused: the first is closed, then the device."""
+    from dvt_edge.runtime.backends import gpu_backend
+
+    device, order = host_device(), []
+
+    class Stage:
+        def __init__(self, trt: Any, runtime: Any, logger: Any, plan: bytes, name: str) -> None:
+            if name.endswith("stage2.onnx"):
+                raise BackendError(f"{name}: refused")
+
+        def close(self) -> None:
+            assert not device.closed
+            order.append("stage")
+
+    monkeypatch.setattr(gpu_backend, "CudaDevice", lambda: device)
+    monkeypatch.setattr(gpu_backend, "TensorRTStage", Stage)
+    monkeypatch.setattr(gpu_backend, "load_module", lambda name: None)
+    monkeypatch.setattr(gpu_backend, "make_logger", lambda trt: None)
+    monkeypatch.setattr(gpu_backend, "make_runtime", lambda trt, logger: None)
+    bundle = Bundle(own_bundle)
+    paths = [bundle.stage_path(i) for i in range(3)]
+    with pytest.raises(BackendError, match=r"stage2\.onnx: refused"):
+        gpu_backend.open_tensorrt("tensorrt", paths, bundle.manifest.stages, [1])
+    assert order == ["stage"]
+    assert device.closed == 1
+    assert not device.depth
