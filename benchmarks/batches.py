@@ -31,8 +31,8 @@ from rich.table import Table
 
 from dvt_edge import Profile, Runtime
 from dvt_edge.converters.build import build
+from dvt_edge.machine.board import processor_name
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
-from dvt_edge.runtime.measuring.costs import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = (0.25, 0.5, 0.75)
@@ -64,7 +64,7 @@ def main() -> None:
         for share in SHARES:
             runtime.set_budget(latency_ms=float(first + share * (last - first)))
             results.append(_measure(runtime, backend, batches, arguments.rounds))
-    machine = f"{machine_name()}, threads {profile.engine.threads}"
+    machine = f"{processor_name()}, threads {profile.engine.threads}"
     _print(results, machine, arguments.batch, len(batches), arguments.rounds)
     document = {
         "command": " ".join(["python benchmarks/batches.py", *sys.argv[1:]]),

@@ -24,8 +24,9 @@ from rich.table import Table
 
 from dvt_edge import Profile, Runtime
 from dvt_edge.converters.build import build
+from dvt_edge.machine.board import processor_name
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime.measuring.costs import machine_name, save_costs
+from dvt_edge.runtime.measuring.costs import save_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "samples" / "demo"))
@@ -103,7 +104,7 @@ def report(
     rows: list[dict[str, Any]], macs: dict[str, list[int]], options: argparse.Namespace
 ) -> None:
     """Print the table, write JSON and the plot."""
-    table = Table(caption=machine_name())
+    table = Table(caption=processor_name())
     for column in ("", "top-1", "mean ms", "p50", "p99", "exits", "ratio"):
         table.add_column(column, justify="right")
     static = rows[0]
@@ -127,7 +128,7 @@ def report(
     options.out.mkdir(parents=True, exist_ok=True)
     values = {
         "command": "python benchmarks/cascade_vs_static.py",
-        "machine": machine_name(),
+        "machine": processor_name(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "count": options.count,
         "macs": macs,

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.converters.quantizing.calibration import activation_ranges
 from dvt_edge.converters.quantizing.insert_qdq import ONNXRUNTIME_OPS, quantizable_inputs, quantize
+from dvt_edge.machine.board import processor_name
 from dvt_edge.models import Cascade, StageOutput, create
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
-from dvt_edge.runtime.measuring.costs import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("dvt_deit_small", "dvt_t2t_vit_12", "dvt_t2t_vit_14")
@@ -178,7 +178,7 @@ def main() -> None:
         values = {
             "command": f"python benchmarks/models.py {name} --rounds {options.rounds} --threads "
             f"{options.threads}{' --cpu-time' if options.cpu_time else ''}",
-            "machine": machine_name(),
+            "machine": processor_name(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "threads": options.threads,
             "clock": kind,
@@ -191,7 +191,7 @@ def main() -> None:
 
 def table(title: str, result: dict[str, list[float]]) -> Table:
     """Variants in rows, stages and their sum in columns."""
-    shown = Table(title=title, caption=machine_name())
+    shown = Table(title=title, caption=processor_name())
     stages = [f"stage {i + 1}" for i in range(len(result["eager"]))]
     for column in ("", *stages, "all", "against eager"):
         shown.add_column(column, justify="right")

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from dvt_edge import Profile, Runtime
 from dvt_edge.converters.build import build
+from dvt_edge.machine.board import processor_name
 from dvt_edge.policy import Solution
-from dvt_edge.runtime.measuring.costs import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def main() -> None:
     build(profile)
     table = Table(
         title=f"classify beyond preprocessing and stages, us, {runs} runs per exit",
-        caption=machine_name(),
+        caption=processor_name(),
     )
     for column in ("exit", "mean", "median", "p99", "share of the call"):
         table.add_column(column, justify="right")

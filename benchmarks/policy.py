@@ -20,20 +20,12 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from baselines import authors_rule, genetic_search, uniform_margin
 
 from dvt_edge.errors import BudgetError
-from dvt_edge.policy import (
-    Budget,
-    ExitLatency,
-    Records,
-    Solution,
-    frontier,
-    replay,
-    solve,
-    solve_certified,
-)
-from dvt_edge.policy.baselines import authors_rule, genetic_search
-from dvt_edge.policy.certificate import take, uniform_margin
+from dvt_edge.machine.board import processor_name
+from dvt_edge.policy import ExitLatency, Records, Solution, frontier, replay, solve, solve_certified
+from dvt_edge.profile import BudgetConfig
 
 CERTIFIED = 0.95
 COUNTS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
@@ -43,14 +35,7 @@ ENOUGH_S = 20.0
 
 
 def machine() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                model = line.split(":", 1)[1].strip()
-                break
-    return f"{model}, Python {platform.python_version()}, NumPy {np.__version__}"
+    return f"{processor_name()}, Python {platform.python_version()}, NumPy {np.__version__}"
 
 
 def load(path: Path, cost: list[float] | None) -> tuple[Records, np.ndarray]:
@@ -67,8 +52,8 @@ def load(path: Path, cost: list[float] | None) -> tuple[Records, np.ndarray]:
 def over_records(path: Path, cost: list[float] | None, seed: int, plot: Path | None) -> dict:
     records, costs = load(path, cost)
     order = np.random.default_rng(seed).permutation(len(records))
-    half, other = (take(records, part) for part in np.array_split(order, 2))
-    latency = ExitLatency.constant(costs)
+    half, other = (records.take(part) for part in np.array_split(order, 2))
+    latency = ExitLatency(costs, costs, costs, costs, costs)
     methods = ("ours", "authors", "genetic", "certified", "uniform")
     rows, started = [], dict.fromkeys(methods, 0.0)
     # Half of the error, as a certificate spends on the budget.
@@ -80,7 +65,7 @@ def over_records(path: Path, cost: list[float] | None, seed: int, plot: Path | N
             "authors": lambda rule=rule: rule,
             "genetic": lambda limit=limit: genetic_search(half, costs, limit),
             "certified": lambda limit=limit, number=number: solve_certified(
-                half, latency, None, Budget(latency_ms=limit), CERTIFIED, seed=number
+                half, latency, None, BudgetConfig(latency_ms=limit), CERTIFIED, seed=number
             )[0],
             "uniform": lambda limit=limit: solve(half, costs, max(limit - margin, float(costs[0]))),
         }

@@ -30,8 +30,8 @@ import PIL
 from rich.console import Console
 from rich.table import Table
 
+from dvt_edge.machine.board import processor_name
 from dvt_edge.profile import ColorOrder, InputConfig
-from dvt_edge.runtime.measuring.costs import machine_name
 from dvt_edge.runtime.native.library import unavailable
 from dvt_edge.runtime.preprocess import Preprocessor, frame_shape
 
@@ -122,7 +122,7 @@ def main() -> None:
         for name, t in zip(runs, times, strict=True)
     }
     machine = (
-        f"{machine_name()}, OpenCV {cv2.__version__}, Pillow {PIL.__version__}, "
+        f"{processor_name()}, OpenCV {cv2.__version__}, Pillow {PIL.__version__}, "
         f"NumPy {np.__version__}, threads {arguments.threads}"
     )
     table = Table(title=f"1920x1080 -> 3x224x224, {arguments.runs} runs in turn", caption=machine)

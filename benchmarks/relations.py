@@ -35,9 +35,9 @@ from dvt_edge.converters.quantizing.insert_qdq import (
     quantizable_inputs,
     quantize,
 )
+from dvt_edge.machine.board import processor_name
 from dvt_edge.models.architectures import create
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
-from dvt_edge.runtime.measuring.costs import machine_name
 
 MODELS = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")
 KINDS: dict[str, Target] = {"logits": "onnxruntime", "queries and keys": "tensorrt"}
@@ -61,7 +61,7 @@ def main() -> None:
             for (kind, graph), ms in zip(graphs.items(), times, strict=True):
                 rows.append({"model": name, "stage": stage + 1, "relations": kind})
                 rows[-1] |= _planned(graph) | {"onnxruntime_ms": ms}
-    machine = machine_name()
+    machine = processor_name()
     table = Table(title="Relations handed on as logits, or as queries and keys", caption=machine)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="right")

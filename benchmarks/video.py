@@ -29,8 +29,9 @@ from rich.table import Table
 from dvt_edge import Prediction, Profile, Runtime
 from dvt_edge.converters.build import build
 from dvt_edge.files.datasets import find_images, load_image
+from dvt_edge.machine.board import processor_name
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime.measuring.costs import machine_name, save_costs
+from dvt_edge.runtime.measuring.costs import save_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 48
@@ -168,7 +169,7 @@ def main() -> None:
         with plain, video:
             figures = run(plain, video, options.frames, options.noise, options.seed)
             result = {
-                "machine": machine_name(),
+                "machine": processor_name(),
                 "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "budget_ms": plain.budget.latency_ms,
                 "exit_ms": plain.costs.mean_ms,

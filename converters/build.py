@@ -6,8 +6,6 @@ into engines and needs TensorRT. A profile for ONNX Runtime has a host half only
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +14,10 @@ from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.converters.device import Toolchain, build_engines, find_toolchain
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.profile import Profile
+from dvt_edge.progress import Progress, silent
+from dvt_edge.requirements import HOST_MODULES, missing, need
 
 Phase = Literal["host", "device", "auto"]
-
-HOST_MODULES = ("torch", "onnx", "safetensors")
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with what is being done, steps done, steps in all, and a remark."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class BuildResult:
 
 def build(
     profile: Profile,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     phase: Phase = "auto",
     force: bool = False,
@@ -54,7 +49,6 @@ def build(
     :class:`~dvt_edge.errors.BundleError` where the portable half is missing or of another profile,
     and, for ``device``, :class:`~dvt_edge.errors.BackendError` where engines cannot be built.
     """
-    report = progress or (lambda what, done, total, remark: None)
     engines = profile.engine.builds_engines
     if phase == "device" and not engines:
         raise BuildError(
@@ -65,7 +59,7 @@ def build(
     if phase == "device" or (phase == "auto" and engines and _host_done_elsewhere(profile)):
         bundle = _portable_there(profile)
     else:
-        bundle, rebuilt = _host(profile, report, force)
+        bundle, rebuilt = _host(profile, progress, force)
     if not engines:
         return BuildResult(bundle, rebuilt)
     manifest = bundle.manifest
@@ -82,26 +76,24 @@ def build(
     if not force and has_engines and _built_by(toolchain, manifest):
         return BuildResult(bundle, rebuilt)
     bundle.manifest = manifest.model_copy(update={"engine": profile.engine})
-    return BuildResult(build_engines(bundle, toolchain, report, fresh=force), rebuilt=True)
+    return BuildResult(build_engines(bundle, toolchain, progress, fresh=force), rebuilt=True)
 
 
-def _host(profile: Profile, report: Progress, force: bool) -> tuple[Bundle, bool]:
-    missing = [name for name in HOST_MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BuildError(
-            f"the host half of a build needs {', '.join(missing)}; install them with "
-            "pip install 'dvt-edge[export]', or copy a portable bundle here and build with "
-            "--phase device"
-        )
+def _host(profile: Profile, progress: Progress, force: bool) -> tuple[Bundle, bool]:
+    need(
+        "the host half of a build",
+        *HOST_MODULES,
+        error=BuildError,
+        instead=", or copy a portable bundle here and build with --phase device",
+    )
     from dvt_edge.converters.host import build_host
 
-    return build_host(profile, lambda what, done, total: report(what, done, total, ""), force=force)
+    return build_host(profile, progress, force=force)
 
 
 def _host_done_elsewhere(profile: Profile) -> bool:
     """Whether this is the board: a bundle is there, and torch or the checkpoint is not."""
-    absent = [name for name in HOST_MODULES if importlib.util.find_spec(name) is None]
-    if not absent and profile.model.exists():
+    if not missing(*HOST_MODULES) and profile.model.exists():
         return False
     try:
         Bundle(profile.output)

@@ -7,7 +7,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +21,21 @@ from dvt_edge.converters.engines.runner import run_build
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.machine.board import check_jetpack, read_board
+from dvt_edge.machine.clock import now_utc
 from dvt_edge.machine.driver import read_driver
 from dvt_edge.machine.platform import MODULES, Platform, platform_here
 from dvt_edge.machine.probes import probe_library
-from dvt_edge.policy.records import Records
 from dvt_edge.profile import EngineConfig
+from dvt_edge.progress import Progress
+from dvt_edge.requirements import LIBRARIES
 from dvt_edge.runtime.backends.opening import open_stages
 from dvt_edge.runtime.preprocess import Preprocessor
 
-INSTALL = {
-    "tensorrt": "sudo apt install tensorrt (Jetson), or pip install tensorrt",
-    "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
-}
 STRONGLY_TYPED_FROM = 10
 """Major version of TensorRT from which types are taken from the graph."""
 MEMORY_PER_GRAPH_BYTE = 6
 """What a build takes beside its workspace: the graph read, parsed, and its weights in new layouts,
 in multiples of the ONNX file."""
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with what is being done, steps done, steps in all, and a remark."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Toolchain:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _BuiltStage:
     """A built engine, in the cache or the build's own folder."""
 
     precision: Precision
@@ -89,9 +83,11 @@ def find_toolchain(engine: EngineConfig, root: str | Path = "/") -> Toolchain:
     check_jetpack(board)
     found = probe_library(module)
     if found.state != "ok":
+        library = LIBRARIES[module]
+        install = (board.is_jetson and library.install_on_jetson) or library.install
         raise BackendError(
             f"engines for {engine.backend} need the Python module '{module}' ({found.detail}); "
-            f"{INSTALL[engine.backend]}"
+            f"{install}"
         )
     assert engine.backend != "onnxruntime"
     platform = platform_here(
@@ -108,7 +104,7 @@ def find_toolchain(engine: EngineConfig, root: str | Path = "/") -> Toolchain:
 
 
 def build_engines(
-    bundle: Bundle, toolchain: Toolchain, report: Progress, *, fresh: bool = False
+    bundle: Bundle, toolchain: Toolchain, progress: Progress, *, fresh: bool = False
 ) -> Bundle:
     """Build the engines of ``bundle``, whose folder the finished bundle replaces.
 
@@ -125,8 +121,8 @@ def build_engines(
     _check_space(bundle, toolchain, precisions)
     cache = EngineCache.default(reads=not fresh)
     with replaced_folder(bundle.folder) as folder:
-        options = _build_all(bundle, toolchain, precisions, cache, folder, report)
-        chosen, choices = _choose(bundle, toolchain, options, report)
+        options = _build_all(bundle, toolchain, precisions, cache, folder, progress)
+        chosen, choices = _choose(bundle, toolchain, options, progress)
         names = {name for stage in manifest.stages for name in stage.graphs.values()}
         names |= {name for name in manifest.files if not name.endswith((".onnx", ".plan"))}
         for name in names:
@@ -144,7 +140,7 @@ def build_engines(
             flags=chosen[0].flags,
             workspace_mb=manifest.engine.workspace_mb,
             plans=tuple(plan.record for plan in chosen),
-            built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            built_at=now_utc(),
         )
         files = sorted({*names, *(stage.file for stage in finished_stages)})
         finished = manifest.model_copy(
@@ -199,13 +195,13 @@ def _build_all(
     precisions: Sequence[Precision],
     cache: EngineCache,
     folder: Path,
-    report: Progress,
-) -> list[list[_Plan]]:
+    progress: Progress,
+) -> list[list[_BuiltStage]]:
     """Every stage in every precision, one after the other."""
     manifest = bundle.manifest
     total = len(manifest.stages) * len(precisions)
     earlier = _earlier_seconds(manifest)
-    plans: list[list[_Plan]] = []
+    plans: list[list[_BuiltStage]] = []
     for i, stage in enumerate(manifest.stages):
         plans.append([])
         for precision in precisions:
@@ -217,11 +213,11 @@ def _build_all(
                 remark: str, what: str = what, done: int = done, took: float | None = took
             ) -> None:
                 last = f", {took:.0f} s last time" if took is not None else ""
-                report("engines", done, total, f"{what}: {remark}{last}")
+                progress("engines", done, total, f"{what}: {remark}{last}")
 
             path = folder / f"stage{i + 1}.{precision}.plan"
             plans[-1].append(_build_one(bundle, stage, toolchain, precision, cache, path, tell))
-        report("engines", sum(len(some) for some in plans), total, "")
+        progress("engines", sum(len(some) for some in plans), total)
     return plans
 
 
@@ -233,7 +229,7 @@ def _build_one(
     cache: EngineCache,
     path: Path,
     tell: Callable[[str], None],
-) -> _Plan:
+) -> _BuiltStage:
     engine = bundle.manifest.engine
     graph = stage.graphs[toolchain.graph_kind(precision)]
     request = Request(
@@ -259,7 +255,7 @@ def _build_one(
         warnings=built.warnings,
         planned=counts_by_kind(kernels) if kernels else None,
     )
-    return _Plan(precision, path, record, built.flags, _engine_spec(stage, graph, precision))
+    return _BuiltStage(precision, path, record, built.flags, _engine_spec(stage, graph, precision))
 
 
 def _engine_spec(stage: StageSpec, graph: str, precision: Precision) -> StageSpec:
@@ -298,8 +294,8 @@ def _as_half(kind: str, counts: dict[str, int], precision: Precision) -> dict[st
 
 
 def _choose(
-    bundle: Bundle, toolchain: Toolchain, options: list[list[_Plan]], report: Progress
-) -> tuple[list[_Plan], list[PrecisionFigures]]:
+    bundle: Bundle, toolchain: Toolchain, options: list[list[_BuiltStage]], progress: Progress
+) -> tuple[list[_BuiltStage], list[PrecisionFigures]]:
     manifest = bundle.manifest
     if manifest.engine.precision != "auto":
         return [plans[0] for plans in options], []
@@ -323,7 +319,7 @@ def _choose(
         lambda stages: open_stages(
             manifest.engine, [s.path for s in stages], [s.spec for s in stages], max_batch=1
         ),
-        lambda done, total: report("precision per stage", done, total, ""),
+        progress,
     )
     return [
         next(p for p in plans if p.precision == c.precision)
@@ -346,9 +342,8 @@ def read_parity(bundle: Bundle) -> Parity:
     images = np.empty((len(pixels), *preprocess.shape), np.float32)
     for image, levels in zip(images, pixels, strict=True):
         preprocess.normalise(levels, image)
-    label = None if records.label is None else records.label[rows]
-    some = Records(records.confidence[rows], records.prediction[rows], label)
-    return Parity(images, some, thresholds, bundle.manifest.quantization.tolerance_points)
+    tolerance = bundle.manifest.quantization.tolerance_points
+    return Parity(images, records.take(rows), thresholds, tolerance)
 
 
 def _earlier_seconds(manifest: Manifest) -> dict[tuple[int, Precision], float]:

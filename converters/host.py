@@ -36,7 +36,6 @@ from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
 from dvt_edge.converters.quantizing.quantize_cascade import (
     Labels,
-    Progress,
     QuantizedCascade,
     figures,
     quantize_cascade,
@@ -49,6 +48,7 @@ from dvt_edge.models.checkpoint import read_config, read_metadata
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.policy import Records
 from dvt_edge.profile import ExitsConfig, Profile
+from dvt_edge.progress import Progress
 from dvt_edge.runtime.backends.opening import open_stages
 from dvt_edge.runtime.preprocess import Preprocessor
 
@@ -87,7 +87,7 @@ class _Parts:
     choices: list[PrecisionFigures]
 
 
-def build_host(profile: Profile, report: Progress, *, force: bool) -> tuple[Bundle, bool]:
+def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bundle, bool]:
     """The bundle that ``profile`` describes, and whether it was built anew.
 
     Raises :class:`~dvt_edge.errors.CheckpointError`, :class:`~dvt_edge.errors.DataError` or
@@ -95,19 +95,19 @@ def build_host(profile: Profile, report: Progress, *, force: bool) -> tuple[Bund
     """
     config = read_config(profile.model)
     _check_fit(profile, config)
-    calibration = _read_calibration(profile, config, report)
+    calibration = _read_calibration(profile, config, progress)
     key = _build_key(profile, calibration.digest)
     if not force and (bundle := _existing(profile, key)):
         return bundle, False
     cascade = Cascade.load(profile.model)
     target: Target = "tensorrt" if profile.engine.builds_engines else "onnxruntime"
     few = calibration.images[:PYTORCH_IMAGES]
-    graphs = _checked_graphs(cascade, few, profile.exits, target, report)
-    quantized = quantize_cascade(profile, graphs, calibration.images, calibration.label, report)
+    graphs = _checked_graphs(cascade, few, profile.exits, target, progress)
+    quantized = quantize_cascade(profile, graphs, calibration.images, calibration.label, progress)
     if profile.engine.builds_engines:
         parts = _portable(profile, quantized, calibration)
     else:
-        parts = _for_onnxruntime(profile, quantized, calibration, report)
+        parts = _for_onnxruntime(profile, quantized, calibration, progress)
     with replaced_folder(profile.output) as folder:
         specs = [
             _save_stage(folder, i, stage, quantized.float_layers[i])
@@ -202,26 +202,25 @@ def _same_class(
 
 
 def _for_onnxruntime(
-    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, report: Progress
+    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, progress: Progress
 ) -> _Parts:
     """One graph per stage; with ``auto`` whichever precision is faster here and passes."""
     stages, records = quantized.stages, quantized.records
     choices: list[PrecisionFigures] = []
     if profile.engine.precision == "auto":
-        stages, choices = _faster(profile, quantized, calibration, report)
+        stages, choices = _faster(profile, quantized, calibration, progress)
         records = Chain(stages).records(calibration.images, calibration.label)
     told = figures(profile, quantized.reference, records, quantized.provisional)
     return _Parts([{"": stage} for stage in stages], records, told, choices)
 
 
 def _faster(
-    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, report: Progress
+    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, progress: Progress
 ) -> tuple[list[onnx.ModelProto], list[PrecisionFigures]]:
     rows, reference = calibration.parity_rows, quantized.reference
-    label = None if reference.label is None else reference.label[rows]
     parity = Parity(
         calibration.images[rows],
-        Records(reference.confidence[rows], reference.prediction[rows], label),
+        reference.take(rows),
         quantized.provisional.thresholds,
         profile.calibration.tolerance_points,
     )
@@ -242,7 +241,7 @@ def _faster(
             lambda stages: open_stages(
                 profile.engine, [s.path for s in stages], [s.spec for s in stages], max_batch=1
             ),
-            lambda done, total: report("precision per stage", done, total),
+            progress,
         )
         return [models[stage.path] for stage in chosen], table
 
@@ -256,15 +255,13 @@ def _check_fit(profile: Profile, config: CascadeConfig) -> None:
         )
 
 
-def _read_calibration(profile: Profile, config: CascadeConfig, report: Progress) -> _Calibration:
+def _read_calibration(profile: Profile, config: CascadeConfig, progress: Progress) -> _Calibration:
     data = open_images(profile.calibration.data, config.class_names)
     chosen = spread_rows(len(data), profile.calibration.samples)
     label = _labels(data, chosen, config, profile.calibration.data)
     preprocess = Preprocessor(profile.input)
     images = np.empty((len(chosen), *preprocess.shape), np.float32)
-    parity_rows = np.unique(
-        np.linspace(0, len(chosen) - 1, min(len(chosen), PARITY_IMAGES)).round().astype(int)
-    )
+    parity_rows = spread_rows(len(chosen), PARITY_IMAGES)
     parity = set(parity_rows.tolist())
     kept, sizes = [], []
     digest = hashlib.sha256()
@@ -276,7 +273,7 @@ def _read_calibration(profile: Profile, config: CascadeConfig, report: Progress)
             kept.append(pixels)
         sizes.append(image.shape[:2])
         digest.update(image.tobytes())
-        report("calibration images", row + 1, len(chosen))
+        progress("calibration images", row + 1, len(chosen))
     if label is not None:
         digest.update(label.tobytes())
     height, width = np.median(sizes, axis=0).astype(int)
@@ -347,14 +344,14 @@ def _existing(profile: Profile, key: str) -> Bundle | None:
 
 
 def _checked_graphs(
-    cascade: Cascade, images: Images, exits: ExitsConfig, target: Target, report: Progress
+    cascade: Cascade, images: Images, exits: ExitsConfig, target: Target, progress: Progress
 ) -> list[onnx.ModelProto]:
     """FP32 graphs of all stages, proven equal to PyTorch on ``images``."""
     total = len(cascade.stages)
     graphs = []
     for i in range(total):
         graphs.append(stage_graph_from_cascade(cascade, i, exits, target))
-        report("stage graphs", i + 1, total)
+        progress("stage graphs", i + 1, total)
     with torch.no_grad():
         expected = [o.logits.numpy() for o in cascade(torch.from_numpy(images))]
     for i, outputs in enumerate(Chain(graphs).run(images)):

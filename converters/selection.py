@@ -15,6 +15,7 @@ from dvt_edge.bundle.engine_records import Precision, PrecisionFigures
 from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.errors import BuildError
 from dvt_edge.policy.records import Records
+from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import Backend
 
 Images = npt.NDArray[np.float32]
@@ -62,7 +63,7 @@ def choose_precisions(
     candidates: Sequence[Sequence[Candidate]],
     parity: Parity,
     open_backend: OpenBackend,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[list[Candidate], list[PrecisionFigures]]:
     """Choose stage by stage, each behind the stages chosen before it.
 
@@ -72,8 +73,7 @@ def choose_precisions(
     chosen: list[Candidate] = []
     table: list[PrecisionFigures] = []
     for k, options in enumerate(candidates):
-        if progress:
-            progress(k, len(candidates))
+        progress("precision per stage", k, len(candidates))
         backends: list[Backend] = []
         try:
             backends.extend(open_backend([*chosen, option]) for option in options)
@@ -104,8 +104,7 @@ def choose_precisions(
             )
             for i, row in enumerate(rows)
         ]
-    if progress:
-        progress(len(candidates), len(candidates))
+    progress("precision per stage", len(candidates), len(candidates))
     return chosen, table
 
 
@@ -153,8 +152,7 @@ def _figures(
         c >= parity.thresholds[stage] for c in (confidence, records.confidence[:, stage])
     )
     same_exit = float((leaves == left).mean())
-    truth = records.prediction[:, -1] if records.label is None else records.label
-    change = (expected == truth).astype(float) - (classes == truth)
+    change = records.correct[:, stage].astype(float) - (classes == records.truth)
     lost = 100 * float(change.sum()) / len(change)
     noise = 100 * float(change.std()) / math.sqrt(len(change))
     remark = ""

@@ -27,7 +27,8 @@ from dvt_edge.errors import (
 )
 
 if TYPE_CHECKING:
-    from dvt_edge.profile import Profile
+    from dvt_edge.profile import BudgetConfig, Profile
+    from dvt_edge.runtime.events import Event
     from dvt_edge.runtime.prediction import Prediction
     from dvt_edge.runtime.runtime import Runtime
 
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "BudgetConfig",
     "BudgetError",
     "BuildError",
     "BundleError",
@@ -44,6 +46,7 @@ __all__ = [
     "DataError",
     "DvtEdgeError",
     "EnergyError",
+    "Event",
     "FrameError",
     "Prediction",
     "Profile",
@@ -52,6 +55,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BudgetConfig": "dvt_edge.profile",
+    "Event": "dvt_edge.runtime.events",
     "Prediction": "dvt_edge.runtime.prediction",
     "Profile": "dvt_edge.profile",
     "Runtime": "dvt_edge.runtime.runtime",

@@ -18,6 +18,7 @@ from dvt_edge.machine.board import Board, check_jetpack, read_board, read_text
 from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.machine.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
+from dvt_edge.requirements import LIBRARIES, Library
 from dvt_edge.runtime.native.library import kernels_unavailable, unavailable
 
 LITTLE_BYTES = 1e9
@@ -51,67 +52,12 @@ class Finding:
         return self.required and self.state != "ok"
 
 
-@dataclass(frozen=True)
-class _Library:
-    """A Python library, and how to get it."""
-
-    name: str
-    module: str
-    install: str
-    install_on_jetson: str = ""  # where it differs
-    purpose: str = ""
-    minimum: tuple[int, ...] = ()
-    extra: str = "''"  # expression of ``module`` for what else to show
-
-
-_LIBRARIES = (
-    _Library("NumPy", "numpy", "pip install 'numpy>=1.26'", minimum=(1, 26)),
-    _Library(
-        "ONNX Runtime",
-        "onnxruntime",
-        "pip install 'onnxruntime>=1.18'",
-        minimum=(1, 18),
-        extra="', '.join(module.get_available_providers())",
-    ),
-    _Library(
-        "torch",
-        "torch",
-        "pip install 'dvt-edge[export]'",
-        purpose="train, import and build from a checkpoint",
-        minimum=(2, 9),
-        extra="f'CUDA {module.version.cuda}' if module.version.cuda else 'CPU only'",
-    ),
-    _Library(
-        "onnx",
-        "onnx",
-        "pip install 'dvt-edge[export]'",
-        purpose="build from a checkpoint",
-        minimum=(1, 16),
-    ),
-    _Library(
-        "TensorRT",
-        "tensorrt",
-        "pip install tensorrt",
-        "sudo apt install nvidia-jetpack python3-libnvinfer, and make the virtual environment with "
-        "python3 -m venv --system-site-packages",
-        purpose="run on Jetson and other NVIDIA GPUs",
-        minimum=(8, 6),
-    ),
-    _Library(
-        "TensorRT-RTX",
-        "tensorrt_rtx",
-        "pip install tensorrt-rtx-cu13",
-        purpose="run on NVIDIA RTX GPUs",
-    ),
-    _Library(
-        "pycuda",
-        "pycuda.driver",
-        "pip install 'dvt-edge[tensorrt]'  # compiles: the CUDA toolkit's nvcc must be on PATH",
-        "export PATH=/usr/local/cuda/bin:$PATH && pip install 'dvt-edge[tensorrt]'",
-        purpose="run with TensorRT",
-        minimum=(2024, 1),
-    ),
-)
+# Expressions of the imported ``module`` for what else to show.
+_DETAILS = {
+    "onnxruntime": "', '.join(module.get_available_providers())",
+    "torch": "f'CUDA {module.version.cuda}' if module.version.cuda else 'CPU only'",
+}
+EXAMINED = ("numpy", "onnxruntime", "torch", "onnx", "tensorrt", "tensorrt_rtx", "pycuda.driver")
 
 
 def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Finding]:
@@ -129,7 +75,7 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
         required.add("JetPack")
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         driver = pool.submit(_driver, board, "NVIDIA driver" in required)
-        libraries = list(pool.map(lambda library: _library(library, board), _LIBRARIES))
+        libraries = list(pool.map(lambda name: _library(LIBRARIES[name], board), EXAMINED))
     findings = [
         Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}"),
         *_machine(folder, board),  # first what explains the rest
@@ -145,8 +91,8 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
     return [replace(finding, required=finding.name in required) for finding in findings]
 
 
-def _library(library: _Library, board: Board) -> Finding:
-    probe = probe_library(library.module, library.extra)
+def _library(library: Library, board: Board) -> Finding:
+    probe = probe_library(library.module, _DETAILS.get(library.module, "''"))
     install = (board.is_jetson and library.install_on_jetson) or library.install
     if probe.state != "ok":
         detail = probe.detail + (f"; needed to {library.purpose}" if library.purpose else "")

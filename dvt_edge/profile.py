@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from dvt_edge.errors import BudgetError
 from dvt_edge.files.documents import Document, DocumentPath
-from dvt_edge.policy.budget import Budget
 from dvt_edge.policy.confidence import ConfidenceKind
-from dvt_edge.policy.solver import Statistic
+from dvt_edge.policy.statistic import Statistic
 
 ColorOrder = Literal["bgr", "rgb", "gray", "nv12", "yuyv"]
 """Layout of a frame in memory: the order of its channels, or how it packs YUV."""
@@ -161,15 +161,18 @@ class BudgetConfig(Document):
     """Share of frames that run all exits, to estimate without labels how often early answers agree
     with the last exit; thresholds rise when that falls below what was promised."""
     video: bool = False
-    """Frames are consecutive: keep the last answer while the picture hardly changes, and do not
-    decide at exits that the last frames passed, where measurements say that it pays."""
+    """Frames are consecutive: keep the last answer while the picture hardly changes, where
+    measurements say that it pays."""
 
-    @property
-    def limits(self) -> Budget:
-        """What the solver needs of it."""
-        return Budget(
-            self.latency_ms, self.statistic, self.energy_mj, self.min_accuracy, self.max_stage
-        )
+    def changed(self, **changes: Any) -> BudgetConfig:
+        """This budget with other values for some keys; raises BudgetError for unusable ones."""
+        try:
+            return BudgetConfig.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "budget"
+            keys = ", ".join(BudgetConfig.model_fields)
+            raise BudgetError(f"{where}: {first['msg']}; the keys of a budget are {keys}") from None
 
     def __str__(self) -> str:
         """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from time import perf_counter
 
 import numpy as np
 
-from dvt_edge.policy.deadline import Deadline
 from dvt_edge.profile import ColorOrder
 from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Pixels, Preprocessor
 
-AUDITED = "it was audited, which runs all stages"
+MayStart = Callable[[int, float], str | None]
+"""Asked with a stage, from 1, and the milliseconds spent on the frame so far: why the stage may not
+start, or None if it may. The first one always may."""
 
 
 class CascadeLoop:
@@ -47,34 +48,27 @@ class CascadeLoop:
         thresholds: tuple[float, ...],
         order: ColorOrder | None = None,
         *,
-        deadline: Deadline | None = None,
-        deadline_ms: float = inf,
-        slowdown: Sequence[float] = (),
-        audit: int = 0,
-        start_stage: int = 1,
+        may_start: MayStart | None = None,
         started: float | None = None,
     ) -> Prediction:
         """Classify one frame; ``thresholds`` [K], the last one -inf.
 
-        A later stage starts only if ``deadline`` lets it within ``deadline_ms`` of the start. With
-        ``audit`` so many stages run whatever the thresholds. Exits before ``start_stage`` (from 1)
-        let nothing leave. ``started``: when the work on the frame began, by ``perf_counter``; now
-        where left out. Raises :class:`~dvt_edge.errors.FrameError` for a frame that is no image.
+        ``may_start`` is asked before every stage. ``started``: when the work on the frame began, by
+        ``perf_counter``; now where left out. Raises :class:`~dvt_edge.errors.FrameError` for a
+        frame that is no image.
         """
         if started is None:
             started = perf_counter()
         backend = self.backend
-        last = audit - 1 if audit else thresholds.index(-inf)
         self._preprocess(frame, backend.image_buffer(1)[0], order)
         ready = before = perf_counter()
         times: list[float] = []
         confidences: list[float] = []
         classes: list[int] = []
         refused: str | None = None
-        for stage in range(last + 1):
-            if deadline is not None:
-                left = deadline_ms - 1e3 * (before - started)
-                refused = deadline.refuse(stage + 1, left, slowdown)
+        for stage in range(thresholds.index(-inf) + 1):
+            if may_start is not None:
+                refused = may_start(stage + 1, 1e3 * (before - started))
                 if refused:
                     break
             answer = backend.run_stage(stage, 1)
@@ -83,22 +77,22 @@ class CascadeLoop:
             now = perf_counter()
             times.append(1e3 * (now - before))
             before = now
-            if confidences[-1] >= thresholds[stage] and not audit and stage + 1 >= start_stage:
+            if confidences[-1] >= thresholds[stage]:
                 break
         return Prediction(
-            classes[-1],
-            self._names[classes[-1]],
-            confidences[-1],
-            len(classes),
-            1e3 * (perf_counter() - started),
-            1e3 * (ready - started),
-            tuple(times),
-            thresholds,
-            tuple(confidences),
-            tuple(classes),
-            refused is not None,
-            AUDITED if audit and not refused else refused,
-            self._energy(len(classes)),
+            class_id=classes[-1],
+            label=self._names[classes[-1]],
+            confidence=confidences[-1],
+            exit_stage=len(classes),
+            latency_ms=1e3 * (perf_counter() - started),
+            preprocess_ms=1e3 * (ready - started),
+            stage_latency_ms=tuple(times),
+            thresholds=thresholds,
+            confidences=tuple(confidences),
+            classes=tuple(classes),
+            truncated=refused is not None,
+            reason=refused,
+            energy_mj=self._energy(len(classes)),
         )
 
     def run_many(
@@ -137,17 +131,18 @@ class CascadeLoop:
                 confidences[frame_at].append(float(confidence[row]))
                 classes[frame_at].append(int(answer.class_id[row]))
                 if leaves[row]:
+                    class_id = classes[frame_at][-1]
                     answers[frame_at] = Prediction(
-                        classes[frame_at][-1],
-                        self._names[classes[frame_at][-1]],
-                        confidences[frame_at][-1],
-                        stage + 1,
-                        1e3 * (now - started),
-                        1e3 * (ready - started),
-                        tuple(times),
-                        thresholds,
-                        tuple(confidences[frame_at]),
-                        tuple(classes[frame_at]),
+                        class_id=class_id,
+                        label=self._names[class_id],
+                        confidence=confidences[frame_at][-1],
+                        exit_stage=stage + 1,
+                        latency_ms=1e3 * (now - started),
+                        preprocess_ms=1e3 * (ready - started),
+                        stage_latency_ms=tuple(times),
+                        thresholds=thresholds,
+                        confidences=tuple(confidences[frame_at]),
+                        classes=tuple(classes[frame_at]),
                         energy_mj=self._energy(stage + 1),
                     )
             stays = np.flatnonzero(~leaves)

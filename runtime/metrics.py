@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,10 +37,10 @@ from dvt_edge.errors import ConfigError
 from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.policy.live.audit import AuditEvent
 from dvt_edge.policy.live.controller import Change
-from dvt_edge.runtime.measuring.costs import CostsRefused
+from dvt_edge.requirements import need
+from dvt_edge.runtime.events import CostsRefused, Event, NotFinite
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.runtime import Runtime
-from dvt_edge.runtime.session import Event, NotFinite
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -100,11 +100,12 @@ class MetricsExporter:
         self._state = _State(runtime, Path(root), library)
         self.registry.register(self._state)
         for event in runtime.events:
-            self.happened(event)
-        self._stop_watching: Callable[[], None] = runtime.watch(self)
+            self._count_event(event)
+        self._stop_watching = runtime.watch(
+            on_answer=self._count_answer, on_event=self._count_event
+        )
 
-    def answered(self, prediction: Prediction) -> None:
-        """Count one answer; the Runtime calls this."""
+    def _count_answer(self, prediction: Prediction) -> None:
         self._frames.inc()
         self._exits[prediction.exit_stage - 1].inc()
         self._latency.observe(prediction.latency_ms / 1e3)
@@ -116,8 +117,7 @@ class MetricsExporter:
         if deadline_ms is not None and prediction.latency_ms > deadline_ms:
             self._late.inc()
 
-    def happened(self, event: Event) -> None:
-        """Count one event; the Runtime calls this."""
+    def _count_event(self, event: Event) -> None:
         self._events[type(event)].inc()
 
     def dropped(self, frames: int = 1) -> None:
@@ -187,11 +187,8 @@ class _State:
 
 
 def _library() -> Any:
-    try:
-        import prometheus_client
-        import prometheus_client.core
-    except ImportError:
-        raise ConfigError(
-            "metrics need prometheus-client; install it with pip install 'dvt-edge[metrics]'"
-        ) from None
+    need("the MetricsExporter", "prometheus_client")
+    import prometheus_client
+    import prometheus_client.core
+
     return prometheus_client

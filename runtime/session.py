@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import inf, isfinite
+from dataclasses import replace
+from math import isfinite
 from time import perf_counter
-from typing import TypeAlias
 
 import numpy as np
 
-from dvt_edge.policy import Records, Solution
+from dvt_edge.bundle.costs import Costs
+from dvt_edge.policy.budget import allowed_exits
 from dvt_edge.policy.deadline import Deadline, check_deadline
-from dvt_edge.policy.live.audit import Audit, AuditEvent, early_agreement, raised
-from dvt_edge.policy.live.controller import Change, Controller
+from dvt_edge.policy.live.audit import Audit, early_agreement, raised
+from dvt_edge.policy.live.controller import Controller
 from dvt_edge.policy.live.video import VideoPolicy, thumbnail
+from dvt_edge.policy.records import Records
+from dvt_edge.policy.solver import closed_before
 from dvt_edge.profile import BudgetConfig, ColorOrder
-from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.measuring.costs import Costs, CostsRefused
+from dvt_edge.runtime.cascade_loop import CascadeLoop, MayStart
+from dvt_edge.runtime.events import Event, NotFinite
 from dvt_edge.runtime.prediction import Prediction
 
 TOLERATED_DISAGREEMENT = 0.02
 """How far the audited agreement may fall below that on the records before thresholds rise."""
 
 
-@dataclass(frozen=True)
-class NotFinite:
-    """A stage's logits were NaN or infinite; the frame could not leave there."""
-
-    exit_stage: int
-    reason: str
+AUDITED = "it was audited, which runs all stages"
 
 
-Event: TypeAlias = Change | AuditEvent | NotFinite | CostsRefused
-"""What a Runtime reports: other thresholds, an audit that failed, a stage that broke down, stored
-costs that it does not use."""
-
-
-class LivePolicy:
+class Session:
     """The thresholds in force, and everything in the budget that acts on single frames.
 
     One per budget; used under the Runtime's lock. Without a budget the thresholds stay as they
@@ -49,11 +41,11 @@ class LivePolicy:
         self,
         records: Records,
         costs: Costs,
-        solution: Solution,
+        thresholds: tuple[float, ...],
         budget: BudgetConfig | None,
         report: Callable[[Event], None],
     ) -> None:
-        self.thresholds = tuple(float(t) for t in solution.thresholds)
+        self.thresholds = thresholds
         self._report = report
         self._deadline = Deadline(costs.stage_p99_ms)
         self._deadline_ms = budget.deadline_ms if budget else None
@@ -63,8 +55,8 @@ class LivePolicy:
         self._last: Prediction | None = None
         if budget is None:
             return
-        exits = self._exits = _allowed_exits(costs, budget)
-        self._records, allowed = _first_exits(records, exits), solution.thresholds[:exits]
+        exits = self._exits = allowed_exits(costs.latency, budget)
+        self._records, allowed = records.first_exits(exits), np.array(thresholds[:exits])
         if budget.adapt and budget.latency_ms is not None:
             self._controller = Controller(
                 self._records, costs.mean_ms[:exits], budget.latency_ms, allowed
@@ -73,9 +65,7 @@ class LivePolicy:
             promised = early_agreement(self._records, allowed) - TOLERATED_DISAGREEMENT
             self._audit = Audit(budget.audit, max(0.0, promised))
         if budget.video:
-            # Every stage reads the reuse tensors of the one before, so none can be left out; what
-            # not asking an exit saves here, two numbers read from memory, is next to nothing.
-            self._video = VideoPolicy(costs.mean_ms, np.zeros(len(costs.exits) - 1))
+            self._video = VideoPolicy(costs.mean_ms)
 
     def classify(
         self,
@@ -87,44 +77,45 @@ class LivePolicy:
         """Answer one frame by all that is in force."""
         limit = self._deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
         audit = self._audit is not None and self._audit.due()
-        plan, started, look_ms = None, perf_counter(), 0.0
-        if self._video is not None and not audit:
-            look = thumbnail(loop.picture(frame, order)) if self._video.wants_thumbnail else None
+        video = None if audit else self._video
+        started, look_ms = perf_counter(), 0.0
+        if video is not None:
+            look = thumbnail(loop.picture(frame, order)) if video.wants_thumbnail else None
             now = perf_counter()
             look_ms = 1e3 * (now - started)
-            plan = self._video.plan(look, 1e3 * now, look_ms)
-            if plan.keep_answer and self._last is not None:
+            reason = video.keep(look, 1e3 * now, look_ms)
+            if reason is not None and self._last is not None:
                 return replace(
                     self._last,
                     latency_ms=1e3 * (perf_counter() - started),
                     preprocess_ms=0.0,
                     stage_latency_ms=(),
                     truncated=False,
-                    reason=plan.reason,
+                    reason=reason,
                     energy_mj=None,
                 )
-        answer = loop.run_one(
-            frame,
-            self.thresholds,
-            order,
-            deadline=None if limit is None else self._deadline,
-            deadline_ms=inf if limit is None else limit,
-            slowdown=self._controller.slowdown if self._controller and limit is not None else (),
-            audit=self._exits if audit else 0,
-            start_stage=plan.start_stage if plan else 1,
-            started=started,
-        )
-        if plan and plan.reason and answer.reason is None and plan.start_stage > 1:
-            answer = replace(answer, reason=plan.reason)
+        in_force = self.thresholds
+        thresholds = self._all_allowed() if audit else in_force
+        may_start = None if limit is None else self._within(limit)
+        answer = loop.run_one(frame, thresholds, order, may_start=may_start, started=started)
+        if audit:
+            answer = replace(answer, thresholds=in_force, reason=answer.reason or AUDITED)
         self._learn(answer, audit)
         if self._video is not None:
-            if plan and not answer.truncated and isfinite(answer.confidence):
-                run_ms = answer.latency_ms - look_ms
-                self._video.observe(plan, answer.class_id, answer.exit_stage, run_ms)
+            if video is not None and not answer.truncated and isfinite(answer.confidence):
+                video.observe(answer.class_id, answer.exit_stage, answer.latency_ms - look_ms)
             else:
                 self._video.reset()
             self._last = answer
         return answer
+
+    def _all_allowed(self) -> tuple[float, ...]:
+        """[K] thresholds with which every stage that the budget allows runs."""
+        return tuple(closed_before(len(self.thresholds), self._exits - 1).tolist())
+
+    def _within(self, limit_ms: float) -> MayStart:
+        slowdown = self._controller.slowdown if self._controller else ()
+        return lambda stage, spent_ms: self._deadline.refuse(stage, limit_ms - spent_ms, slowdown)
 
     def _learn(self, answer: Prediction, audit: bool) -> None:
         for at, confidence in enumerate(answer.confidences):
@@ -151,16 +142,8 @@ class LivePolicy:
             self._note_audit(self._audit, answer)
 
     def _note_audit(self, audit: Audit, answer: Prediction) -> None:
-        at = next(
-            (
-                k
-                for k, (confidence, threshold) in enumerate(
-                    zip(answer.confidences, answer.thresholds, strict=False)
-                )
-                if confidence >= threshold
-            ),
-            len(answer.classes) - 1,
-        )
+        reached = [c >= t for c, t in zip(answer.confidences, answer.thresholds, strict=False)]
+        at = reached.index(True) if True in reached else len(reached) - 1
         early = at + 1 < len(answer.classes)
         event = audit.note(early, answer.classes[at] == answer.class_id)
         if event is None:
@@ -175,17 +158,3 @@ class LivePolicy:
     def _set(self, thresholds: tuple[float, ...]) -> None:
         """Put those of the allowed exits in force; what comes after them stays closed."""
         self.thresholds = (*thresholds, *self.thresholds[len(thresholds) :])
-
-
-def _allowed_exits(costs: Costs, budget: BudgetConfig) -> int:
-    """How many exits the budget leaves open, whatever the frames are."""
-    exits = min(len(costs.exits), budget.max_stage or len(costs.exits))
-    if budget.latency_ms is not None and budget.statistic == "max":
-        exits = min(exits, int((costs.latency.exceeding(budget.latency_ms) == 0).sum()))
-    return exits
-
-
-def _first_exits(records: Records, exits: int) -> Records:
-    """The records of the first ``exits`` only; what is right stays what it was."""
-    label = records.prediction[:, -1] if records.label is None else records.label
-    return Records(records.confidence[:, :exits], records.prediction[:, :exits], label)

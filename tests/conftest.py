@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import yaml
 from hypothesis import settings
 
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs, ExitCost
+from dvt_edge.bundle.manifest import COSTS
+from dvt_edge.machine.board import processor_name
 from dvt_edge.models.config import CascadeConfig, StageConfig
 from dvt_edge.profile import Profile
 
@@ -200,3 +206,57 @@ def board_root(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+MACHINE = f"{processor_name()}, ONNX Runtime {onnxruntime.__version__}"
+"""How costs name this machine, where ONNX Runtime executes the stages on its CPU."""
+
+
+@pytest.fixture(scope="session")
+def known_costs() -> Callable[..., Costs]:
+    """A function ``(bundle, mean_ms=(1, 2, 4))`` giving costs as if measured on this machine."""
+
+    def make(bundle: Bundle, mean_ms: tuple[float, ...] = (1.0, 2.0, 4.0)) -> Costs:
+        exits = tuple(
+            ExitCost(
+                mean_ms=ms,
+                p50_ms=ms,
+                p95_ms=ms,
+                p99_ms=ms,
+                max_ms=ms,
+                preprocess_ms=0.1,
+                stage_ms=(ms / (k + 1),) * (k + 1),
+            )
+            for k, ms in enumerate(mean_ms)
+        )
+        return Costs(
+            machine=MACHINE,
+            content_hash=bundle.manifest.content_hash,
+            measured_at="2025-01-01T00:00:00+00:00",
+            runs_per_exit=10,
+            frame_shape=bundle.manifest.frame_shape,
+            exits=exits,
+            stage_p99_ms=tuple(ms / (k + 1) for k, ms in enumerate(mean_ms)),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def costed_bundle(
+    demo_bundle: Path,
+    known_costs: Callable[..., Costs],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A copy of the demo bundle whose exits cost 1, 2 and 4 ms: nothing has to be measured."""
+    folder = tmp_path_factory.mktemp("costed") / "bundle"
+    shutil.copytree(demo_bundle, folder)
+    bundle = Bundle(folder)
+    bundle.store(COSTS, known_costs(bundle))
+    return folder
+
+
+@pytest.fixture
+def own_bundle(costed_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that the test may change."""
+    return Path(shutil.copytree(costed_bundle, tmp_path / "bundle"))

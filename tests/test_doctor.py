@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -208,8 +206,7 @@ def test_library_states(
     detail: str,
 ) -> None:
     """Whatever an import does, it becomes a line."""
-    library = next(library for library in doctor._LIBRARIES if library.name == "TensorRT")
-    monkeypatch.setattr(doctor, "_LIBRARIES", (library,))
+    monkeypatch.setattr(doctor, "EXAMINED", ("tensorrt",))
     if "sleep" in source:
         monkeypatch.setattr(probes, "PROBE_SECONDS", 1.0)
     fakes.write("tensorrt", source)
@@ -223,8 +220,7 @@ def test_a_folder_is_no_library(
     board_root: Root, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a bare folder on the path nor modules in the current folder count."""
-    library = next(library for library in doctor._LIBRARIES if library.name == "TensorRT-RTX")
-    monkeypatch.setattr(doctor, "_LIBRARIES", (library,))
+    monkeypatch.setattr(doctor, "EXAMINED", ("tensorrt_rtx",))
     (fakes.folder / "tensorrt_rtx.py").rename(fakes.folder / "elsewhere.py")
     (fakes.folder / "tensorrt_rtx").mkdir()
     here = board_root("pc")
@@ -275,7 +271,7 @@ def test_driver(
         check=True,
     )
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "_LIBRARIES", ())
+    monkeypatch.setattr(doctor, "EXAMINED", ())
     found = _by_name(examine(board_root("pc")))["NVIDIA driver"]
     assert found.state == state
     assert found.detail.startswith(detail)
@@ -296,7 +292,7 @@ def test_needed_driver_without_a_gpu(
 @pytest.fixture
 def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the machine is looked at, which is quick."""
-    monkeypatch.setattr(doctor, "_LIBRARIES", ())
+    monkeypatch.setattr(doctor, "EXAMINED", ())
     monkeypatch.setattr(probes, "_PROBE_DRIVER", NO_DRIVER)
 
 
@@ -431,19 +427,6 @@ def test_empty_root(tmp_path: Path) -> None:
     findings = examine(str(tmp_path / "gone"))
     assert _blocking(findings) == set()
     assert {"board", "JetPack", "memory", "disk", "cameras"} <= set(_by_name(findings))
-
-
-def test_minimum_versions_are_those_of_the_package() -> None:
-    """What pip demands and what the doctor demands do not drift apart."""
-    demanded = {
-        found[1].lower(): tuple(map(int, found[2].split(".")))
-        for text in importlib.metadata.requires("dvt-edge") or []
-        if (found := re.match(r"([\w-]+)>=([0-9.]+)", text))
-    }
-    for library in doctor._LIBRARIES:
-        package = library.module.split(".")[0]
-        if package in demanded:
-            assert library.minimum == demanded[package][: len(library.minimum)], package
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_all_is_pinned() -> None:
     """A public name comes or goes only on purpose."""
     assert dvt_edge.__all__ == [
         "BackendError",
+        "BudgetConfig",
         "BudgetError",
         "BuildError",
         "BundleError",
@@ -45,6 +46,7 @@ def test_all_is_pinned() -> None:
         "DataError",
         "DvtEdgeError",
         "EnergyError",
+        "Event",
         "FrameError",
         "Prediction",
         "Profile",

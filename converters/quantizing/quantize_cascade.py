@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,9 +23,11 @@ from dvt_edge.converters.quantizing.insert_qdq import (
 )
 from dvt_edge.converters.quantizing.sensitivity import most_sensitive
 from dvt_edge.errors import BuildError
+from dvt_edge.files.datasets import spread_rows
 from dvt_edge.policy import Records, Solution, solve
 from dvt_edge.policy.confidence import fit_temperature
 from dvt_edge.profile import EngineConfig, Profile
+from dvt_edge.progress import Progress
 
 RANGE_IMAGES = 512
 """Images per stage that set the activation ranges; more do not move them."""
@@ -34,8 +36,6 @@ MOST_FLOAT_LAYERS = 0.5
 """Share of a stage's layers that may be left in float before INT8 counts as unfit for it."""
 
 Labels = npt.NDArray[np.int32] | None
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done, and steps in all."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def quantize_cascade(
     graphs: Sequence[onnx.ModelProto],
     images: Images,
     label: Labels,
-    report: Progress,
+    progress: Progress,
 ) -> QuantizedCascade:
     """Quantize all stages unless the profile's precision is a float one.
 
@@ -82,16 +82,16 @@ def quantize_cascade(
     float. Raises :class:`~dvt_edge.errors.BuildError` if half of them do not suffice.
     """
     total = 2 * len(graphs) + 1
-    report("quantization", 0, total)
+    progress("quantization", 0, total)
     reference = Chain(graphs).records(images, label)
-    report("quantization", 1, total)
+    progress("quantization", 1, total)
     provisional = provisional_thresholds(graphs, reference)
     if profile.engine.precision in ("fp32", "fp16"):
         stages, records = list(graphs), reference
         float_layers: list[tuple[str, ...]] = [()] * len(graphs)
     else:
-        parts = _quantize_stages(profile.engine, graphs, images, reference, provisional, report)
-        records = _repair(profile, parts, images, label, reference, report)
+        parts = _quantize_stages(profile.engine, graphs, images, reference, provisional, progress)
+        records = _repair(profile, parts, images, label, reference, progress)
         stages = [part.quantized() for part in parts]
         float_layers = [tuple(sorted(part.ops.float_layers)) for part in parts]
     result = QuantizedCascade(
@@ -99,7 +99,7 @@ def quantize_cascade(
     )
     if profile.exits.fit_temperature:
         result = _with_temperatures(result, images, label)
-    report("quantization", total, total)
+    progress("quantization", total, total)
     return result
 
 
@@ -117,17 +117,14 @@ def figures(
     profile: Profile, before: Records, after: Records, provisional: Solution
 ) -> QuantizationFigures:
     """What went from records ``before`` to ``after``."""
-    truth = before.prediction[:, -1] if before.label is None else before.label
     exits = tuple(
         ExitFigures(
-            accuracy_before=float((before.prediction[:, k] == truth).mean()),
-            accuracy_after=float((after.prediction[:, k] == truth).mean()),
+            accuracy_before=float(before.accuracy[k]),
+            accuracy_after=float((after.prediction[:, k] == before.truth).mean()),
         )
         for k in range(before.exits)
     )
-    leaves_before, leaves_after = (
-        (r.confidence >= provisional.thresholds).argmax(axis=1) for r in (before, after)
-    )
+    leaves_before, leaves_after = (r.exits_taken(provisional.thresholds) for r in (before, after))
     return QuantizationFigures(
         precision=profile.engine.precision,
         exits=exits,
@@ -166,7 +163,7 @@ def _quantize_stages(
     images: Images,
     records: Records,
     provisional: Solution,
-    report: Progress,
+    progress: Progress,
 ) -> list[_Stage]:
     """Calibrate stage after stage, each on the images that reach it, fed by the quantized ones."""
     ops = TENSORRT_OPS if engine.builds_engines else ONNXRUNTIME_OPS
@@ -178,12 +175,12 @@ def _quantize_stages(
         if not len(rows):  # nobody gets here: any image is better than none
             rows = np.arange(len(images))
         upstream = Chain([part.quantized() for part in parts])
-        chosen = images[_spread(rows, RANGE_IMAGES)]
+        chosen = images[rows[spread_rows(len(rows), RANGE_IMAGES)]]
         feeds = (upstream.next_feeds(part) for part in batches(chosen))
-        report("quantization", 2 + 2 * i, total)
+        progress("quantization", 2 + 2 * i, total)
         ranges = activation_ranges(graph, quantizable_inputs(graph, ops), feeds)
         parts.append(_Stage(graph, ranges, ops))
-        report("quantization", 3 + 2 * i, total)
+        progress("quantization", 3 + 2 * i, total)
         reaching &= records.confidence[:, i] < provisional.thresholds[i]
     return parts
 
@@ -194,7 +191,7 @@ def _repair(
     images: Images,
     label: Labels,
     reference: Records,
-    report: Progress,
+    progress: Progress,
 ) -> Records:
     """Leave sensitive layers in float, in ``parts``, until no exit loses too much; the records."""
     tolerance = profile.calibration.tolerance_points
@@ -203,13 +200,10 @@ def _repair(
         drop = _drop(records.prediction[:, k], reference, k)
         if drop <= tolerance:
             continue
-        few = images[_spread(np.arange(len(images)), SENSITIVITY_IMAGES)]
+        few = images[spread_rows(len(images), SENSITIVITY_IMAGES)]
         upstream = Chain([p.quantized() for p in parts[:k]])
         feeds = [upstream.next_feeds(some) for some in batches(few)]
-        order = most_sensitive(
-            *(part.graph, part.ranges, part.ops, feeds),
-            lambda done, of: report("sensitive layers", done, of),
-        )
+        order = most_sensitive(part.graph, part.ranges, part.ops, feeds, progress)
         most, count, everything = int(MOST_FLOAT_LAYERS * len(order)), 0, part.ops
         while drop > tolerance:
             if count == most:
@@ -224,14 +218,12 @@ def _repair(
 
 def _drop(prediction: npt.NDArray[np.int32], reference: Records, k: int) -> float:
     """Points of top-1 that exit ``k`` lost; without labels the last FP32 exit is right."""
-    truth = reference.prediction[:, -1] if reference.label is None else reference.label
-    before, after = (int((p == truth).sum()) for p in (reference.prediction[:, k], prediction))
-    return 100 * (before - after) / len(truth)
+    before, after = int(reference.correct[:, k].sum()), int((prediction == reference.truth).sum())
+    return 100 * (before - after) / len(reference)
 
 
 def _too_much(k: int, drop: float, reference: Records, tolerance: float, count: int) -> str:
-    truth = reference.prediction[:, -1] if reference.label is None else reference.label
-    before = 100 * float((reference.prediction[:, k] == truth).mean())
+    before = 100 * float(reference.accuracy[k])
     return (
         f"quantization costs exit {k + 1} {drop:.2f} points of top-1 ({before:.2f} to "
         f"{before - drop:.2f} %), even with its {count} most sensitive layers in float; "
@@ -239,10 +231,3 @@ def _too_much(k: int, drop: float, reference: Records, tolerance: float, count: 
         "images, raise the tolerance, or set engine.precision to fp32 (ONNX Runtime) or fp16 "
         "(TensorRT)"
     )
-
-
-def _spread(rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
-    """At most ``count`` of ``rows``, evenly."""
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), count)).round().astype(int)
-    spread: npt.NDArray[np.intp] = rows[chosen]
-    return spread

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import onnx
 
 from dvt_edge.converters.graphs.chain import Tensors, model_outputs
 from dvt_edge.converters.quantizing.insert_qdq import QuantizedOps, quantizable_layers, quantize
+from dvt_edge.progress import Progress, silent
 
 
 def most_sensitive(
@@ -17,12 +18,12 @@ def most_sensitive(
     ranges: Mapping[str, float],
     ops: QuantizedOps,
     feeds: Sequence[Tensors],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[str]:
     """Layers that ``ops`` covers, the one whose quantization moves the logits most first.
 
     Each layer is quantized alone, on ``feeds``, the stage's inputs for a few images; what counts is
-    the mean squared change of the logits. ``progress`` is called with layers done and in all.
+    the mean squared change of the logits.
     """
     layers = quantizable_layers(graph, ops)
     expected = _logits(graph, feeds)
@@ -31,8 +32,7 @@ def most_sensitive(
         alone = ops.without(name for name in layers if name != layer)
         found = _logits(quantize(graph, ranges, alone), feeds)
         damage.append(float(np.mean((found - expected) ** 2)))
-        if progress:
-            progress(done + 1, len(layers))
+        progress("sensitive layers", done + 1, len(layers))
     return [layers[i] for i in np.argsort(damage, kind="stable")[::-1]]
 
 

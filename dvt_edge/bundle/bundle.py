@@ -34,9 +34,10 @@ from pydantic import ValidationError
 
 from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, Manifest
 from dvt_edge.errors import BundleError
-from dvt_edge.files.replacing import replaced_file
+from dvt_edge.files.documents import Document
+from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.records import Records
-from dvt_edge.profile import BudgetConfig
+from dvt_edge.profile import BudgetConfig, Profile
 
 
 class Bundle:
@@ -88,11 +89,43 @@ class Bundle:
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{self.folder / RECORDS}: unusable ({error}); rebuild") from None
 
+    def store(self, name: str, document: Document) -> None:
+        """Write ``document`` as the bundle's file ``name``, whole or not at all."""
+        path = self.folder / name
+        try:
+            write_text(path, document.model_dump_json(indent=2))
+        except OSError as error:
+            raise BundleError(
+                f"{path}: cannot be written ({error}); make the folder writable"
+            ) from None
+
     def set_budget(self, budget: BudgetConfig) -> None:
         """Store another budget in the manifest; nothing else changes."""
         manifest = self.manifest.model_copy(update={"budget": budget})
-        write_aside(self.folder / MANIFEST, manifest.model_dump_json(indent=2))
+        self.store(MANIFEST, manifest)
         self.manifest = manifest
+
+
+def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
+    """The bundle that a profile, its YAML file or a folder stands for, and the budget to keep.
+
+    Raises :class:`~dvt_edge.errors.BundleError` for a bundle that was built with another input,
+    engine or exits than the profile has.
+    """
+    if not isinstance(source, Profile):
+        path = Path(source)
+        if path.is_dir():
+            bundle = Bundle(path)
+            return bundle, bundle.manifest.budget
+        source = Profile.from_yaml(path)
+    bundle = Bundle(source.output)
+    for name in ("input", "engine", "exits"):
+        if getattr(bundle.manifest, name) != getattr(source, name):
+            raise BundleError(
+                f"{bundle.folder}: was built with another '{name}' than the profile has; rebuild "
+                "with 'dvt-edge build --profile FILE'"
+            )
+    return bundle, source.budget
 
 
 def _schema_version(path: Path) -> int | None:
@@ -142,12 +175,6 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader sees the old file or the new one."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:

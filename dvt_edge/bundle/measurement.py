@@ -6,16 +6,26 @@ from pydantic import Field
 
 from dvt_edge.files.documents import Document
 from dvt_edge.machine.conditions import Conditions
+from dvt_edge.policy.statistic import Statistic
 
 
-class Distribution(Document):
-    """Times of one thing, in milliseconds."""
+class Spread(Document):
+    """Times of one thing, in milliseconds: the statistics that a budget can be about."""
 
     mean_ms: float = Field(ge=0)
     p50_ms: float = Field(ge=0)
     p95_ms: float = Field(ge=0)
     p99_ms: float = Field(ge=0)
     max_ms: float = Field(ge=0)
+
+    def statistic(self, name: Statistic) -> float:
+        """One of them, by the name that budgets use."""
+        return float(getattr(self, f"{name}_ms"))
+
+
+class Distribution(Spread):
+    """The same with the number of runs and, where it was kept, a histogram."""
+
     runs: int = Field(ge=1)
     edges_ms: tuple[float, ...] = ()
     """[B + 1]: edges of a histogram; empty where none was kept."""

@@ -1,20 +1,54 @@
 """The ``dvt-edge`` command: parses, calls the library, prints, maps errors to exit codes.
 
+Each command is a module of its name, with its options; only the one that is run is imported.
 Exit codes: 0 done, 1 an error (one line on stderr) or at least one image failed, 2 a wrong command
 line, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 import click
 
-from dvt_edge.cli.commands import cli
+import dvt_edge
 from dvt_edge.errors import DvtEdgeError
 
 __all__ = ["main"]
+
+_MODULES = {
+    "import": "import_",
+    "train": "train",
+    "build": "build",
+    "profile": "profile",
+    "classify": "classify",
+    "eval": "eval",
+    "budget": "budget",
+    "compare": "compare",
+    "inspect": "inspect",
+    "doctor": "doctor",
+}
+"""Command -> module, in the order in which one comes to need them."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return None
+        module = importlib.import_module(f"dvt_edge.cli.{_MODULES[cmd_name]}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(dvt_edge.__version__, prog_name="dvt-edge")
+def cli() -> None:
+    """Dynamic Vision Transformers on edge devices, within a latency budget."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

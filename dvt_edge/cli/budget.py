@@ -1,89 +1,95 @@
-"""``dvt-edge budget``: what a budget gives, from the stored records, without running anything."""
+"""``dvt-edge budget``: what a budget gives, from stored records and costs; nothing is run."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
-import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from dvt_edge.bundle.bundle import open_source
+from dvt_edge.bundle.costs import Costs, stored_costs
+from dvt_edge.cli.options import FILE, json_option, profile_option
+from dvt_edge.cli.output import (
+    certificate_line,
+    new_table,
+    note,
+    open_console,
+    percent,
+    print_json,
+    solution_values,
+    threshold_list,
+)
 from dvt_edge.errors import ConfigError
-from dvt_edge.policy import Solution
-from dvt_edge.policy.solver import frontier
-
-if TYPE_CHECKING:
-    from dvt_edge.runtime.runtime import Runtime
+from dvt_edge.files.datasets import spread_rows
+from dvt_edge.machine.board import processor_name
+from dvt_edge.policy import Records, Solution, choose_thresholds, frontier
+from dvt_edge.policy.statistic import Statistic
+from dvt_edge.profile import Profile
+from dvt_edge.requirements import need
 
 FRONTIER_LINES = 12
 
 
-def show_budget(runtime: Runtime, *, as_json: bool, plot: Path | None) -> None:
-    """Print the thresholds of ``runtime``'s budget, what they give, certificate and frontier."""
-    curve = frontier(runtime.records, runtime.costs.mean_ms)
+@click.command("budget")
+@profile_option
+@click.option("--latency-ms", type=float, help="Another limit of the latency per frame.")
+@click.option("--statistic", type=click.Choice(get_args(Statistic)))
+@click.option("--energy-mj", type=float, help="Limit of the mean energy per frame.")
+@click.option("--min-accuracy", type=float, help="Cheapest thresholds of this accuracy, 0..1.")
+@click.option("--max-stage", type=int, help="No stage after this one, from 1.")
+@click.option("--confidence-level", type=float, help="Certify, such as 0.95.")
+@click.option("--plot", type=FILE, help="Write the frontier as a picture (PNG, SVG, PDF).")
+@json_option
+def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any) -> None:
+    """Show what a budget gives, from the stored records; options replace the profile's keys."""
+    profile = Profile.from_yaml(profile_file)
+    bundle, own_budget = open_source(profile)
+    given = {key: value for key, value in changes.items() if value is not None}
+    budget = own_budget.changed(**given)
+    records, costs = bundle.records(), stored_costs(bundle)
+    if not costs.machine.startswith(processor_name()):
+        note(f"latencies are those measured on '{costs.machine}', not this machine's")
+    chosen = choose_thresholds(records, costs, budget, bundle.manifest.recorded_thresholds)
+    solution, certificate = chosen.solution, chosen.certificate
+    curve = frontier(records, costs.mean_ms)
     if plot is not None:
-        _plot(runtime, curve, plot)
+        _plot(records, costs, solution, curve, plot)
     if as_json:
-        certificate = runtime.certificate
-        values = {
-            "budget": runtime.budget.model_dump(mode="json"),
-            "solution": solution_values(runtime.solution),
-            "certificate": asdict(certificate) if certificate else None,
-            "frontier": [solution_values(point) for point in curve],
-        }
-        click.echo(json.dumps(values, allow_nan=False))
+        print_json(
+            {
+                "budget": budget.model_dump(mode="json"),
+                "solution": solution_values(solution),
+                "certificate": asdict(certificate) if certificate else None,
+                "frontier": [solution_values(point) for point in curve],
+            }
+        )
         return
-    console = Console(markup=False)
-    solution, certificate = runtime.solution, runtime.certificate
+    console = open_console()
     console.print(
-        f"Thresholds {_thresholds(solution)}: mean {solution.cost:.3f} ms, accuracy "
-        f"{100 * solution.accuracy:.2f} % on {len(runtime.records)} records, exits "
-        f"{_shares(solution)}"
+        f"Thresholds {threshold_list(solution)}: mean {solution.cost:.3f} ms, accuracy "
+        f"{100 * solution.accuracy:.2f} % on {len(records)} records, exits "
+        f"{percent(solution.exit_fraction)}"
     )
     if certificate:
-        console.print(
-            f"With probability {1 - certificate.delta:g}, from {certificate.n} records: mean at "
-            f"most {certificate.cost_bound:.3f} ms, accuracy at most "
-            f"{100 * certificate.accuracy_gap_bound:.2f} points below the last exit's"
+        console.print(f"Certificate: {certificate_line(certificate)}")
+    table = new_table(
+        "Frontier: the highest accuracy for each mean latency", "mean ms", "accuracy", "exits"
+    )
+    for point in (curve[i] for i in spread_rows(len(curve), FRONTIER_LINES)):
+        table.add_row(
+            f"{point.cost:.3f}", f"{100 * point.accuracy:.2f} %", percent(point.exit_fraction)
         )
-    table = Table(title="Frontier: the highest accuracy for each mean latency")
-    for column in ("mean ms", "accuracy", "exits"):
-        table.add_column(column, justify="right")
-    lines = np.unique(np.linspace(0, len(curve) - 1, FRONTIER_LINES).round().astype(int))
-    for point in (curve[i] for i in lines):
-        table.add_row(f"{point.cost:.3f}", f"{100 * point.accuracy:.2f} %", _shares(point))
     console.print(table)
 
 
-def solution_values(solution: Solution) -> dict[str, Any]:
-    """A solution for JSON, which has no infinity: null where nobody leaves, 0 where all do."""
-    return {
-        "thresholds": [None if t == np.inf else max(float(t), 0.0) for t in solution.thresholds],
-        "mean_ms": solution.cost,
-        "accuracy": solution.accuracy,
-        "exit_fraction": solution.exit_fraction.tolist(),
-    }
+def _plot(
+    records: Records, costs: Costs, chosen: Solution, curve: tuple[Solution, ...], path: Path
+) -> None:
+    need("--plot", "matplotlib")
+    import matplotlib as mpl
 
-
-def _thresholds(solution: Solution) -> str:
-    return ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1]) or "none"
-
-
-def _shares(solution: Solution) -> str:
-    return " / ".join(f"{100 * share:.1f} %" for share in solution.exit_fraction)
-
-
-def _plot(runtime: Runtime, curve: tuple[Solution, ...], path: Path) -> None:
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise ConfigError(
-            "--plot needs matplotlib; install it with pip install 'dvt-edge[plot]'"
-        ) from None
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -93,18 +99,15 @@ def _plot(runtime: Runtime, curve: tuple[Solution, ...], path: Path) -> None:
         [100 * point.accuracy for point in curve],
         label="best thresholds for each mean latency",
     )
-    for k, (cost, accuracy) in enumerate(
-        zip(runtime.costs.mean_ms, runtime.records.accuracy, strict=True)
-    ):
+    for k, (cost, accuracy) in enumerate(zip(costs.mean_ms, records.accuracy, strict=True)):
         axes.plot(cost, 100 * accuracy, "s", color="0.4")
         axes.annotate(
             f"all at exit {k + 1}", (cost, 100 * accuracy), (6, -12), textcoords="offset points"
         )
-    solution = runtime.solution
-    axes.plot(solution.cost, 100 * solution.accuracy, "o", ms=9, label="this budget")
+    axes.plot(chosen.cost, 100 * chosen.accuracy, "o", ms=9, label="this budget")
     axes.set(
         xlabel="mean latency per frame, ms",
-        ylabel=f"accuracy on {len(runtime.records)} calibration records, %",
+        ylabel=f"accuracy on {len(records)} calibration records, %",
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

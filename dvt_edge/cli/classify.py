@@ -1,55 +1,66 @@
-"""``dvt-edge classify``: files, folders and lists through a Runtime."""
+"""``dvt-edge classify``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
+from dvt_edge.cli.options import json_option, profile_option
+from dvt_edge.cli.output import print_json, watched
 from dvt_edge.errors import DataError
 from dvt_edge.files.datasets import find_images, load_image
-
-if TYPE_CHECKING:
-    from dvt_edge.runtime.prediction import Prediction
-    from dvt_edge.runtime.runtime import Runtime
+from dvt_edge.runtime.prediction import Prediction
+from dvt_edge.runtime.runtime import Runtime
 
 
-def classify_paths(
-    runtime: Runtime,
-    arguments: Sequence[str],
-    *,
+@click.command("classify")
+@profile_option
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--deadline-ms", type=float, help="Best answer within this time, per image.")
+@click.option("--explain", is_flag=True, help="Say why each image left where it did.")
+@json_option
+def command(
+    profile_file: Path,
+    paths: tuple[str, ...],
+    deadline_ms: float | None,
+    explain: bool,
     as_json: bool,
-    explain: bool = False,
-    deadline_ms: float | None = None,
 ) -> int:
-    """Classify every image, one line each; returns the exit code: 1 if any image failed.
+    """Classify image files and folders; '-' reads a list of paths from standard input.
 
     A bad image is reported and the others are classified. Where the images stand in folders named
     like classes, the summary also says how many answers agree with the folder.
     """
-    names = set(runtime.bundle.manifest.class_names)
     answers: list[tuple[Path, Prediction]] = []
     failed = 0
-    for path in _expand(arguments):
-        try:
-            prediction = runtime.classify(
-                load_image(path), color_order="rgb", deadline_ms=deadline_ms
+    with watched(Runtime(profile_file)) as runtime:
+        for path in _expand(paths):
+            try:
+                answer = runtime.classify(
+                    load_image(path), color_order="rgb", deadline_ms=deadline_ms
+                )
+            except DataError as error:
+                failed += 1
+                click.echo(f"error: {error}", err=True)
+                continue
+            answers.append((path, answer))
+            if as_json:
+                print_json(_values(path, answer))
+                continue
+            click.echo(
+                f"{path}  {answer.label}  {100 * answer.confidence:.1f} %  exit "
+                f"{answer.exit_stage}  {answer.latency_ms:.2f} ms"
             )
-        except DataError as error:
-            failed += 1
-            click.echo(f"error: {error}", err=True)
-            continue
-        answers.append((path, prediction))
-        click.echo(_as_json(path, prediction) if as_json else _as_text(path, prediction))
-        if explain and not as_json:
-            click.echo(f"  {prediction.explain()}")
-    if answers and not as_json:
-        _print_summary(answers, names, len(runtime.costs.exits), failed)
+            if explain:
+                click.echo(f"  {answer.explain()}")
+        if answers and not as_json:
+            names = set(runtime.bundle.manifest.class_names)
+            _print_summary(answers, names, len(runtime.costs.exits), failed)
     return 1 if failed or not answers else 0
 
 
@@ -67,28 +78,20 @@ def _expand(arguments: Sequence[str]) -> Iterator[Path]:
             yield Path(argument)
 
 
-def _as_json(path: Path, p: Prediction) -> str:
-    return json.dumps(
-        {
-            "path": str(path),
-            "class_id": p.class_id,
-            "label": p.label,
-            "confidence": None if isnan(p.confidence) else p.confidence,
-            "exit_stage": p.exit_stage,
-            "latency_ms": p.latency_ms,
-            "preprocess_ms": p.preprocess_ms,
-            "stage_latency_ms": p.stage_latency_ms,
-            "energy_mj": p.energy_mj,
-            "truncated": p.truncated,
-            "explanation": p.explain(),
-        }
-    )
-
-
-def _as_text(path: Path, p: Prediction) -> str:
-    return (
-        f"{path}  {p.label}  {100 * p.confidence:.1f} %  exit {p.exit_stage}  {p.latency_ms:.2f} ms"
-    )
+def _values(path: Path, p: Prediction) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "class_id": p.class_id,
+        "label": p.label,
+        "confidence": None if isnan(p.confidence) else p.confidence,
+        "exit_stage": p.exit_stage,
+        "latency_ms": p.latency_ms,
+        "preprocess_ms": p.preprocess_ms,
+        "stage_latency_ms": p.stage_latency_ms,
+        "energy_mj": p.energy_mj,
+        "truncated": p.truncated,
+        "explanation": p.explain(),
+    }
 
 
 def _print_summary(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
+from dvt_edge.cli.options import FILE, json_option
+from dvt_edge.cli.output import print_json
 from dvt_edge.doctor import Finding, examine
 from dvt_edge.profile import Profile
 
@@ -17,13 +19,17 @@ _INDENT = 25
 _COLORS = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 
-def show_findings(profile: Profile | None, *, as_json: bool) -> int:
-    """Examine this machine and print what was found; returns the exit code."""
+@click.command("doctor")
+@click.option("--profile", "profile_file", type=FILE, help="Judge by what this profile needs.")
+@json_option
+def command(profile_file: Path | None, as_json: bool) -> int:
+    """Show what this machine has and lacks: libraries, driver, board, sensors, cameras."""
+    profile = Profile.from_yaml(profile_file) if profile_file else None
     findings = examine(profile=profile)
     lacking = [finding for finding in findings if finding.blocks]
     if as_json:
         values = {"findings": [asdict(finding) for finding in findings], "ok": not lacking}
-        click.echo(json.dumps(values, allow_nan=False))
+        print_json(values)
     else:
         print_findings(findings)
     return 1 if lacking else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -15,12 +15,14 @@ from dvt_edge.bundle.measurement import (
     Measurement,
     PacedTiming,
 )
+from dvt_edge.cli.output import new_table, percent, threshold_list
 from dvt_edge.machine.conditions import Conditions
+from dvt_edge.policy.statistic import Statistic
 
 if TYPE_CHECKING:
-    from dvt_edge.cli.profiling import Outcome
+    from dvt_edge.cli.profile import Outcome
 
-FIGURES = ("mean", "p50", "p95", "p99", "max")
+FIGURES: tuple[Statistic, ...] = get_args(Statistic)
 CLASSES_SHOWN = 20
 
 
@@ -39,14 +41,12 @@ def show_measurement(console: Console, outcome: Outcome) -> None:
     for warning in measured.warnings:
         console.print(f"Warning: {warning}", style="yellow")
     if solution is not None:
-        shares = " / ".join(f"{100 * share:.1f} %" for share in solution.exit_fraction)
-        thresholds = ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1]) or "none"
         fps = outcome.costs.paced_fps
         pace = "" if fps is None else f" at {fps:g} fps"
         console.print(
             f"Budget ({outcome.profile.budget}): expected mean {solution.cost:.3f} ms{pace}, "
-            f"accuracy {100 * solution.accuracy:.2f} % on the calibration records; exits {shares}; "
-            f"thresholds {thresholds}"
+            f"accuracy {100 * solution.accuracy:.2f} % on the calibration records; exits "
+            f"{percent(solution.exit_fraction)}; thresholds {threshold_list(solution)}"
         )
     if measured.data is not None:
         _show_data(console, measured.data)
@@ -61,13 +61,12 @@ def _pace(timing: PacedTiming) -> str:
 
 
 def _figures(times: Distribution) -> list[str]:
-    return [f"{getattr(times, f'{name}_ms'):.3f}" for name in FIGURES]
+    return [f"{times.statistic(name):.3f}" for name in FIGURES]
 
 
 def _exit_table(measured: Measurement) -> Table:
-    table = Table(title="Latency of classify at batch 1, ms", caption=measured.machine)
-    for column in ("exit", "frames", "runs", *FIGURES):
-        table.add_column(column, justify="right")
+    table = new_table("Latency of classify at batch 1, ms", "exit", "frames", "runs", *FIGURES)
+    table.caption = measured.machine
     for timing in _timings(measured):
         for k, exit_ in enumerate(timing.exits):
             last = k + 1 == len(timing.exits)
@@ -80,9 +79,7 @@ def _exit_table(measured: Measurement) -> Table:
 
 def _stage_table(measured: Measurement) -> Table:
     """The parts of frames that run all stages."""
-    table = Table(title="Parts of the last exit, ms")
-    for column in ("part", "frames", *FIGURES):
-        table.add_column(column, justify="left" if column == "part" else "right")
+    table = new_table("Parts of the last exit, ms", "part", "frames", *FIGURES, left=["part"])
     for timing in _timings(measured):
         longest = timing.exits[-1]
         parts: list[tuple[str, Distribution | None]] = [
@@ -98,9 +95,8 @@ def _stage_table(measured: Measurement) -> Table:
 
 
 def _energy_table(energy: EnergyFigures) -> Table:
-    table = Table(title="Declared energy per frame, mJ" if energy.declared else "Energy, mJ")
-    for column in ("exit", "gross", "net of idle"):
-        table.add_column(column, justify="right")
+    title = "Declared energy per frame, mJ" if energy.declared else "Energy, mJ"
+    table = new_table(title, "exit", "gross", "net of idle")
     assert energy.gross_mj is not None
     for k in range(len(energy.gross_mj)):
         table.add_row(
@@ -169,26 +165,20 @@ def _conditions_lines(before: Conditions, after: Conditions) -> Iterator[str]:
 
 def _show_data(console: Console, data: DataFigures) -> None:
     accuracy = "no labels" if data.accuracy is None else f"{100 * data.accuracy:.2f} % right"
-    shares = _percent(data.exit_fraction)
+    shares = percent(data.exit_fraction)
     images = "1 image" if data.images == 1 else f"{data.images} images"
     console.print(f"{data.folder}: {images}, {accuracy}, exits {shares}")
     if data.unreadable:
         console.print(f"{data.unreadable} images could not be read", style="yellow")
     if data.exit_accuracy is not None:
-        console.print(f"Each exit on all of them: {_percent(data.exit_accuracy)} right")
+        console.print(f"Each exit on all of them: {percent(data.exit_accuracy)} right")
     if not data.class_exit_fraction:
         return
-    table = Table(title="Exits by class")
-    exits = len(data.exit_fraction)
-    for column in ("class", *(f"exit {k + 1}" for k in range(exits))):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    exits = [f"exit {k + 1}" for k in range(len(data.exit_fraction))]
+    table = new_table("Exits by class", "class", *exits, left=["class"])
     rows = sorted(data.class_exit_fraction.items(), key=lambda row: -row[1][0])
     for name, fraction in rows[:CLASSES_SHOWN]:
         table.add_row(name, *(f"{100 * share:.1f} %" for share in fraction))
     if len(rows) > CLASSES_SHOWN:
         table.caption = f"the {CLASSES_SHOWN} easiest of {len(rows)} classes; --json has all"
     console.print(table)
-
-
-def _percent(shares: Sequence[float]) -> str:
-    return " / ".join(f"{100 * share:.1f} %" for share in shares)

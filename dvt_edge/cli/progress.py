@@ -1,25 +1,29 @@
-"""Progress bars on standard error; silent where it is no terminal."""
+"""Progress on standard error: bars on a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
+from time import monotonic
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
+from dvt_edge.progress import Progress
 
-class Update(Protocol):
-    """Moves one bar."""
-
-    def __call__(self, what: str, done: int, total: int, remark: str = "") -> None: ...
+LINE_SECONDS = 10.0
+"""Between two lines where there is no terminal; what takes less time prints none."""
 
 
 @contextlib.contextmanager
-def step_progress(*, quiet: bool) -> Iterator[Update]:
-    """Yield a function to call with what is being done, steps done, steps in all, and a remark."""
+def shown_progress() -> Iterator[Progress]:
+    """Yield what shows progress until the block ends."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,10 +31,10 @@ def step_progress(*, quiet: bool) -> Iterator[Update]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[remark]}"),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
+    with Bars(*columns, console=console) as bars:
         tasks = {}
 
-        def update(what: str, done: int, total: int, remark: str = "") -> None:
+        def update(what: str, done: float, total: float, remark: str = "") -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, remark=remark)
             bars.update(tasks[what], completed=done, remark=remark)
@@ -38,8 +42,14 @@ def step_progress(*, quiet: bool) -> Iterator[Update]:
         yield update
 
 
-@contextlib.contextmanager
-def rate_progress(*, quiet: bool) -> Iterator[Callable[[int, int, float], None]]:
-    """Yield a function to call with images done, images in all and images per second."""
-    with step_progress(quiet=quiet) as update:
-        yield lambda done, total, rate: update("images", done, total, f"{rate:.1f}/s")
+def _lines() -> Progress:
+    last = monotonic()
+
+    def update(what: str, done: float, total: float, remark: str = "") -> None:
+        nonlocal last
+        now = monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            click.echo(f"{what}: {done:.4g} of {total:.4g}{remark and f', {remark}'}", err=True)
+
+    return update

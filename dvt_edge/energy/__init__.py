@@ -14,18 +14,16 @@
 | INA238 | Jetson Thor: the board's input, carrier board included | 0.5 s | 50 Hz |
 | NVML | one discrete NVIDIA GPU | 5 s | about 10 Hz |
 | RAPL | the packages of an x86 processor | 0.2 s | about 1 kHz |
-| declared | a power that somebody declared, times measured time | none | |
 
 Other Jetsons' figures never include the carrier board: camera, disk and fan come on top.
 """  # noqa: E501
 
-from dvt_edge.energy.declared import DeclaredMeter, declared_exit_mj
+from dvt_edge.energy.declared import declared_exit_mj
 from dvt_edge.energy.meter import Meter, UnavailableMeter, Window
 from dvt_edge.energy.opening import open_meter
 from dvt_edge.energy.regression import ExitEnergy, IdlePower, Mix, energy_per_exit
 
 __all__ = [
-    "DeclaredMeter",
     "ExitEnergy",
     "IdlePower",
     "Meter",

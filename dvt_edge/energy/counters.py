@@ -37,15 +37,15 @@ class CounterCount:
     """One window: the last reading of each counter and what was added up."""
 
     def __init__(self, meter: CounterMeter) -> None:
-        self._timer = meter.timer
+        self._clock = meter.clock
         self._ranges_mj = meter.ranges_mj
         self._problem: EnergyError | None = None
         with ExitStack() as stack:
             self._read = stack.enter_context(meter.opened())
             self._last = self._read()
-            self._start_ns = self._timer.now_ns()
+            self._started = self._clock.now()
             self._sums = dict.fromkeys(self._last, 0.0)
-            self._cancel = self._timer.every(POLL_SECONDS, self._add)
+            self._cancel = self._clock.every(POLL_SECONDS, self._add)
             self._opened = stack.pop_all()
 
     def _add(self) -> bool:
@@ -73,7 +73,7 @@ class CounterCount:
         with self._opened:
             if not self._problem:
                 self._add()
-            end_ns = self._timer.now_ns()
+            ended = self._clock.now()
         if self._problem:
             raise self._problem
-        return Counted((end_ns - self._start_ns) / 1e9, self._sums)
+        return Counted(ended - self._started, self._sums)

@@ -11,8 +11,8 @@ from pathlib import Path
 from dvt_edge.energy.ina3221 import find_rails, probe
 from dvt_edge.energy.sampling import Rail, SampledMeter
 from dvt_edge.energy.sensor_files import i2c_devices, i2c_folder, read_text
-from dvt_edge.energy.timer import Timer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock
 
 INPUT = "VIN"
 """The board's input; also taken for it is a sensor without a label."""
@@ -28,7 +28,7 @@ def find_input(root: Path) -> Rail | None:
     return None
 
 
-def open_ina238(root: Path, timer: Timer | None = None) -> SampledMeter:
+def open_ina238(root: Path, clock: Clock | None = None) -> SampledMeter:
     """The INA238 at the board's input; raises EnergyError where none can be read."""
     rail = find_input(root)
     if rail is None:
@@ -38,4 +38,4 @@ def open_ina238(root: Path, timer: Timer | None = None) -> SampledMeter:
         raise EnergyError(problem)
     rails, skipped = find_rails(root, taken=(INPUT,))
     source = f"INA238 {INPUT} (board input, carrier board included)"
-    return SampledMeter(source, [rail, *rails], (INPUT,), skipped, timer)
+    return SampledMeter(source, [rail, *rails], (INPUT,), skipped, clock)

@@ -20,8 +20,8 @@ from dvt_edge.energy.sensor_files import (
     read_once,
     read_text,
 )
-from dvt_edge.energy.timer import Timer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock
 
 TOTALS = ("VDD_IN", "POM_5V_IN")
 """The module's input (Orin Nano and NX, Xavier NX, TX2; Nano): all other rails are inside it."""
@@ -31,7 +31,7 @@ CARRIER_BOARD = "CVB_"
 """How the names of rails outside the module begin."""
 
 
-def open_ina3221(root: Path, timer: Timer | None = None) -> SampledMeter:
+def open_ina3221(root: Path, clock: Clock | None = None) -> SampledMeter:
     """The INA3221 sensors below ``root``; raises EnergyError where none can be read."""
     rails, skipped = find_rails(root)
     names = [rail.name for rail in rails]
@@ -40,7 +40,7 @@ def open_ina3221(root: Path, timer: Timer | None = None) -> SampledMeter:
         raise EnergyError(f"no channel below {i2c_folder(root)}{found}")
     for total in TOTALS:
         if total in names:
-            return SampledMeter(f"INA3221 {total} (module total)", rails, (total,), skipped, timer)
+            return SampledMeter(f"INA3221 {total} (module total)", rails, (total,), skipped, clock)
         lost = [reason for reason in skipped if reason.startswith(f"{total}:")]
         if lost:  # the rest would pass for the module's power, and is a part of it
             raise EnergyError(lost[0])
@@ -48,7 +48,7 @@ def open_ina3221(root: Path, timer: Timer | None = None) -> SampledMeter:
     if not added:
         raise EnergyError(f"only rails of the carrier board: {', '.join(names)}")
     source = f"INA3221 sum of {' + '.join(added)} (no total rail on this board)"
-    return SampledMeter(source, rails, tuple(added), skipped, timer)
+    return SampledMeter(source, rails, tuple(added), skipped, clock)
 
 
 def find_rails(root: Path, taken: tuple[str, ...] = ()) -> tuple[list[Rail], tuple[str, ...]]:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from dvt_edge.energy.timer import ThreadTimer, Timer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock, RealClock
 
 STILL_OPEN = "the window is still open; read its figures after the with block"
 
@@ -23,8 +23,6 @@ class Window:
 
     source: str
     """What was measured, for people: ``INA3221 VDD_IN (module total)``."""
-    declared: bool = False
-    """True where the power is a figure that somebody declared, not one that was measured."""
     seconds: float = 0.0
     """Length of the window."""
     energy_mj: float | None = None
@@ -61,8 +59,6 @@ class Count(Protocol):
 class Meter(ABC):
     """Measures energy between two moments. ``open_meter`` finds the one of a machine."""
 
-    declared = False
-    """True for the meter that only multiplies a declared power by time."""
     min_seconds = 0.0
     """Shorter windows have no figures: the meter cannot resolve them."""
     refresh_hz: float | None = None
@@ -73,7 +69,7 @@ class Meter(ABC):
         source: str,
         total_rails: tuple[str, ...] = (),
         unavailable: str | None = None,
-        timer: Timer | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.source = source
         """What is measured, for people."""
@@ -81,7 +77,7 @@ class Meter(ABC):
         """Names of the rails that add up to a window's ``energy_mj``."""
         self.unavailable = unavailable
         """Why nothing can be measured, and what to do about it; None where it can."""
-        self.timer: Timer = timer or ThreadTimer()
+        self.clock: Clock = clock or RealClock()
 
     @abstractmethod
     def start(self) -> Count:
@@ -93,18 +89,18 @@ class Meter(ABC):
 
         Never raises: a window that could not be measured says so in ``unavailable``.
         """
-        window = Window(self.source, self.declared)
+        window = Window(self.source)
         count, problem = None, self.unavailable
         if problem is None:
             try:
                 count = self.start()
             except EnergyError as error:
                 problem = str(error)
-        started = self.timer.now_ns()
+        started = self.clock.now()
         try:
             yield window
         finally:
-            window.seconds = (self.timer.now_ns() - started) / 1e9
+            window.seconds = self.clock.now() - started
             if count is not None:
                 try:
                     problem = self._fill(window, count.stop())
@@ -130,8 +126,8 @@ class Meter(ABC):
 class UnavailableMeter(Meter):
     """Stands where nothing can be measured; its windows hold the reason."""
 
-    def __init__(self, reason: str, timer: Timer | None = None) -> None:
-        super().__init__("unavailable", unavailable=reason, timer=timer)
+    def __init__(self, reason: str, clock: Clock | None = None) -> None:
+        super().__init__("unavailable", unavailable=reason, clock=clock)
 
     def start(self) -> Count:
         raise EnergyError(str(self.unavailable))

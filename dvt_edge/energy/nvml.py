@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dvt_edge.energy.counters import CounterMeter, Reader
-from dvt_edge.energy.timer import Timer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock
+from dvt_edge.requirements import need
 
 
 class NvmlMeter(CounterMeter):
@@ -23,10 +24,10 @@ class NvmlMeter(CounterMeter):
     min_seconds = 5.0
     refresh_hz = 10.0
 
-    def __init__(self, index: int = 0, timer: Timer | None = None) -> None:
+    def __init__(self, index: int = 0, clock: Clock | None = None) -> None:
         """Raises EnergyError where the counter cannot be read."""
         self.rail = f"GPU {index}"
-        super().__init__(f"NVML {self.rail}", (self.rail,), timer=timer)
+        super().__init__(f"NVML {self.rail}", (self.rail,), clock=clock)
         self.ranges_mj = {}
         self._index = index
         with self.opened() as read:
@@ -52,13 +53,8 @@ class NvmlMeter(CounterMeter):
 @contextmanager
 def _session() -> Iterator[Any]:
     """NVML's functions while they may be called; its errors become EnergyError."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        raise EnergyError(
-            "NVML is read through nvidia-ml-py, which is not installed: "
-            "pip install 'dvt-edge[nvml]'"
-        ) from None
+    need("NVML", "pynvml", error=EnergyError)
+    nvml = importlib.import_module("pynvml")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

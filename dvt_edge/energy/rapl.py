@@ -24,8 +24,8 @@ from dvt_edge.energy.sensor_files import (
     read_once,
     read_text,
 )
-from dvt_edge.energy.timer import Timer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock
 
 UJ_PER_MJ = 1000.0
 
@@ -38,8 +38,8 @@ class RaplMeter(CounterMeter):
     min_seconds = 0.2
     refresh_hz = 1000.0
 
-    def __init__(self, zones: Mapping[str, Path], timer: Timer | None = None) -> None:
-        super().__init__(f"RAPL {' + '.join(zones)}", tuple(zones), timer=timer)
+    def __init__(self, zones: Mapping[str, Path], clock: Clock | None = None) -> None:
+        super().__init__(f"RAPL {' + '.join(zones)}", tuple(zones), clock=clock)
         self._zones = dict(zones)
         self.ranges_mj = {
             name: read_once(zone / "max_energy_range_uj") / UJ_PER_MJ
@@ -55,7 +55,7 @@ class RaplMeter(CounterMeter):
             yield lambda: {name: read_file(file) / UJ_PER_MJ for name, file in files.items()}
 
 
-def open_rapl(root: Path, timer: Timer | None = None) -> RaplMeter:
+def open_rapl(root: Path, clock: Clock | None = None) -> RaplMeter:
     """RAPL below ``root``; raises EnergyError where no package can be read."""
     folder = root / "sys/class/powercap"
     zones: dict[str, Path] = {}
@@ -81,6 +81,6 @@ def open_rapl(root: Path, timer: Timer | None = None) -> RaplMeter:
             f"sudo chmod o+r {files}"
         )
     try:
-        return RaplMeter(zones, timer)
+        return RaplMeter(zones, clock)
     except OSError as error:
         raise EnergyError(f"RAPL without max_energy_range_uj in {folder} ({error})") from None

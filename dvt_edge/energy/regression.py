@@ -62,20 +62,11 @@ class IdlePower:
         error = np.std(power, ddof=1) / np.sqrt(len(power)) if len(power) > 1 else 0.0
         return cls(float(np.mean(power)), float(error))
 
-    def net_mj(self, window: Window) -> float:
-        """What ``window`` used beyond idle; raises EnergyError as :meth:`Mix.of` does."""
-        return _measured(window) - self.mean_mw * window.seconds
-
 
 def _measured(window: Window) -> float:
     """The window's millijoules."""
     if window.energy_mj is None:
         raise EnergyError(f"energy is unavailable: {window.unavailable}")
-    if window.declared:
-        raise EnergyError(
-            f"a declared power ({window.source}) is the same at idle and at work, so it tells "
-            "nothing about exits; use declared_exit_mj"
-        )
     return window.energy_mj
 
 
@@ -91,9 +82,6 @@ class ExitEnergy:
     """[K]: standard error of ``gross_mj``."""
     net_error_mj: Floats
     """[K]: standard error of ``net_mj``, the idle power's included."""
-    residual_mj: float
-    """Standard deviation of a window's energy around the fit: large where something other than
-    the exits changed between windows, such as clocks or temperature."""
 
 
 def energy_per_exit(mixes: Sequence[Mix], idle: IdlePower) -> ExitEnergy:
@@ -113,11 +101,10 @@ def energy_per_exit(mixes: Sequence[Mix], idle: IdlePower) -> ExitEnergy:
     def noise(fitted: Floats, target: Floats) -> float:
         return float(np.sqrt(((target - counts @ fitted) ** 2).sum() / freedom))
 
-    residual = noise(gross, energy)
     # The idle power is one figure for all windows: its error moves every exit by its own time.
     from_idle = idle.error_mw * (solve @ seconds)
     net_error = np.hypot(noise(net, net_energy) * spread, from_idle)
-    return ExitEnergy(gross, net, residual * spread, net_error, residual)
+    return ExitEnergy(gross, net, noise(gross, energy) * spread, net_error)
 
 
 def _checked(mixes: Sequence[Mix], idle: IdlePower) -> tuple[Floats, Floats, Floats]:

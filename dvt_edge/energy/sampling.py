@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dvt_edge.energy.meter import Counted, Meter
 from dvt_edge.energy.sensor_files import open_file, read_file
-from dvt_edge.energy.timer import Timer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock
 
 SAMPLES_PER_SECOND = 50.0
 """A register takes about 0.55 ms to read: eight of them, four rails, fill a fifth of a period."""
@@ -42,24 +42,24 @@ class Trapezoid:
         self.longest_gap = 0.0
         """Seconds between the two neighbouring samples that are farthest apart."""
         self._inside_mj = 0.0
-        self._first = self._last = (0, 0.0)  # ns, mW
+        self._first = self._last = (0.0, 0.0)  # s, mW
 
-    def add(self, now_ns: int, power_mw: float) -> None:
-        """The power at ``now_ns``, which is no earlier than the last sample's."""
+    def add(self, now: float, power_mw: float) -> None:
+        """The power at ``now``, which is no earlier than the last sample's."""
         if self.samples:
-            seconds = (now_ns - self._last[0]) / 1e9
+            seconds = now - self._last[0]
             self._inside_mj += seconds * (power_mw + self._last[1]) / 2
             self.longest_gap = max(self.longest_gap, seconds)
         else:
-            self._first = now_ns, power_mw
-        self._last = now_ns, power_mw
+            self._first = now, power_mw
+        self._last = now, power_mw
         self.samples += 1
 
-    def energy_mj(self, start_ns: int, end_ns: int) -> float:
-        """The integral from ``start_ns`` to ``end_ns``, which enclose the samples: before the
-        first and after the last one the power is taken to be theirs."""
-        before = (self._first[0] - start_ns) / 1e9 * self._first[1]
-        after = (end_ns - self._last[0]) / 1e9 * self._last[1]
+    def energy_mj(self, start: float, end: float) -> float:
+        """The integral from ``start`` to ``end``, which enclose the samples: before the first and
+        after the last one the power is taken to be theirs."""
+        before = (self._first[0] - start) * self._first[1]
+        after = (end - self._last[0]) * self._last[1]
         return before + self._inside_mj + after
 
 
@@ -75,9 +75,9 @@ class SampledMeter(Meter):
         rails: Sequence[Rail],
         total_rails: tuple[str, ...],
         skipped: tuple[str, ...] = (),
-        timer: Timer | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        super().__init__(source, total_rails, timer=timer)
+        super().__init__(source, total_rails, clock=clock)
         self.rails = tuple(rails)
         self.skipped = skipped
         """Channels that the board has but that are not read, each with the reason."""
@@ -90,29 +90,29 @@ class SampledCount:
     """One window: open files, the integrals, and the ticks that sample."""
 
     def __init__(self, meter: SampledMeter) -> None:
-        self._timer = meter.timer
+        self._clock = meter.clock
         self._integrals = {rail.name: Trapezoid() for rail in meter.rails}
         self._problem: EnergyError | None = None
         with ExitStack() as opened:
             self._rails = [
                 (rail, [open_file(path, opened) for path in rail.files]) for rail in meter.rails
             ]
-            self._start_ns = self._timer.now_ns()
+            self._started = self._clock.now()
             self._sample()
             if self._problem:
                 raise self._problem
-            self._cancel = self._timer.every(1 / SAMPLES_PER_SECOND, self._sample)
+            self._cancel = self._clock.every(1 / SAMPLES_PER_SECOND, self._sample)
             self._files = opened.pop_all()
 
     def _sample(self) -> bool:
         """Read all rails once; False when one of them failed, which ends the sampling."""
         try:
             for rail, files in self._rails:
-                before_ns = self._timer.now_ns()
+                before = self._clock.now()
                 power_mw = rail.mw_per_unit * math.prod(map(read_file, files))
                 # Voltage and current are a register read apart: their product is of the middle.
-                middle_ns = (before_ns + self._timer.now_ns()) // 2
-                self._integrals[rail.name].add(middle_ns, power_mw)
+                middle = (before + self._clock.now()) / 2
+                self._integrals[rail.name].add(middle, power_mw)
         except EnergyError as problem:
             self._problem = problem
         return self._problem is None
@@ -124,8 +124,8 @@ class SampledCount:
                 self._sample()
         if self._problem:
             raise self._problem
-        end_ns = self._timer.now_ns()
-        seconds = (end_ns - self._start_ns) / 1e9
+        ended = self._clock.now()
+        seconds = ended - self._started
         integrals = self._integrals.values()
         samples = min(integral.samples for integral in integrals)
         gap = max(integral.longest_gap for integral in integrals)
@@ -136,7 +136,7 @@ class SampledCount:
                 "thread did not get to run; leave it a CPU core (engine.threads in the profile)"
             )
         rails_mj = {
-            name: integral.energy_mj(self._start_ns, end_ns)
+            name: integral.energy_mj(self._started, ended)
             for name, integral in self._integrals.items()
         }
         return Counted(seconds, rails_mj, samples)

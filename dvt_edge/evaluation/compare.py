@@ -12,13 +12,13 @@ import numpy.typing as npt
 from pydantic import Field
 
 from dvt_edge.bundle.measurement import Distribution
-from dvt_edge.evaluation.plain_classifier import PlainClassifier
-from dvt_edge.files.datasets import ImageDataset, Pixels
+from dvt_edge.evaluation.plain_classifier import Answer
+from dvt_edge.files.datasets import ImageDataset, Pixels, spread_rows
 from dvt_edge.files.documents import Document
+from dvt_edge.machine.clock import Clock
 from dvt_edge.profile import ColorOrder
-from dvt_edge.runtime.backends.opening import on_gpu
-from dvt_edge.runtime.measuring.costs import engine_name
-from dvt_edge.runtime.measuring.timing import Clock, distribution, warm_up
+from dvt_edge.progress import Progress, silent
+from dvt_edge.runtime.measuring.timing import distribution, warm_up
 from dvt_edge.runtime.runtime import Runtime
 
 WARM_UP_IMAGES = 8
@@ -29,19 +29,6 @@ TWO_SIDED_95 = 2.045
 """Student's t at 97.5 % with BLOCKS - 1 degrees of freedom."""
 KEPT_BYTES = 256e6
 """Images up to so many bytes in all are decoded once."""
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a contender says of one image."""
-
-    class_id: int
-    latency_ms: float
-    exit_stage: int = 1
-    energy_mj: float | None = None
 
 
 class Contender(Protocol):
@@ -56,7 +43,7 @@ class Contender(Protocol):
     """None where only their number is known."""
     classes: int
 
-    def classify(self, image: Pixels, order: ColorOrder | None) -> Answer:
+    def classify(self, image: Pixels, order: ColorOrder | None, /) -> Answer:
         """Answer and time one image."""
 
 
@@ -67,7 +54,8 @@ class Cascade:
         manifest = runtime.bundle.manifest
         self.name = name
         self._runtime = runtime
-        self.engine = f"{engine_name(manifest)}, {'GPU' if on_gpu(manifest) else 'CPU'}"
+        backend = runtime.backend
+        self.engine = f"{backend.name}, {'GPU' if backend.gpu else 'CPU'}"
         self.precision = " / ".join(stage.precision for stage in manifest.stages)
         paths = (runtime.bundle.stage_path(k) for k in range(len(manifest.stages)))
         self.size_bytes = sum(path.stat().st_size for path in paths)
@@ -78,25 +66,6 @@ class Cascade:
     def classify(self, image: Pixels, order: ColorOrder | None) -> Answer:
         answer = self._runtime.classify(image, color_order=order)
         return Answer(answer.class_id, answer.latency_ms, answer.exit_stage, answer.energy_mj)
-
-
-class Plain:
-    """A plain ONNX classifier."""
-
-    precision = "as exported"
-    exits = 1
-    class_names: Sequence[str] | None = None
-
-    def __init__(self, name: str, classifier: PlainClassifier) -> None:
-        self.name = name
-        self._classifier = classifier
-        self.engine = classifier.engine
-        self.size_bytes = classifier.size_bytes
-        self.classes = classifier.classes
-
-    def classify(self, image: Pixels, order: ColorOrder | None) -> Answer:
-        answer = self._classifier.classify(image, order)
-        return Answer(answer.class_id, answer.latency_ms)
 
 
 class Side(Document):
@@ -190,7 +159,7 @@ def compare(
     clock: Clock,
     *,
     order: ColorOrder | None = "rgb",
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Give every image to every contender, then again until ``seconds`` are over.
 
@@ -198,7 +167,7 @@ def compare(
     decoding is not counted. ``images`` are labelled by the classes of the first contender, where
     they are.
     """
-    some = np.linspace(0, len(images) - 1, min(WARM_UP_IMAGES, len(images))).astype(int)
+    some = spread_rows(len(images), WARM_UP_IMAGES)
     warm = warm_up(
         _WarmUpRound(contenders, [images.image(int(i)) for i in some], order),
         clock,
@@ -213,7 +182,7 @@ def compare(
         for k in turn:
             taken[k].add(contenders[k].classify(image, order))
         frames += 1
-        progress(min(frames, len(images)), len(images))
+        progress("images", min(frames, len(images)), len(images))
     rights = [_right(c, t, images, contenders[0]) for c, t in zip(contenders, taken, strict=True)]
     return Comparison(
         images=len(images),

@@ -11,7 +11,7 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,8 +28,8 @@ from dvt_edge.errors import DataError
 from dvt_edge.files.datasets import FolderDataset, load_image, open_folder
 from dvt_edge.files.replacing import replaced_file
 from dvt_edge.policy import Records
-from dvt_edge.policy.solver import exits_taken
 from dvt_edge.profile import InputConfig
+from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.preprocess import Pixels, Preprocessor
 
@@ -37,9 +37,6 @@ PARTIAL = "evaluation.partial.npz"
 FINISHED = "evaluation.npz"
 SAVE_EVERY_S = 30.0
 _AHEAD = 4  # batches that the workers prepare in advance
-
-Progress = Callable[[int, int, float], None]
-"""Called with images done, images in all, and images per second since the start."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Evaluation:
 
 
 @dataclass
-class _Progress:
+class _Answers:
     """Answers so far: one array per batch in each list."""
 
     confidence: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -76,7 +73,7 @@ def evaluate(
     output: Path,
     *,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Run all stages on the images below ``data``, a folder with one subfolder per class.
 
@@ -95,8 +92,8 @@ def evaluate(
     for chunk, crops in _prepared(images, bundle.manifest.input, state.done, backend, workers):
         _run_batch(state, backend, preprocess, images, chunk, crops, len(bundle.manifest.stages))
         now = time.monotonic()
-        if progress:
-            progress(state.done, len(images), (state.done - before) / max(now - started, 1e-9))
+        rate = (state.done - before) / max(now - started, 1e-9)
+        progress("images", state.done, len(images), f"{rate:.1f}/s")
         if now - saved > SAVE_EVERY_S:
             _save(output / PARTIAL, key, state)
             saved = now
@@ -121,40 +118,37 @@ def judge(
     thresholds: npt.ArrayLike,
     *,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> DataFigures:
     """What ``thresholds`` [K] do on ``images``, labelled or not: exits, accuracy, exits by class.
 
     Raises :class:`~dvt_edge.errors.DataError` where no image can be read.
     """
-    state, started = _Progress(), time.monotonic()
+    state, started = _Answers(), time.monotonic()
     preprocess = Preprocessor(bundle.manifest.input)
     stages = len(bundle.manifest.stages)
     for chunk, crops in _prepared(images, bundle.manifest.input, 0, backend, workers):
         _run_batch(state, backend, preprocess, images, chunk, crops, stages)
-        if progress:
-            spent = max(time.monotonic() - started, 1e-9)
-            progress(state.done, len(images), state.done / spent)
+        rate = state.done / max(time.monotonic() - started, 1e-9)
+        progress("images", state.done, len(images), f"{rate:.1f}/s")
     if not state.confidence:
         raise DataError(f"{folder}: none of the {len(images)} images could be read")
     label = np.concatenate(state.label) if images.labels is not None else None
     records = Records(np.concatenate(state.confidence), np.concatenate(state.prediction), label)
-    at = exits_taken(records, thresholds)
-    right = records.correct[np.arange(len(records)), at]
-
-    def shares(exits: npt.NDArray[np.intp]) -> tuple[float, ...]:
-        return tuple((np.bincount(exits, minlength=records.exits) / len(exits)).tolist())
-
+    at = records.exits_taken(thresholds)
     by_class = {}
     if label is not None and images.class_names is not None:
-        by_class = {images.class_names[c]: shares(at[label == c]) for c in np.unique(label)}
+        by_class = {
+            images.class_names[c]: tuple(records.exit_shares(at[label == c]).tolist())
+            for c in np.unique(label)
+        }
     return DataFigures(
         folder=str(folder),
         images=len(records),
         unreadable=len(state.unreadable),
         labelled=label is not None,
-        exit_fraction=shares(at),
-        accuracy=float(right.mean()) if label is not None else None,
+        exit_fraction=tuple(records.exit_shares(at).tolist()),
+        accuracy=float(records.correct_at(at).mean()) if label is not None else None,
         exit_accuracy=tuple(records.accuracy.tolist()) if label is not None else None,
         class_exit_fraction=by_class,
     )
@@ -194,7 +188,7 @@ def _crop_files(paths: list[Path], config: InputConfig) -> list[Pixels | str]:
 
 
 def _run_batch(
-    state: _Progress,
+    state: _Answers,
     backend: Backend,
     preprocess: Preprocessor,
     images: FolderDataset,
@@ -236,12 +230,12 @@ def _key(bundle: Bundle, images: FolderDataset) -> str:
     return hashlib.sha256((bundle.manifest.content_hash + listing).encode()).hexdigest()
 
 
-def _arrays(state: _Progress) -> dict[str, npt.NDArray[Any]]:
+def _arrays(state: _Answers) -> dict[str, npt.NDArray[Any]]:
     names = ("confidence", "prediction", "top5", "label")
     return {name: np.concatenate(getattr(state, name)) for name in names}
 
 
-def _save(path: Path, key: str, state: _Progress) -> None:
+def _save(path: Path, key: str, state: _Answers) -> None:
     header = {"key": key, "done": state.done, "unreadable": state.unreadable}
     arrays = _arrays(state) if state.label else {}
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -249,17 +243,17 @@ def _save(path: Path, key: str, state: _Progress) -> None:
         np.savez(file, allow_pickle=False, header=text, **arrays)
 
 
-def _load(path: Path, key: str) -> _Progress:
+def _load(path: Path, key: str) -> _Answers:
     """Progress of an interrupted run, or none where there is none for this key."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             if header["key"] != key:
-                return _Progress()
+                return _Answers()
             lists = {
                 name: [archive[name]] if name in archive.files else []
                 for name in ("confidence", "prediction", "top5", "label")
             }
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-        return _Progress()
-    return _Progress(**lists, unreadable=list(header["unreadable"]), done=int(header["done"]))
+        return _Answers()
+    return _Answers(**lists, unreadable=list(header["unreadable"]), done=int(header["done"]))

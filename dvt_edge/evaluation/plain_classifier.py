@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,12 +21,14 @@ EXPECTED = "expected one float32 image input [N, C, H, W] and logits or probabil
 
 
 @dataclass(frozen=True)
-class PlainAnswer:
-    """What the classifier says of one frame."""
+class Answer:
+    """What a classifier says of one image."""
 
     class_id: int
     latency_ms: float
     """Preprocessing included."""
+    exit_stage: int = 1
+    energy_mj: float | None = None
 
 
 class PlainClassifier:
@@ -34,6 +37,11 @@ class PlainClassifier:
     Raises :class:`~dvt_edge.errors.BackendError` for a file that ONNX Runtime does not open, and
     for anything but one float image input and one output of a score per class.
     """
+
+    precision = "as exported"
+    exits = 1
+    class_names: Sequence[str] | None = None
+    """Its file names no classes."""
 
     def __init__(self, path: Path, like: InputConfig, threads: int = 0) -> None:
         if not path.is_file():
@@ -51,24 +59,19 @@ class PlainClassifier:
         )
         self._image = np.zeros((1, *self._preprocess.shape), np.float32)
         self.path = path
-        self.classes = self._run().shape[1]  # says now what it does not like
-
-    @property
-    def engine(self) -> str:
-        return f"ONNX Runtime {onnxruntime.__version__}, CPU"
-
-    @property
-    def size_bytes(self) -> int:
+        self.name = path.name
+        self.engine = f"ONNX Runtime {onnxruntime.__version__}, CPU"
+        self.classes: int = self._run().shape[1]  # says now what it does not like
+        beside = path.with_name(path.name + ".data")
+        self.size_bytes = path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
         """Of the file and of weights beside it."""
-        beside = self.path.with_name(self.path.name + ".data")
-        return self.path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
-    def classify(self, frame: object, color_order: ColorOrder | None = None) -> PlainAnswer:
-        """Classify one frame, as ``Runtime.classify`` takes it."""
+    def classify(self, image: object, order: ColorOrder | None = None) -> Answer:
+        """Classify one image, as ``Runtime.classify`` takes frames."""
         started = perf_counter()
-        self._preprocess(frame, self._image[0], color_order)
+        self._preprocess(image, self._image[0], order)
         class_id = int(self._run()[0].argmax())
-        return PlainAnswer(class_id, 1e3 * (perf_counter() - started))
+        return Answer(class_id, 1e3 * (perf_counter() - started))
 
     def _run(self) -> npt.NDArray[np.float32]:
         """Scores [1, classes] of the image in place."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dvt_edge.errors import DataError
 from dvt_edge.files import imagenet
+from dvt_edge.requirements import LIBRARIES
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -138,7 +139,7 @@ def _class_order(folder: Path, found: Sequence[str], class_names: Sequence[str])
     shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
     hint = "rename or remove it"
     if all(_SYNSET.fullmatch(name) for name in found) and synsets is None:
-        hint = "for ImageNet's synsets run pip install timm, which ships their order"
+        hint = f"for ImageNet's synsets run {LIBRARIES['timm'].install}: timm ships their order"
     raise DataError(
         f"{folder}: subfolder '{unknown[0]}' is not one of the {len(class_names)} classes "
         f"({shown}); {hint}"

@@ -29,6 +29,12 @@ def replaced_file(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all; raises :class:`OSError`."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def check_writable(path: Path) -> None:
     """Find out whether :func:`replaced_file` will work, before something long is run for it.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,11 @@ def check_jetpack(board: Board) -> None:
             "JetPack 6.0 or later, best 6.2: back up your files and flash it with SDK Manager or "
             f"the SD card image from {_GET_JETPACK}"
         )
+
+
+def processor_name(root: str | Path = "/") -> str:
+    """Architecture, name and cores of the processor: what all timings depend on."""
+    return f"{platform.machine()}, {_name(Path(root))}, {available_cores()} cores"
 
 
 def available_cores() -> int:

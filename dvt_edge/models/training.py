@@ -27,6 +27,7 @@ from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import replaced
 from dvt_edge.models.training_config import TrainingConfig
 from dvt_edge.models.training_data import TrainingImages, epoch_batches, loader
+from dvt_edge.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,6 @@ class _State:
     loss_sum: float = 0.0
     seconds: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
-
-
-Progress = Callable[[int, int, int, float], None]
-"""Called after every step with epoch (from 0), steps done, steps in the epoch, mean loss."""
 
 
 class Trainer:
@@ -94,7 +91,7 @@ class Trainer:
 
     def run(
         self,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         on_epoch: Callable[[EpochResult], None] | None = None,
     ) -> list[EpochResult]:
         """Train to the end; returns one result per epoch, those before a resume included.
@@ -114,7 +111,7 @@ class Trainer:
             dist.barrier()
         return [EpochResult(**line) for line in self.state.log]
 
-    def _train_epoch(self, progress: Progress | None) -> None:
+    def _train_epoch(self, progress: Progress) -> None:
         config, state = self.config, self.state
         images = TrainingImages(config, config.data.train, config.seed, state.epoch)
         batches = epoch_batches(
@@ -128,8 +125,8 @@ class Trainer:
             state.step += 1
             state.loss_sum += loss
             state.seconds = before + time.monotonic() - started
-            if progress and self.rank == 0:
-                progress(state.epoch, state.step, len(batches), state.loss_sum / state.step)
+            what = f"epoch {state.epoch + 1}/{config.epochs}"
+            progress(what, state.step, len(batches), f"loss {state.loss_sum / state.step:.4f}")
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 self._save_state()
                 saved = time.monotonic()

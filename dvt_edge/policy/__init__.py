@@ -1,17 +1,19 @@
 """Thresholds from records and costs: pure NumPy, no I/O, no backend."""
 
-from dvt_edge.policy.budget import Budget, ExitLatency, solve_budget
-from dvt_edge.policy.certificate import Certificate, certify, solve_certified
+from dvt_edge.policy.budget import ExitLatency, Limits, solve_budget
+from dvt_edge.policy.certificate import Certificate, solve_certified
+from dvt_edge.policy.choose import Chosen, choose_thresholds
 from dvt_edge.policy.records import Records
 from dvt_edge.policy.solver import Solution, frontier, replay, solve
 
 __all__ = [
-    "Budget",
     "Certificate",
+    "Chosen",
     "ExitLatency",
+    "Limits",
     "Records",
     "Solution",
-    "certify",
+    "choose_thresholds",
     "frontier",
     "replay",
     "solve",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,17 +27,14 @@ from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy.records import Floats, Records
 from dvt_edge.policy.search import Problem, search
 from dvt_edge.policy.solver import (
-    TAIL_SHARE,
     Solution,
-    Statistic,
     cheapest,
     check_cost,
-    check_positive,
-    check_statistic,
     make_problem,
     replay,
     round_up,
 )
+from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
 
 _ROUNDING = 1e-9  # of an accuracy that was given as a decimal fraction
 
@@ -56,9 +54,10 @@ class ExitLatency:
     max: Floats
 
     def __post_init__(self) -> None:
-        for name in ("mean", "p50", "p95", "p99", "max"):
+        names = get_args(Statistic)
+        for name in names:
             object.__setattr__(self, name, np.asarray(getattr(self, name), float))
-        rows = [self.mean, self.p50, self.p95, self.p99, self.max]
+        rows = [getattr(self, name) for name in names]
         if (
             self.mean.ndim != 1
             or not self.mean.size
@@ -76,69 +75,39 @@ class ExitLatency:
         if (np.diff(rows[1:], axis=0) < 0).any():
             raise DataError("latencies must satisfy p50 <= p95 <= p99 <= max at every exit")
 
-    @classmethod
-    def constant(cls, cost: npt.ArrayLike) -> ExitLatency:
-        """Every frame of exit k takes exactly ``cost[k]`` milliseconds."""
-        costs = np.asarray(cost, float)
-        return cls(costs, costs, costs, costs, costs)
-
     def exceeding(self, limit_ms: float) -> Floats:
         """[K]: largest share of each exit's frames that takes longer than ``limit_ms``, 0..1."""
         share = np.ones(len(self.mean))
-        for figures, beyond in ((self.p50, 0.5), (self.p95, 0.05), (self.p99, 0.01), (self.max, 0)):
-            share[figures <= limit_ms] = beyond
+        for name, beyond in TAIL_SHARE.items():
+            share[getattr(self, name) <= limit_ms] = beyond
         return np.asarray(np.maximum.accumulate(share))
 
-    def of_mixture(self, exit_fraction: npt.ArrayLike, statistic: Statistic) -> float:
-        """Upper bound in ms of a statistic, when ``exit_fraction`` [K] of the frames leave where.
 
-        The mean is exact; a quantile is the smallest figure that a budget could name and keep.
-        """
-        check_statistic(statistic)
-        fraction = np.asarray(exit_fraction, float)
-        if statistic == "mean":
-            return float(fraction @ self.mean)
-        figures = np.unique([self.p50, self.p95, self.p99, self.max])
-        kept = [
-            f for f in figures if fraction @ self.exceeding(f) <= TAIL_SHARE[statistic] + _ROUNDING
-        ]
-        return float(kept[0])
+class Limits(Protocol):
+    """What must be kept; at least one but ``statistic`` is set.
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What must be kept; at least one field is set.
-
-    Without ``min_accuracy``, the most accurate thresholds within the limits are looked for; with
-    it, those of the lowest mean latency. Raises :class:`~dvt_edge.errors.BudgetError` for values
-    out of range.
+    :class:`~dvt_edge.profile.BudgetConfig`, which checks them, is such limits: pure NumPy code
+    cannot import it.
     """
 
-    latency_ms: float | None = None
-    """Limit of ``statistic`` of the latency per frame, more than 0."""
-    statistic: Statistic = "mean"
-    energy_mj: float | None = None
-    """Limit of the mean energy per frame, in millijoules, more than 0."""
-    min_accuracy: float | None = None
-    """Share of right answers on the records, more than 0, at most 1."""
-    max_stage: int | None = None
-    """Last stage that may run, counted from 1."""
+    @property
+    def latency_ms(self) -> float | None:
+        """Limit of ``statistic`` of the latency per frame."""
 
-    def __post_init__(self) -> None:
-        limits = (self.latency_ms, self.energy_mj, self.min_accuracy, self.max_stage)
-        if all(limit is None for limit in limits):
-            raise BudgetError(
-                "a budget needs latency_ms, energy_mj, min_accuracy or max_stage; give one of them"
-            )
-        if self.latency_ms is not None:
-            check_positive("latency_ms", self.latency_ms)
-        if self.energy_mj is not None:
-            check_positive("energy_mj", self.energy_mj)
-        if self.min_accuracy is not None and not 0 < self.min_accuracy <= 1:
-            raise BudgetError(f"min_accuracy is a share in 0..1, found {self.min_accuracy}")
-        if self.max_stage is not None and self.max_stage < 1:
-            raise BudgetError(f"max_stage counts from 1, found {self.max_stage}")
-        check_statistic(self.statistic)
+    @property
+    def statistic(self) -> Statistic: ...
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Limit of the mean energy per frame, in millijoules."""
+
+    @property
+    def min_accuracy(self) -> float | None:
+        """Share of right answers on the records; then the lowest mean latency is looked for."""
+
+    @property
+    def max_stage(self) -> int | None:
+        """Last stage that may run, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +120,7 @@ class Limit:
 
 
 def solve_budget(
-    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Budget
+    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Limits
 ) -> Solution:
     """The thresholds that ``budget`` asks for; ``cost`` of the solution is its mean latency in ms.
 
@@ -168,16 +137,29 @@ def solve_budget(
     return replay(records, latency.mean, thresholds)
 
 
+def allowed_exits(latency: ExitLatency, budget: Limits) -> int:
+    """How many exits ``budget`` leaves open, whatever the frames are.
+
+    Raises :class:`~dvt_edge.errors.BudgetError` for a ``max_stage`` beyond the last.
+    """
+    exits = len(latency.mean)
+    if budget.max_stage is not None:
+        if budget.max_stage > exits:
+            raise BudgetError(
+                f"max_stage {budget.max_stage} does not exist; the cascade has {exits} stages"
+            )
+        exits = budget.max_stage
+    if budget.latency_ms is not None and budget.statistic == "max":
+        exits = min(exits, int((latency.exceeding(budget.latency_ms) == 0).sum()))
+    return exits
+
+
 def budget_limits(
-    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Budget
+    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Limits
 ) -> tuple[int, list[Limit]]:
     """Exits that may be used, and the limits of ``budget``; raises where exit 1 breaks one."""
     check_cost(records, latency.mean)
-    exits = records.exits if budget.max_stage is None else budget.max_stage
-    if exits > records.exits:
-        raise BudgetError(
-            f"max_stage {exits} does not exist; the cascade has {records.exits} stages"
-        )
+    exits = allowed_exits(latency, budget)
     limits = []
     if budget.latency_ms is not None:
         least = float(getattr(latency, budget.statistic)[0])
@@ -186,12 +168,10 @@ def budget_limits(
                 f"the {budget.statistic} latency budget of {budget.latency_ms:g} ms is smaller "
                 f"than the first exit's; the smallest possible is {round_up(least):g} ms"
             )
-        share = latency.exceeding(budget.latency_ms)
         if budget.statistic == "mean":
             limits.append(Limit(latency.mean, budget.latency_ms))
-        elif budget.statistic == "max":
-            exits = min(exits, int((share == 0).sum()))
-        else:
+        elif budget.statistic != "max":
+            share = latency.exceeding(budget.latency_ms)
             limits.append(Limit(share, TAIL_SHARE[budget.statistic]))
     if budget.energy_mj is not None:
         if energy_mj is None:

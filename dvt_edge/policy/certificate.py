@@ -1,10 +1,9 @@
 """Thresholds whose budget holds for unseen frames, with a stated probability.
 
 Thresholds chosen on records look better there than they are. Bounds that hold for all thresholds at
-once (:func:`uniform_margin`, Massart 1990 and Naaman 2021) need no split of the records, but say
-nothing about accuracy and are wide. Used here is *learn then test* (Angelopoulos et al. 2021, arXiv
-2110.01052; for early exits Jazbec et al. 2024, arXiv 2405.20915); ``benchmarks/policy.py`` measures
-what both cost.
+once (Massart 1990 and Naaman 2021) need no split of the records, but say nothing about accuracy and
+are wide. Used here is *learn then test* (Angelopoulos et al. 2021, arXiv 2110.01052; for early
+exits Jazbec et al. 2024, arXiv 2405.20915); ``benchmarks/policy.py`` measures what both cost.
 
 One half of the records proposes thresholds for a ladder of budgets, from well inside the wanted one
 up to the wanted one. The other half tests "the true mean exceeds the limit" for one after the
@@ -18,22 +17,22 @@ exit costs what was measured. Drift and clocks are for the controller and the au
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy.budget import (
-    Budget,
     ExitLatency,
     Limit,
+    Limits,
     budget_limits,
     limit_problem,
     solve_limits,
 )
-from dvt_edge.policy.records import Floats, Records
-from dvt_edge.policy.solver import Solution, replay
+from dvt_edge.policy.records import Exits, Floats, Records
+from dvt_edge.policy.solver import Solution, closed_before, replay
 
 LADDER = (3.0, 2.5, 2.1, 1.8, 1.5, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Distances to the wanted limit that are tested in turn, in half-widths of a confidence bound."""
@@ -56,14 +55,14 @@ class Certificate:
     accuracy_bound: float | None
     """The true accuracy is at least this; None where labels are missing."""
     method: str
-    """How the statements were obtained: ``learn-then-test`` or ``fixed thresholds``."""
+    """How the statements were obtained: ``learn-then-test``."""
 
 
 def solve_certified(
     records: Records,
     latency: ExitLatency,
     energy_mj: npt.ArrayLike | None,
-    budget: Budget,
+    budget: Limits,
     confidence_level: float = 0.95,
     *,
     seed: int = 0,
@@ -71,16 +70,21 @@ def solve_certified(
     """The best thresholds found whose budget holds with probability ``confidence_level``.
 
     Arguments as :func:`~dvt_edge.policy.budget.solve_budget`; every limit of the budget, tails,
-    energy and ``min_accuracy`` included, is certified. For a plain cost vector pass
-    ``ExitLatency.constant(cost)``. Half of the error goes to the budget, half to the reported
-    bounds. The solution's own figures are those on all records. ``seed`` draws the split.
+    energy and ``min_accuracy`` included, is certified. Half of the error goes to the budget, half
+    to the reported bounds. The solution's own figures are those on all records. ``seed`` draws the
+    split.
 
     Raises :class:`~dvt_edge.errors.BudgetError` as ``solve_budget`` does, and where the records
     cannot prove ``min_accuracy``, with the accuracy that they can; limits alone never fail, as
     leaving at the first exit keeps them. :class:`~dvt_edge.errors.DataError` for a
     ``confidence_level`` outside 0..1 and fewer than 20 records.
     """
-    delta = check_confidence(confidence_level)
+    if not 0 < confidence_level < 1:
+        raise DataError(
+            f"confidence_level is a probability between 0 and 1 such as 0.95, found "
+            f"{confidence_level}"
+        )
+    delta = 1 - confidence_level
     if len(records) < MINIMUM_RECORDS:
         raise DataError(
             f"a certificate needs at least {MINIMUM_RECORDS} records, found {len(records)}; "
@@ -90,17 +94,17 @@ def solve_certified(
     if budget.min_accuracy is not None:  # refuses what even uncertified thresholds cannot reach
         solve_limits(records, latency.mean, limits, exits, budget.min_accuracy)
     order = np.random.default_rng(seed).permutation(len(records))
-    chooser, judge = (take(records, part) for part in np.array_split(order, 2))
+    chooser, judge = (records.take(part) for part in np.array_split(order, 2))
     best, provable = None, 0.0
     each = delta / 4 / (len(LADDER) + 1)  # for bounds that hold for the whole ladder
     for thresholds in _ladder(chooser, len(judge), latency.mean, limits, exits, budget, delta / 2):
-        at = leave_at(judge, thresholds)
+        at = judge.exits_taken(thresholds)
         passed = all(
             float(limit.cost.max()) <= limit.most or _rejected(limit.cost[at], limit, delta / 2)
             for limit in limits
         )
         if budget.min_accuracy is not None:
-            right = judge.correct[np.arange(len(judge)), at].astype(float)
+            right = judge.correct_at(at).astype(float)
             bound = 1 - float(upper_bound(1 - right, delta / 2))
             provable = max(provable, bound)
             passed = passed and bound >= budget.min_accuracy
@@ -113,50 +117,14 @@ def solve_certified(
             f"the other limits, not min_accuracy {budget.min_accuracy:g}; lower it or record more"
         )
     if best is None:  # leaving at the first exit keeps every limit, whatever the frames are
-        first = np.full(records.exits, -np.inf)
-        best = first, leave_at(judge, first)
+        first = closed_before(records.exits, 0)
+        best = first, judge.exits_taken(first)
     thresholds, at = best
-    certificate = _bounds(judge, latency.mean, at, delta, each, "learn-then-test")
+    certificate = _bounds(judge, latency.mean, at, delta, each)
     mean_limit = budget.latency_ms if budget.statistic == "mean" else None
     if mean_limit is not None and mean_limit < certificate.cost_bound:
-        certificate = Certificate(**{**vars(certificate), "cost_bound": float(mean_limit)})
+        certificate = replace(certificate, cost_bound=float(mean_limit))
     return replay(records, latency.mean, thresholds), certificate
-
-
-def certify(
-    records: Records,
-    cost: npt.ArrayLike,
-    thresholds: npt.ArrayLike,
-    confidence_level: float = 0.95,
-    *,
-    seed: int = 0,
-) -> Certificate:
-    """Bounds for ``thresholds`` [K] that were *not* chosen on ``records``.
-
-    ``cost`` [K] as in :func:`~dvt_edge.policy.solver.replay`; raises as it does. ``seed`` draws the
-    order of the records, which the bounds must not depend on.
-    """
-    delta = check_confidence(confidence_level)
-    solution = replay(records, cost, thresholds)
-    shuffled = take(records, np.random.default_rng(seed).permutation(len(records)))
-    at = leave_at(shuffled, solution.thresholds)
-    return _bounds(shuffled, np.asarray(cost, float), at, delta, delta / 2, "fixed thresholds")
-
-
-def uniform_margin(cost: npt.ArrayLike, count: int, delta: float) -> float:
-    """How far the true mean cost of *any* thresholds may lie above that on ``count`` records.
-
-    With probability 1 - ``delta`` for all thresholds at once, so that solving for ``limit`` minus
-    this margin needs no split. The mean is linear in the shares that pass exit 1, exits 1 and 2 and
-    so on: values of the joint distribution function of the confidences. Massart's constant for the
-    first, Naaman's k (n + 1) exp(-2 n e^2) for k dimensions (Statistics & Probability Letters 173,
-    2021), delta divided among the exits.
-    """
-    steps = np.diff(np.asarray(cost, float))
-    each = delta / max(1, len(steps))
-    factors = [1 if k == 1 else k * (count + 1) for k in range(1, len(steps) + 1)]
-    widths = [np.sqrt(np.log(factor / each) / 2 / count) for factor in factors]
-    return float(steps @ np.array(widths)) if widths else 0.0
 
 
 def upper_bound(values: npt.NDArray[np.float64], delta: float) -> Floats:
@@ -175,36 +143,13 @@ def upper_bound(values: npt.NDArray[np.float64], delta: float) -> Floats:
     return np.asarray(high)
 
 
-def check_confidence(confidence_level: float) -> float:
-    """delta; raises DataError outside 0..1."""
-    if not 0 < confidence_level < 1:
-        raise DataError(
-            f"confidence_level is a probability between 0 and 1 such as 0.95, found "
-            f"{confidence_level}"
-        )
-    return 1 - confidence_level
-
-
-def take(records: Records, rows: npt.NDArray[np.int64]) -> Records:
-    """The records ``rows`` [n], in that order."""
-    label = None if records.label is None else records.label[rows]
-    return Records(records.confidence[rows], records.prediction[rows], label)
-
-
-def leave_at(records: Records, thresholds: Floats) -> npt.NDArray[np.int64]:
-    """[N]: the exit, from 0, at which each record leaves."""
-    leaves = records.confidence >= thresholds
-    leaves[:, -1] = True
-    return np.asarray(leaves.argmax(axis=1))
-
-
 def _ladder(
     chooser: Records,
     judges: int,
     price: Floats,
     limits: list[Limit],
     exits: int,
-    budget: Budget,
+    budget: Limits,
     delta: float,
 ) -> Iterator[Floats]:
     """Proposals, the safest first, one for every distance that leaves something to choose."""
@@ -212,12 +157,12 @@ def _ladder(
     try:
         plain = solve_limits(chooser, price, limits, exits, budget.min_accuracy, like)
     except BudgetError:
-        plain = np.array([np.inf] * (exits - 1) + [-np.inf] * (chooser.exits - exits + 1))
-    at = leave_at(chooser, plain)
+        plain = closed_before(chooser.exits, exits - 1)
+    at = chooser.exits_taken(plain)
     widths = [
         _half_width(limit.cost[at], float(np.ptp(limit.cost)), judges, delta) for limit in limits
     ]
-    right = chooser.correct[np.arange(len(chooser)), at].astype(float)
+    right = chooser.correct_at(at).astype(float)
 
     def tighter(distance: float) -> list[Limit]:
         return [
@@ -275,15 +220,14 @@ def _wealth(values: npt.NDArray[np.float64], bets: Floats, mean: Floats) -> Floa
 def _bounds(
     records: Records,
     cost: Floats,
-    at: npt.NDArray[np.int64],
+    at: Exits,
     delta: float,
     each: float,
-    method: str,
 ) -> Certificate:
     """Bounds on cost and gap, each wrong with probability ``each``, of leaving at ``at`` [N]."""
     span = float(cost[-1] - cost[0])
     dear = np.clip((cost[at] - cost[0]) / span, 0, 1) if span else np.zeros(len(at))
-    right = records.correct[np.arange(len(at)), at].astype(float)
+    right = records.correct_at(at).astype(float)
     lost = (1 + records.correct[:, -1] - right) / 2
     gap = 2 * float(upper_bound(lost, each / 2)) - 1
     lowest = None if records.label is None else 1 - float(upper_bound(1 - right, each / 2))
@@ -293,5 +237,5 @@ def _bounds(
         cost_bound=float(cost[0]) + span * float(upper_bound(dear, each)),
         accuracy_gap_bound=min(1.0, gap),
         accuracy_bound=lowest,
-        method=method,
+        method="learn-then-test",
     )

@@ -7,8 +7,6 @@ what their point costs on the calibration records, in multiply-accumulates.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +14,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import BudgetError
-from dvt_edge.policy import Records, replay, solve
-from dvt_edge.policy.baselines import AUTHORS_BUDGETS, authors_thresholds
+from dvt_edge.policy.authors import AUTHORS_BUDGETS, authors_thresholds
+from dvt_edge.policy.choose import RecordedThresholds
+from dvt_edge.policy.records import Records
+from dvt_edge.policy.solver import replay, solve
 
 Rule = Literal["solver", "authors", "recorded"]
 
@@ -52,7 +51,7 @@ def budgeted_curve(
     macs: Sequence[int],
     latency_ms: Sequence[float],
     energy_mj: Sequence[float] | None = None,
-    recorded: npt.ArrayLike | None = None,
+    recorded: RecordedThresholds | None = None,
 ) -> list[CurvePoint]:
     """All points of all rules; ``macs`` [K] of each stage, the costs [K] of leaving at each exit.
 
@@ -79,39 +78,6 @@ def budgeted_curve(
         curve.append(judged("authors", p, theirs))
         limit = replay(calibration, gflops, theirs).cost
         curve.append(judged("solver", p, solve(calibration, gflops, limit).thresholds))
-    if recorded is not None:
-        for point, thresholds in enumerate(np.asarray(recorded, float), start=1):
-            curve.append(judged("recorded", point, thresholds))
+    for point, row in enumerate(recorded or (), start=1):
+        curve.append(judged("recorded", point, [float(value) for value in row]))
     return curve
-
-
-def recorded_thresholds(
-    metadata_thresholds: Sequence[Sequence[float | str]],
-) -> npt.NDArray[np.float64]:
-    """[P, K] from a checkpoint's ``dynamic_threshold``, where infinities are strings."""
-    return np.asarray([[float(value) for value in row] for row in metadata_thresholds])
-
-
-def recorded_point(table: npt.NDArray[np.float64], point: int) -> npt.NDArray[np.float64]:
-    """Row ``point`` (from 1) of the recorded thresholds; raises BudgetError where it is none."""
-    if not 1 <= point <= len(table):
-        raise BudgetError(f"point {point} does not exist; the checkpoint records 1..{len(table)}")
-    return np.asarray(table[point - 1])
-
-
-def as_csv(curve: Sequence[CurvePoint]) -> str:
-    """The curve as comma-separated values with a header line."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    exits = len(curve[0].exit_fraction)
-    numbered = range(1, exits + 1)
-    writer.writerow(
-        ["rule", "point", "gflops", "latency_ms", "energy_mj", "accuracy"]
-        + [f"exit_{k}" for k in numbered]
-        + [f"threshold_{k}" for k in numbered]
-    )
-    for p in curve:
-        energy = "" if p.energy_mj is None else p.energy_mj
-        means = (p.gflops, p.latency_ms, energy, p.accuracy)
-        writer.writerow([p.rule, p.point, *means, *p.exit_fraction, *p.thresholds])
-    return text.getvalue()

@@ -3,7 +3,7 @@
 What this bounds. Call D the deadline and q the largest share of runs in which a stage takes longer
 than the p99 measured for it, 1 % where the machine behaves as when it was measured. The first stage
 always runs, for without it there is no answer. A later stage starts only with its p99 (times the
-slowdown handed in) plus the margin left. A frame whose first stage ended in time is thus late only
+slowdown handed in) left. A frame whose first stage ended in time is thus late only
 if one of the K - 1 later stages outlasted its p99: for at most a share q (K - 1) of the frames, and
 then by what that single stage took beyond its p99, for nothing starts after it. The paper's cascade
 has no such bound: any frame may run all stages.
@@ -28,20 +28,16 @@ from dvt_edge.errors import BudgetError, DataError
 class Deadline:
     """The rule for one cascade; it holds no clock: the caller says how much time is left.
 
-    Raises :class:`~dvt_edge.errors.DataError` without stages or for a negative margin.
+    Raises :class:`~dvt_edge.errors.DataError` without stages.
     """
 
     stage_p99_ms: tuple[float | None, ...]
     """[K]: p99 of each stage alone with its exit's decision. A figure that is missing (None), NaN,
     infinite or negative is unknown, and a stage after the first does not start without it."""
-    margin_ms: float = 0.0
-    """Kept free for the work after the last stage."""
 
     def __post_init__(self) -> None:
         if not self.stage_p99_ms:
             raise DataError("a deadline needs the p99 of at least one stage, found none")
-        if not isfinite(self.margin_ms) or self.margin_ms < 0:
-            raise DataError(f"margin_ms must be 0 or more, found {self.margin_ms}")
 
     def refuse(self, stage: int, left_ms: float, slowdown: Sequence[float] = ()) -> str | None:
         """Why ``stage`` (from 1) may not start with ``left_ms`` left, or None if it may.
@@ -64,16 +60,11 @@ class Deadline:
                 "(run 'dvt-edge profile')"
             )
         factor = float(slowdown[stage - 1]) if len(slowdown) >= stage else 1.0
-        need = p99 * (max(1.0, factor) if isfinite(factor) else 1.0) + self.margin_ms
+        need = p99 * (max(1.0, factor) if isfinite(factor) else 1.0)
         if need <= left_ms:
             return None
         left = "no" if not left_ms > 0 else f"only {left_ms:.3g} ms of"
         return f"stage {stage} needs {need:.3g} ms (p99) and {left} time is left"
-
-    def worst_case_ms(self, deadline_ms: float, first_ms: float) -> float:
-        """The longest a frame takes where preprocessing and the first stage take at most
-        ``first_ms`` and no later stage outlasts its p99."""
-        return max(check_deadline(deadline_ms), first_ms)
 
 
 def check_deadline(deadline_ms: float) -> float:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dvt_edge.errors import DataError
 
 Floats = npt.NDArray[np.float64]
+Exits = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,47 @@ class Records:
     def exits(self) -> int:
         return int(self.confidence.shape[1])
 
+    @property
+    def truth(self) -> npt.NDArray[np.int32]:
+        """[N]: the class that counts as right: the label, or the last exit's answer without one."""
+        return self.prediction[:, -1] if self.label is None else self.label
+
     @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """[N, K]: whether the exit's answer is right, or agrees with the last exit."""
-        truth = self.prediction[:, -1] if self.label is None else self.label
-        right: npt.NDArray[np.bool_] = self.prediction == truth[:, None]
+        right: npt.NDArray[np.bool_] = self.prediction == self.truth[:, None]
         return right
 
     @cached_property
     def accuracy(self) -> Floats:
         """[K]: share of right answers of every exit."""
         return np.asarray(self.correct.mean(axis=0))
+
+    def exits_taken(self, thresholds: npt.ArrayLike) -> Exits:
+        """[N]: the exit, from 0, at which each record leaves by ``thresholds`` [K].
+
+        Raises :class:`~dvt_edge.errors.DataError` for another number of thresholds.
+        """
+        limits = np.asarray(thresholds, float)
+        if limits.shape != (self.exits,):
+            raise DataError(f"expected {self.exits} thresholds, found {limits.shape}")
+        leaves = self.confidence >= limits
+        leaves[:, -1] = True
+        return np.asarray(leaves.argmax(axis=1))
+
+    def correct_at(self, exits: Exits) -> npt.NDArray[np.bool_]:
+        """[N]: whether each record's answer at its own of ``exits`` [N], from 0, is right."""
+        return np.asarray(self.correct[np.arange(len(self)), exits])
+
+    def exit_shares(self, exits: Exits) -> Floats:
+        """[K]: share of ``exits`` [n], from 0, at each exit."""
+        return np.bincount(exits, minlength=self.exits) / len(exits)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Records:
+        """The records ``rows`` [n], in that order."""
+        label = None if self.label is None else self.label[rows]
+        return Records(self.confidence[rows], self.prediction[rows], label)
+
+    def first_exits(self, exits: int) -> Records:
+        """The records of the first ``exits`` only; what is right stays what it was."""
+        return Records(self.confidence[:, :exits], self.prediction[:, :exits], self.truth)

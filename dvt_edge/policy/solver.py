@@ -9,7 +9,6 @@ search (:mod:`dvt_edge.policy.search` says how). Budgets in milliseconds and jou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,6 @@ from dvt_edge.policy.search import (
     search,
 )
 
-Statistic = Literal["mean", "p50", "p95", "p99", "max"]
-TAIL_SHARE = {"p50": 0.5, "p95": 0.05, "p99": 0.01, "max": 0.0}
-"""Share of the samples that may exceed the limit, for every statistic but the mean."""
 FRONTIER_POINTS = 256
 """Most points of a frontier of up to three exits."""
 FRONTIER_POINTS_SLOW = 33
@@ -47,37 +43,27 @@ class Solution:
     """[K]: share of samples that leave at each exit."""
 
 
-def exits_taken(records: Records, thresholds: npt.ArrayLike) -> npt.NDArray[np.intp]:
-    """[N]: the exit, from 0, at which each record leaves by ``thresholds`` [K]."""
-    leaves = records.confidence >= np.asarray(thresholds, float)
-    leaves[:, -1] = True
-    return np.asarray(leaves.argmax(axis=1))
+def closed_before(exits: int, exit_at: int) -> Floats:
+    """[K] thresholds with which everything leaves at ``exit_at`` (from 0) of ``exits``."""
+    return np.array([np.inf] * exit_at + [-np.inf] * (exits - exit_at))
 
 
 def replay(records: Records, cost: npt.ArrayLike, thresholds: npt.ArrayLike) -> Solution:
     """What ``thresholds`` [K] give on ``records`` when leaving at exit k costs ``cost[k]``."""
-    costs, limits = check_cost(records, cost), np.asarray(thresholds, float)
-    if limits.shape != costs.shape:
-        raise DataError(f"expected {records.exits} thresholds, found {limits.shape}")
-    at = exits_taken(records, limits)
-    fraction = np.bincount(at, minlength=records.exits) / len(records)
-    accuracy = records.correct[np.arange(len(records)), at].mean()
-    final = limits.copy()
+    costs, final = check_cost(records, cost), np.array(thresholds, float)
+    at = records.exits_taken(final)
     final[-1] = -np.inf
-    return Solution(final, float(accuracy), float(fraction @ costs), fraction)
+    fraction = records.exit_shares(at)
+    return Solution(final, float(records.correct_at(at).mean()), float(fraction @ costs), fraction)
 
 
-def solve(
-    records: Records, cost: npt.ArrayLike, limit: float, statistic: Statistic = "mean"
-) -> Solution:
-    """The most accurate thresholds whose cost is at most ``limit``; the cheapest among equals.
+def solve(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
+    """The most accurate thresholds whose mean cost is at most ``limit``; the cheapest among equals.
 
     ``cost`` [K] is the cumulative cost of leaving at each exit, positive and increasing, in the
-    unit of ``limit``. ``statistic`` says what the limit is on: the mean over the samples, or a
-    quantile of it (at most 50, 5, 1 or 0 % of the samples may leave at exits that cost more than
-    ``limit``; for 0 % such exits are closed), every sample of an exit costing the same. For exits
-    with a spread of their own use :func:`~dvt_edge.policy.budget.solve_budget`. Thresholds lie
-    halfway between neighbouring confidences.
+    unit of ``limit``. For percentiles and several limits use
+    :func:`~dvt_edge.policy.budget.solve_budget`. Thresholds lie halfway between neighbouring
+    confidences.
 
     Exact for up to four exits. O(N log N) with up to three (50,000 records: about 0.15 s on two
     cores). Four are solved by branch and bound: O(N^2 log N) at worst, far less where accuracy
@@ -87,24 +73,19 @@ def solve(
     Raises :class:`~dvt_edge.errors.BudgetError`, with the smallest feasible limit, when even
     leaving at the first exit costs more than ``limit``, and
     :class:`~dvt_edge.errors.DataError` for costs that are not one per exit, positive and
-    increasing, or a statistic that does not exist.
+    increasing.
     """
     costs = check_cost(records, cost)
-    check_positive("a budget", limit)
-    check_statistic(statistic)
+    if not np.isfinite(limit) or limit <= 0:
+        raise BudgetError(f"a budget is a positive number, found {limit}")
     if limit < costs[0]:
         raise BudgetError(
             f"the budget of {limit:g} is smaller than the first exit's cost; the smallest possible "
             f"is {round_up(costs[0]):g}"
         )
-    exits, limits = records.exits, [(costs, limit)]
-    if statistic == "max":
-        exits = int((costs <= limit).sum())
-    elif statistic != "mean":
-        limits = [(costs, np.inf), ((costs > limit).astype(float), TAIL_SHARE[statistic])]
-    found = search(make_problem(records, limits, exits))
+    found = search(make_problem(records, [(costs, limit)]))
     assert found is not None  # leaving at the first exit keeps the limit
-    return replay(records, costs, [*found.thresholds, *[-np.inf] * (records.exits - exits)])
+    return replay(records, costs, found.thresholds)
 
 
 def frontier(
@@ -137,7 +118,7 @@ def frontier(
             if point.price < found[-1].price:
                 found.append(point)
     solutions = [replay(records, costs, point.thresholds) for point in reversed(found)]
-    start = replay(records, costs, [-np.inf] * records.exits)
+    start = replay(records, costs, closed_before(records.exits, 0))
     return tuple(s for s in (start, *solutions) if s is start or s.cost > start.cost)
 
 
@@ -151,18 +132,6 @@ def check_cost(records: Records, cost: npt.ArrayLike) -> Floats:
             f"costs must be positive and increase from exit to exit, found {costs.tolist()}"
         )
     return costs
-
-
-def check_positive(what: str, value: float) -> None:
-    """Raises BudgetError unless ``value`` is a positive, finite number."""
-    if not np.isfinite(value) or value <= 0:
-        raise BudgetError(f"{what} is a positive number, found {value}")
-
-
-def check_statistic(statistic: str) -> None:
-    """Raises DataError for a statistic that does not exist."""
-    if statistic != "mean" and statistic not in TAIL_SHARE:
-        raise DataError(f"statistic must be mean, {', '.join(TAIL_SHARE)}; found '{statistic}'")
 
 
 def make_problem(

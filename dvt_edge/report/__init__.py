@@ -2,6 +2,6 @@
 
 from dvt_edge.report.collect import collect
 from dvt_edge.report.data import ReportData
-from dvt_edge.report.page import render, write_report
+from dvt_edge.report.page import check_libraries, render, write_report
 
-__all__ = ["ReportData", "collect", "render", "write_report"]
+__all__ = ["ReportData", "check_libraries", "collect", "render", "write_report"]

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.bundle.manifest import Manifest
-from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy import Records, Solution, frontier, replay, solve_budget, solve_certified
-from dvt_edge.policy.baselines import AUTHORS_BUDGETS, authors_thresholds
-from dvt_edge.policy.certificate import Certificate, leave_at
-from dvt_edge.policy.curve import recorded_point, recorded_thresholds
+from dvt_edge.bundle.costs import Costs
+from dvt_edge.errors import DataError
+from dvt_edge.policy import (
+    Certificate,
+    Records,
+    frontier,
+    replay,
+)
+from dvt_edge.policy.authors import AUTHORS_BUDGETS, authors_thresholds
+from dvt_edge.policy.choose import finite_thresholds
 from dvt_edge.policy.records import Floats
-from dvt_edge.profile import BudgetConfig
+from dvt_edge.policy.solver import closed_before
 from dvt_edge.report.data import CertificateFigures, CostKind, Point
-from dvt_edge.runtime.measuring.costs import Costs
 
 MANY_RECORDS = 5_000
 FEW_POINTS = 17
@@ -36,8 +39,8 @@ class Choices:
     def point(
         self,
         thresholds: npt.ArrayLike,
-        class_of: npt.NDArray[np.int64] | None = None,
-        shown: npt.NDArray[np.int64] | None = None,
+        class_of: npt.NDArray[np.integer] | None = None,
+        shown: npt.NDArray[np.integer] | None = None,
     ) -> Point:
         """What ``thresholds`` [K] give; with exits by class where ``class_of`` [N] says the class
         of each record and ``shown`` [C] which classes to count."""
@@ -45,12 +48,12 @@ class Choices:
         energy = None if self.energy_mj is None else float(found.exit_fraction @ self.energy_mj)
         counts: tuple[tuple[int, ...], ...] = ()
         if class_of is not None and shown is not None:
-            at = leave_at(self.records, found.thresholds)
+            at = self.records.exits_taken(found.thresholds)
             table = np.zeros((class_of.max() + 1, self.records.exits), np.int64)
             np.add.at(table, (class_of, at), 1)
             counts = tuple(tuple(row) for row in table[shown].tolist())
         return Point(
-            thresholds=as_json(found.thresholds),
+            thresholds=finite_thresholds(found.thresholds),
             exit_fraction=tuple(found.exit_fraction.tolist()),
             accuracy=found.accuracy,
             latency_ms=found.cost,
@@ -80,39 +83,12 @@ class Choices:
     def single_exits(self) -> list[Floats]:
         """[K] thresholds with which all frames leave at one exit, for each exit."""
         exits = self.records.exits
-        return [np.array([np.inf] * k + [-np.inf] * (exits - k)) for k in range(exits)]
+        return [closed_before(exits, k) for k in range(exits)]
 
     def authors(self) -> list[Floats]:
         """Thresholds of the authors' rule, without repetitions."""
         found = [authors_thresholds(self.records, p) for p in AUTHORS_BUDGETS]
         return list({tuple(thresholds): thresholds for thresholds in found}.values())
-
-
-def as_json(thresholds: Floats) -> tuple[float | None, ...]:
-    """Thresholds for JSON, which has no infinity: None where nobody leaves, 0 where all do."""
-    return tuple(None if t == np.inf else max(float(t), 0.0) for t in thresholds)
-
-
-def operating_solution(
-    records: Records, costs: Costs, manifest: Manifest, budget: BudgetConfig
-) -> tuple[Solution, Certificate | None]:
-    """The thresholds that a Runtime would choose for ``budget``, and what is certified of them.
-
-    Raises :class:`~dvt_edge.errors.BudgetError` where no thresholds keep the budget here.
-    """
-    if budget.point is not None:
-        table = manifest.recorded_thresholds
-        if table is None:
-            raise BudgetError(
-                "thresholds: recorded needs a model imported with recorded thresholds, and this "
-                "one carries none; give a limit such as latency_ms"
-            )
-        chosen = recorded_point(recorded_thresholds(table), budget.point)
-        return replay(records, costs.mean_ms, chosen), None
-    arguments = (records, costs.latency, costs.energy_mj, budget.limits)
-    if budget.confidence_level is None:
-        return solve_budget(*arguments), None
-    return solve_certified(*arguments, budget.confidence_level)
 
 
 def certificate_figures(certificate: Certificate | None, reason: str) -> CertificateFigures:

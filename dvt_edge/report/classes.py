@@ -19,13 +19,7 @@ IMAGES_PER_ROW = 4
 FEW_IMAGES = 5
 """Where classes are many, those with fewer records say little about being easy."""
 
-Rows = npt.NDArray[np.int64]
-
-
-def class_of_records(records: Records) -> Rows:
-    """[N]: the label of each record, or what the last exit answers where there are no labels."""
-    found = records.prediction[:, -1] if records.label is None else records.label
-    return np.asarray(found, np.int64)
+Rows = npt.NDArray[np.integer]
 
 
 def order_classes(class_of: Rows, at: Rows, most: int = CLASSES_SHOWN) -> Rows:
@@ -61,7 +55,7 @@ def easiest_and_hardest(
     were the least sure before. No record is both.
     """
     confidence = records.confidence[np.arange(len(records)), at]
-    right = records.correct[np.arange(len(records)), at]
+    right = records.correct_at(at)
     # Nobody is "before" the first exit: then it is the first exit's own confidence.
     before = records.confidence[:, : max(1, records.exits - 1)].max(axis=1)
     by_ease = rows[np.lexsort((-confidence[rows], at[rows]))]
@@ -105,7 +99,7 @@ def gallery(
     or cannot be read.
     """
     check_images(images, rows, records)
-    class_of = class_of_records(records)
+    class_of = records.truth
 
     def thumbnails(chosen: Rows) -> tuple[Thumbnail, ...]:
         return tuple(

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.measurement import Measurement
 from dvt_edge.errors import BudgetError, BundleError, DataError
 from dvt_edge.files.datasets import ImageDataset, open_images, spread_rows
 from dvt_edge.policy import Records
-from dvt_edge.policy.certificate import leave_at
+from dvt_edge.policy.choose import choose_thresholds
 from dvt_edge.policy.records import Floats
 from dvt_edge.profile import BudgetConfig, Profile
 from dvt_edge.report.choices import (
     Choices,
     certificate_figures,
     checked_energy,
-    operating_solution,
 )
-from dvt_edge.report.classes import Rows, class_of_records, gallery, order_classes
+from dvt_edge.report.classes import Rows, gallery, order_classes
 from dvt_edge.report.data import (
     CertificateFigures,
     ClassImages,
@@ -28,7 +28,6 @@ from dvt_edge.report.data import (
     ReportData,
     StageFacts,
 )
-from dvt_edge.runtime.measuring.costs import Costs
 
 
 def collect(
@@ -55,8 +54,8 @@ def collect(
     curves = choices.frontiers()
     operating, certificate, chosen = _operating(choices, costs, bundle, profile.budget)
     # Without thresholds for the budget, easy and hard is what the most accurate ones make of it.
-    at = leave_at(records, curves["latency"][-1] if chosen is None else chosen)
-    class_of = class_of_records(records)
+    at = records.exits_taken(curves["latency"][-1] if chosen is None else chosen)
+    class_of = records.truth
     shown = order_classes(class_of, at)
     pictures, no_pictures = _gallery(bundle, profile, images, records, at, shown)
     if operating.point is not None and chosen is not None:
@@ -120,7 +119,9 @@ def _operating(
 ) -> tuple[OperatingPoint, CertificateFigures, Floats | None]:
     """The budget's point, what is certified of it, and its thresholds [K] where there are some."""
     try:
-        solution, certificate = operating_solution(choices.records, costs, bundle.manifest, budget)
+        chosen = choose_thresholds(
+            choices.records, costs, budget, bundle.manifest.recorded_thresholds
+        )
     except BudgetError as error:
         start: dict[CostKind, float] = {}
         if budget.latency_ms is not None:
@@ -132,7 +133,7 @@ def _operating(
             certificate_figures(None, str(error)),
             None,
         )
-    point = choices.point(solution.thresholds)
+    point = choices.point(chosen.thresholds)
     mean = budget.latency_ms if budget.statistic == "mean" else None
     start = {"latency": point.latency_ms if mean is None else mean}
     if point.energy_mj is not None:
@@ -140,8 +141,8 @@ def _operating(
     reason = "the budget has no confidence_level; set it, to 0.95 say, to have one"
     return (
         OperatingPoint(budget=str(budget), start=start, point=point),
-        certificate_figures(certificate, reason),
-        solution.thresholds,
+        certificate_figures(chosen.certificate, reason),
+        chosen.solution.thresholds,
     )
 
 

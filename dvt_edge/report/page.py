@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import dvt_edge
-from dvt_edge.errors import ConfigError
-from dvt_edge.files.replacing import replaced_file
+from dvt_edge.files.replacing import check_writable, write_text
 from dvt_edge.report.data import ReportData
+from dvt_edge.requirements import need
 
 _HERE = Path(__file__).parent
-_MISSING = "a report needs {}; install it with pip install 'dvt-edge[report]'"
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -26,24 +25,21 @@ def write_report(path: Path, data: ReportData) -> None:
     ``report`` is not installed.
     """
     text = render(data)
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; give the name of a file, such as report.html")
-    try:
-        with replaced_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: the report cannot be written ({error.strerror}); choose another file"
-        ) from None
+    check_writable(path)
+    write_text(path, text)
+
+
+def check_libraries() -> None:
+    """Raise :class:`~dvt_edge.errors.ConfigError` without the extra ``report``."""
+    need("a report", "jinja2", "plotly")
 
 
 def render(data: ReportData) -> str:
     """The page as text. Raises :class:`~dvt_edge.errors.ConfigError` without the extra
     ``report``."""
-    try:
-        import jinja2
-    except ImportError:
-        raise ConfigError(_MISSING.format("Jinja2")) from None
+    check_libraries()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -98,10 +94,8 @@ def _verbatim(text: str) -> Any:
 @cache
 def _plotly() -> str:
     """Plotly's script, gzipped, in base64: 2 MB instead of 5. Browsers unpack it."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ConfigError(_MISSING.format("Plotly")) from None
+    from plotly.offline import get_plotlyjs
+
     packed = gzip.compress(get_plotlyjs().encode(), mtime=0)  # the same page for the same data
     return base64.b64encode(packed).decode("ascii")
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BackendError, ClosedError
+from dvt_edge.requirements import LIBRARIES
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the default stream, where torch works, and ours do not wait for each
@@ -69,8 +70,7 @@ class CudaDevice:
             import pycuda.driver as cuda
         except ImportError as error:
             raise BackendError(
-                f"running engines needs pycuda ({error}); install it where CUDA's nvcc is on PATH "
-                "with pip install 'dvt-edge[tensorrt]'"
+                f"running on a GPU needs pycuda ({error}); {LIBRARIES['pycuda.driver'].install}"
             ) from None
         self._cuda: Any = cuda
         self._process = os.getpid()

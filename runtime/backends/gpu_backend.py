@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, TensorSpec, handed_on
 from dvt_edge.errors import BackendError, ClosedError
+from dvt_edge.requirements import LIBRARIES
 from dvt_edge.runtime.backends.cuda_device import CudaDevice, MappedArray
 from dvt_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaStage, open_cuda_session
 from dvt_edge.runtime.backends.protocol import StageAnswer
@@ -51,12 +53,15 @@ class DeviceBackend:
 
     def __init__(
         self,
+        name: str,
         device: CudaDevice,
         stages: Sequence[StageEngine],
         specs: Sequence[StageSpec],
         batch_sizes: Sequence[int],
     ) -> None:
+        self.name = name
         self.device = device
+        self.gpu: str | None = device.name
         self._stages, self._specs = list(stages), list(specs)
         self._batch_sizes = sorted(batch_sizes)
         self.gather: Gather = self._copy_rows
@@ -66,8 +71,7 @@ class DeviceBackend:
         self._answers: list[dict[str, MappedArray]] = []
         self._addresses: list[dict[str, int]] = []
         self._closed = False
-        self.stage_ms = 0.0
-        """Time of the last stage by CUDA events, without the host's part."""
+        self.stage_ms: float | None = 0.0
         try:
             with device.current():
                 self._allocate()
@@ -242,7 +246,9 @@ def open_tensorrt(
         for path in paths:
             yield TensorRTStage(trt, runtime, logger, path.read_bytes(), str(path))
 
-    return _open(CudaDevice(), stages, specs, batch_sizes)
+    return _open(
+        f"{LIBRARIES[module].name} {trt.__version__}", CudaDevice(), stages, specs, batch_sizes
+    )
 
 
 def open_onnxruntime_cuda(
@@ -254,10 +260,11 @@ def open_onnxruntime_cuda(
         for path, spec in zip(paths, specs, strict=True):
             yield OnnxRuntimeCudaStage(open_cuda_session(path, device.stream), spec)
 
-    return _open(CudaDevice(), stages, specs, batch_sizes)
+    return _open(f"ONNX Runtime {ort.__version__}", CudaDevice(), stages, specs, batch_sizes)
 
 
 def _open(
+    name: str,
     device: CudaDevice,
     stages: Callable[[CudaDevice], Iterator[StageEngine]],
     specs: Sequence[StageSpec],
@@ -272,7 +279,7 @@ def _open(
             stage.close()
         device.close()
         raise
-    backend = DeviceBackend(device, opened, specs, batch_sizes)
+    backend = DeviceBackend(name, device, opened, specs, batch_sizes)
     fatbin = kernels()
     if fatbin is not None:
         try:

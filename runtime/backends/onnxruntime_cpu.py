@@ -67,6 +67,9 @@ class OnnxRuntimeBackend:
     def __init__(
         self, paths: Sequence[Path], specs: Sequence[StageSpec], max_batch: int, threads: int
     ) -> None:
+        self.name = f"ONNX Runtime {ort.__version__}"
+        self.gpu: str | None = None
+        self.stage_ms: float | None = None
         self._max_batch = max_batch
         batches = max_batch > 1
         self._sessions = [open_session(str(p), threads, shared_scratch=batches) for p in paths]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dvt_edge.bundle.bundle import Bundle
-from dvt_edge.bundle.manifest import Manifest, StageSpec
+from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import available_cores, read_board
 from dvt_edge.machine.driver import read_driver
@@ -32,13 +32,6 @@ def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:
         Preprocessor(manifest.input, manifest.engine.threads or available_cores()),
         manifest.class_names,
     )
-
-
-def on_gpu(manifest: Manifest) -> bool:
-    """Whether :func:`open_backend` takes the GPU for it; raises as the driver does."""
-    if manifest.engine.builds_engines:
-        return read_driver() is not None
-    return manifest.engine.provider != "cpu"
 
 
 def open_backend(bundle: Bundle) -> Backend:

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dvt_edge.machine.board import processor_name, read_power_mode
+
 
 class StageAnswer(NamedTuple):
     """One stage's answers; views into the backend's memory, valid until the stage runs again."""
@@ -24,6 +26,19 @@ class Backend(Protocol):
     stage; only confidence and class come out. A backend knows nothing of thresholds or budgets. It
     is used by one thread at a time.
     """
+
+    @property
+    def name(self) -> str:
+        """What executes the stages, with its version, such as ``ONNX Runtime 1.32.0``."""
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that it runs on; None where that is the CPU."""
+
+    @property
+    def stage_ms(self) -> float | None:
+        """How long the device itself was busy with the stage that ran last, by its own events; None
+        where there is no device but the CPU, whose time the caller's clock tells."""
 
     @property
     def max_batch(self) -> int:
@@ -51,3 +66,12 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free everything; the backend is not used afterwards."""
+
+
+def machine_name(backend: Backend) -> str:
+    """What timings on ``backend`` depend on: processor, cores, GPU, engine, power mode."""
+    parts = [processor_name(), backend.gpu, backend.name]
+    mode = read_power_mode()  # the one in force, not the one that engines were built in
+    if mode:
+        parts.append(f"power mode {mode}")
+    return ", ".join(filter(None, parts))

@@ -17,7 +17,9 @@ from dvt_edge.energy import (
 )
 from dvt_edge.energy.opening import OR_DECLARE
 from dvt_edge.errors import EnergyError
-from dvt_edge.runtime.measuring.timing import Clock, ForcedExits, Progress, silent
+from dvt_edge.machine.clock import Clock
+from dvt_edge.progress import Progress, silent
+from dvt_edge.runtime.measuring.timing import ForcedExits
 
 IDLE_WINDOWS = 3
 WINDOWS_PER_DURATION = 4
@@ -57,7 +59,7 @@ class EnergyRun:
         """Let the machine rest, with the model loaded."""
         windows: list[Window] = []
         for done in range(IDLE_WINDOWS if self.available else 0):
-            progress("energy, idle", done / IDLE_WINDOWS)
+            progress("energy, idle", done, IDLE_WINDOWS)
             with self._meter.window() as window:
                 clock.sleep(self.window_s)
             windows.append(window)
@@ -66,7 +68,7 @@ class EnergyRun:
                 return
         if windows:
             self._idle = IdlePower.of(windows)
-            progress("energy, idle", 1.0)
+            progress("energy, idle", IDLE_WINDOWS, IDLE_WINDOWS)
 
     def work(self, exits: ForcedExits, clock: Clock, progress: Progress = silent) -> None:
         """Run the mixes, one window each, and fit."""
@@ -75,7 +77,7 @@ class EnergyRun:
         mixes: list[Mix] = []
         patterns = mix_patterns(exits.count)
         for done, pattern in enumerate(patterns):
-            progress("energy, exits", done / len(patterns))
+            progress("energy, exits", done, len(patterns))
             counts = [0] * exits.count
             with self._meter.window() as window:
                 until = clock.now() + self.window_s
@@ -88,7 +90,7 @@ class EnergyRun:
             if not self._has_figures(window):
                 return
             mixes.append(Mix.of(counts, window))
-        progress("energy, exits", 1.0)
+        progress("energy, exits", len(patterns), len(patterns))
         self._fit(mixes, self._idle)
 
     def _fit(self, mixes: Sequence[Mix], idle: IdlePower) -> None:

@@ -7,31 +7,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from dvt_edge.bundle.bundle import Bundle, write_aside
-from dvt_edge.bundle.manifest import MEASUREMENT, Manifest
+from dvt_edge.bundle.costs import Costs, costs_from_timing
+from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.bundle.measurement import EnergyFigures, Measurement, PacedTiming
 from dvt_edge.energy import Meter
-from dvt_edge.energy.opening import Processor
-from dvt_edge.errors import BundleError, EnergyError
+from dvt_edge.errors import EnergyError
+from dvt_edge.machine.clock import Clock, RealClock, now_utc
 from dvt_edge.machine.conditions import changes, read_conditions
-from dvt_edge.runtime.backends.opening import on_gpu
+from dvt_edge.progress import Progress, silent
+from dvt_edge.runtime.backends.protocol import machine_name
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.measuring.costs import machine_name, now_utc
 from dvt_edge.runtime.measuring.exit_energy import EnergyRun, declared_figures
 from dvt_edge.runtime.measuring.timing import (
     WARM_UP_LIMIT_S,
-    Clock,
     ForcedExits,
-    Progress,
-    RealClock,
-    silent,
     time_back_to_back,
     time_paced,
     warm_up,
 )
 
+QUICK_MEASUREMENT_S = 0.5
+"""For :func:`measure_costs`, where ``dvt-edge profile`` has not measured here."""
+QUICK_WARM_UP_S = 0.5
+"""Most time that the warm-up of :func:`measure_costs` takes."""
 FEW_RUNS = 20
 """With fewer runs per exit, the 95th percentile is the longest run."""
 SLOWER_PACED = 1.1
@@ -39,7 +37,7 @@ SLOWER_PACED = 1.1
 
 
 @dataclass(frozen=True)
-class Plan:
+class HowToMeasure:
     """How to measure."""
 
     duration_s: float = 10.0
@@ -48,11 +46,6 @@ class Plan:
     """Frames per second of the camera to imitate, for half of the time; None to leave it out."""
     watts: tuple[float, ...] | None = None
     """[K]: declared power per stage, for where no meter can be read."""
-
-
-def runs_on(manifest: Manifest) -> Processor:
-    """Which processor a meter must see."""
-    return "gpu" if on_gpu(manifest) else "cpu"
 
 
 def declared_watts(watts: float | Sequence[float], stages: int) -> tuple[float, ...]:
@@ -69,36 +62,35 @@ def declared_watts(watts: float | Sequence[float], stages: int) -> tuple[float, 
 
 def measure(
     loop: CascadeLoop,
-    bundle: Bundle,
+    manifest: Manifest,
     meter: Meter,
-    plan: Plan,
+    how: HowToMeasure,
     *,
     clock: Clock | None = None,
     root: str | Path = "/",
     progress: Progress = silent,
 ) -> Measurement:
-    """Measure every exit of ``bundle`` through ``loop``, as ``plan`` says.
+    """Measure every exit of ``manifest``'s bundle through ``loop``, as ``how`` says.
 
     Idle power comes first. Then everything runs until it has settled, at the camera's pace, back
     to back, and, where ``meter`` can be read, in mixes of exits for its energy. What cannot be
     measured has a reason in the result. ``root`` is where conditions are read.
     """
     clock = clock or RealClock()
-    manifest = bundle.manifest
     exits = ForcedExits(loop, manifest)
-    energy = EnergyRun(meter, plan.duration_s)
+    energy = EnergyRun(meter, how.duration_s)
     energy.idle(clock, progress)
-    progress("warming up", 0.0)
-    limit_s = max(WARM_UP_LIMIT_S, plan.duration_s)
+    progress("warming up", 0, 1)
+    limit_s = max(WARM_UP_LIMIT_S, how.duration_s)
     warm = warm_up(exits, clock, limit_s)
-    progress("warming up", 1.0)
+    progress("warming up", 1, 1)
     before = read_conditions(root)  # clocks follow the load: right after it
     spent_s, started = 0.0, clock.now()
     paced, runs, settled = None, warm.runs, warm.settled
-    part_s = plan.duration_s
-    if plan.pace_fps is not None:
-        part_s = plan.duration_s / 2
-        paced = time_paced(exits, clock, part_s, plan.pace_fps, progress)
+    part_s = how.duration_s
+    if how.pace_fps is not None:
+        part_s = how.duration_s / 2
+        paced = time_paced(exits, clock, part_s, how.pace_fps, progress)
         spent_s = clock.now() - started
         again = warm_up(exits, clock, limit_s)  # clocks may have fallen between the frames
         runs, settled = runs + again.runs, settled and again.settled
@@ -108,11 +100,11 @@ def measure(
     energy.work(exits, clock, progress)
     after = read_conditions(root)
     figures = energy.figures
-    if figures.unavailable is not None and plan.watts is not None:
-        figures = declared_figures(plan.watts, back_to_back, figures.unavailable)
+    if figures.unavailable is not None and how.watts is not None:
+        figures = declared_figures(how.watts, back_to_back, figures.unavailable)
     remarks = _remarks(back_to_back, paced, figures, settled, limit_s)
     return Measurement(
-        machine=machine_name(manifest),
+        machine=machine_name(loop.backend),
         content_hash=manifest.content_hash,
         measured_at=now_utc(),
         seconds=spent_s,
@@ -181,23 +173,17 @@ def _process_bytes() -> int | None:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def save_measurement(bundle: Bundle, measurement: Measurement) -> None:
-    """Store ``measurement`` in the bundle; raises :class:`~dvt_edge.errors.BundleError`."""
-    path = bundle.folder / MEASUREMENT
-    try:
-        write_aside(path, measurement.model_dump_json(indent=2))
-    except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be written ({error}); make the folder writable"
-        ) from None
+def measure_costs(
+    loop: CascadeLoop, manifest: Manifest, seconds: float, progress: Progress = silent
+) -> Costs:
+    """Time ``classify`` for every exit in turn, for about ``seconds`` after a short warm-up.
 
-
-def load_measurement(bundle: Bundle) -> Measurement | None:
-    """The stored measurement of these stages, of any machine; None where there is none."""
-    try:
-        found = Measurement.model_validate_json(
-            (bundle.folder / MEASUREMENT).read_text(encoding="utf-8")
-        )
-    except (OSError, ValidationError, UnicodeDecodeError):
-        return None
-    return found if found.content_hash == bundle.manifest.content_hash else None
+    For a start without stored costs; :func:`measure` takes its time and looks at more.
+    """
+    exits, clock = ForcedExits(loop, manifest), RealClock()
+    warm_up(exits, clock, QUICK_WARM_UP_S)
+    timing = time_back_to_back(exits, clock, seconds, progress)
+    machine = machine_name(loop.backend)
+    return costs_from_timing(
+        machine, manifest.content_hash, now_utc(), manifest.frame_shape, timing
+    )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.bundle.measurement import Distribution, ExitTiming, PacedTiming
-from dvt_edge.runtime.backends.protocol import StageAnswer
+from dvt_edge.machine.clock import Clock
+from dvt_edge.policy.solver import closed_before
+from dvt_edge.policy.statistic import PERCENTILES
+from dvt_edge.progress import Progress, silent
+from dvt_edge.runtime.backends.protocol import Backend, StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import frame_shape
@@ -32,33 +35,6 @@ MIN_ROUNDS = 10
 MIN_PACED_ROUNDS = 2
 HISTOGRAM_BINS = 40
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of it that is done, 0..1."""
-
-
-def silent(what: str, share: float) -> None:
-    """A :data:`Progress` for nobody."""
-
-
-class Clock(Protocol):
-    """Time in seconds; tests bring one that takes none."""
-
-    def now(self) -> float:
-        """Seconds that only increase, from any start."""
-
-    def sleep(self, seconds: float) -> None:
-        """Let ``seconds`` pass without work: the processor may lower its clocks meanwhile."""
-
-
-class RealClock:
-    """The clock of the machine."""
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
 
 class Repeatable(Protocol):
     """Something that is run again and again until it has settled."""
@@ -72,9 +48,9 @@ class Repeatable(Protocol):
 
 
 class _DeviceTimes:
-    """A backend on a device, and how long the device was busy with each stage that ran."""
+    """A backend, and how long its device was busy with each stage that ran."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.busy_ms: list[float] = []
 
@@ -82,8 +58,8 @@ class _DeviceTimes:
         return getattr(self._backend, name)
 
     def run_stage(self, stage: int, count: int) -> StageAnswer:
-        answer: StageAnswer = self._backend.run_stage(stage, count)
-        self.busy_ms.append(self._backend.stage_ms)
+        answer = self._backend.run_stage(stage, count)
+        self.busy_ms.append(self._backend.stage_ms or 0.0)
         return answer
 
 
@@ -98,12 +74,11 @@ class ForcedExits:
         self.count = len(manifest.stages)
         self._loop = copy(loop)
         self._times: _DeviceTimes | None = None
-        if isinstance(getattr(loop.backend, "stage_ms", None), float):  # by a device's own events
-            self._loop.backend = self._times = _DeviceTimes(loop.backend)
+        if loop.backend.stage_ms is not None:
+            self._times = _DeviceTimes(loop.backend)
+            self._loop.backend = cast(Backend, self._times)
         self._frame = noise_frame(manifest)
-        self._thresholds = [
-            (math.inf,) * k + (-math.inf,) * (self.count - k) for k in range(self.count)
-        ]
+        self._thresholds = [tuple(closed_before(self.count, k).tolist()) for k in range(self.count)]
 
     def run(self, exit_at: int) -> Prediction:
         """Classify the frame up to exit ``exit_at`` (from 0)."""
@@ -214,21 +189,22 @@ def distribution(samples_ms: npt.ArrayLike, bins: int = 0) -> Distribution:
     and of fewer than 100 it is the longest.
     """
     samples = np.asarray(samples_ms, float)
-    p50, p95, p99 = np.percentile(samples, (50, 95, 99), method="inverted_cdf").tolist()
+    percentiles = np.percentile(samples, [*PERCENTILES.values()], method="inverted_cdf")
+    figures = {f"{name}_ms": float(q) for name, q in zip(PERCENTILES, percentiles, strict=True)}
     edges: Sequence[float] = ()
     counts: Sequence[int] = ()
     if bins:
         low, high = float(samples.min()), float(samples.max())
-        top = p99 if p99 > low else low + max(1e-6, 1e-6 * low)  # all alike: one narrow range
+        top = (
+            figures["p99_ms"] if figures["p99_ms"] > low else low + max(1e-6, 1e-6 * low)
+        )  # all alike: one narrow range
         edges = np.linspace(low, top, bins + 1).tolist()
         if high > edges[-1]:
             edges = [*edges, high]
         counts = np.histogram(samples, edges)[0].tolist()
     return Distribution(
+        **figures,
         mean_ms=float(samples.mean()),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
         max_ms=float(samples.max()),
         runs=len(samples),
         edges_ms=tuple(edges),
@@ -242,11 +218,11 @@ def time_back_to_back(
     """Time all exits in turn without a pause, for about ``seconds``."""
     samples, rounds, started = Samples(exits), 0, clock.now()
     while (spent := clock.now() - started) < seconds or rounds < MIN_ROUNDS:
-        progress("back to back", min(1.0, spent / seconds))
+        progress("back to back", min(spent, seconds), seconds)
         for k in range(exits.count):
             samples.run(k)
         rounds += 1
-    progress("back to back", 1.0)
+    progress("back to back", seconds, seconds)
     return samples.timing(None)
 
 
@@ -262,7 +238,7 @@ def time_paced(
     samples, started = Samples(exits), clock.now()
     frames = missed = due = 0
     while due < seconds * fps or frames < MIN_PACED_ROUNDS * exits.count:
-        progress(f"at {fps:g} fps", min(1.0, due / (seconds * fps)))
+        progress(f"at {fps:g} fps", min(due / fps, seconds), seconds)
         wait = started + due / fps - clock.now()
         if wait > 0:
             clock.sleep(wait)
@@ -271,5 +247,5 @@ def time_paced(
         passed = (clock.now() - started) * fps  # in frames of the camera
         missed += passed > due + 1 + 1e-9
         due = max(due + 1, math.ceil(passed - 1e-9))
-    progress(f"at {fps:g} fps", 1.0)
+    progress(f"at {fps:g} fps", seconds, seconds)
     return samples.timing(fps, missed)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_aside, write_records
+from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
@@ -265,33 +265,3 @@ def test_replaced_folder_refuses_files(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="choose another output"), replaced_folder(path):
             pytest.fail("the block must not run")
     assert target.read_text(encoding="utf-8") == "text"
-
-
-def test_write_aside(tmp_path: Path) -> None:
-    """The file is replaced as a whole and is readable by others."""
-    path = tmp_path / "manifest.json"
-    path.write_text("old", encoding="utf-8")
-    write_aside(path, "new ä")
-    assert path.read_text(encoding="utf-8") == "new ä"
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
-
-
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_write_aside_after_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    """Until the new file is complete, a reader sees the old one; no litter is left."""
-    path = tmp_path / "manifest.json"
-    path.write_text("old", encoding="utf-8")
-
-    def failing(source: str, target: Path) -> None:
-        assert path.read_text(encoding="utf-8") == "old"
-        assert Path(source).read_text(encoding="utf-8") == "new"
-        raise error
-
-    monkeypatch.setattr("os.replace", failing)
-    with pytest.raises(error):
-        write_aside(path, "new")
-    assert path.read_text(encoding="utf-8") == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import load_costs
 from dvt_edge.policy.solver import frontier
-from dvt_edge.runtime.measuring.costs import load_costs
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_text(dvt_edge: Run, write_profile: Write) -> None:
     thresholds = ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1])
     assert text.startswith(f"Thresholds {thresholds}: mean {solution.cost:.3f} ms, accuracy ")
     assert f"{100 * solution.accuracy:.2f} % on {count} records" in text
-    assert "With probability" not in text
+    assert "Certificate" not in text
     for point in (curve[0], curve[-1]):
         assert f"{point.cost:.3f} │ {100 * point.accuracy:.2f} %" in text
     assert "\x1b" not in result.out
@@ -72,7 +72,7 @@ def test_text_with_a_certificate(dvt_edge: Run, write_profile: Write) -> None:
     result = dvt_edge("budget", "--profile", write_profile(), "--confidence-level", "0.9")
     assert result.code == 0
     text = " ".join(result.out.split())
-    assert "With probability 0.9, from 100 records: mean at most 2.000 ms, accuracy at most" in text
+    assert "Certificate: with probability 0.9, from 100 records: mean at most 2.000 ms" in text
 
 
 def test_json(dvt_edge: Run, write_profile: Write) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from PIL import Image
 import dvt_edge as package
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import MANIFEST
+from dvt_edge.requirements import HOST_MODULES
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -344,7 +346,8 @@ def test_without_torch(
     dvt_edge: Run, write_profile: Write, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
     """Without the export extra the message names what to install."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for module in HOST_MODULES:
+        monkeypatch.setitem(sys.modules, module, None)
     option = "--config" if command == "train" else "--profile"
     error = _error(dvt_edge(command, option, write_profile()))
     assert message in error

@@ -92,6 +92,10 @@ def test_recorded_thresholds_in_the_budget(dvt_edge: Run, imported: Path, tmp_pa
     profile["budget"] = {"thresholds": "recorded", "point": 2}
     path = tmp_path / "recorded.yaml"
     path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    result = dvt_edge("budget", "--profile", path)
+    assert (result.code, "measure with 'dvt-edge profile" in result.err) == (1, True)
+    quick = ("--duration", "0.5", "--pace", "none")
+    assert dvt_edge("profile", "--profile", path, *quick).code == 0
     result = dvt_edge("budget", "--profile", path, "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)["solution"]["thresholds"]

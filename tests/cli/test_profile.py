@@ -7,18 +7,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
+from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, MEASUREMENT, RECORDS
 from dvt_edge.bundle.measurement import Measurement
 from dvt_edge.errors import EnergyError
 from dvt_edge.policy import Records
-from dvt_edge.runtime.measuring.costs import Costs
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def never_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*arguments: object, **keywords: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr("dvt_edge.cli.profiling.measure", measure)
+    monkeypatch.setattr("dvt_edge.cli.profile.measure", measure)
 
 
 def test_json(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
@@ -218,7 +217,7 @@ def test_declared_power(
     from dvt_edge.energy import UnavailableMeter
 
     monkeypatch.setattr(
-        "dvt_edge.cli.profiling.open_meter", lambda runs_on: UnavailableMeter("no sensor")
+        "dvt_edge.cli.profile.open_meter", lambda runs_on: UnavailableMeter("no sensor")
     )
     path = write_profile(budget=ANYTHING, energy={"watts": 5})
     result = dvt_edge("profile", "--profile", path, *QUICK)
@@ -283,28 +282,16 @@ def test_data_that_is_not_there(dvt_edge: Run, write_profile: Write, tmp_path: P
 
 
 @pytest.mark.usefixtures("never_measured")
-def test_report_that_is_not_installed(
-    dvt_edge: Run, write_profile: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Found out before."""
-    monkeypatch.setitem(sys.modules, "dvt_edge.report", None)
-    report = tmp_path / "r.html"
-    message = _error(dvt_edge("profile", "--profile", write_profile(), "--report", report))
-    assert "--report is not part of this installation" in message
-
-
-@pytest.mark.usefixtures("never_measured")
 def test_report_without_its_extra(
     dvt_edge: Run, write_profile: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found out before."""
-    monkeypatch.setitem(sys.modules, "dvt_edge.report", ModuleType("dvt_edge.report"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for module in ("jinja2", "plotly"):
+        monkeypatch.setitem(sys.modules, module, None)
     report = tmp_path / "r.html"
     message = _error(dvt_edge("profile", "--profile", write_profile(), "--report", report))
-    assert (
-        "--report needs jinja2 and plotly; install with pip install 'dvt-edge[report]'" in message
-    )
+    expected = "a report needs Jinja2, Plotly; install with pip install 'dvt-edge[report]'"
+    assert expected in message
 
 
 def test_report(
@@ -312,11 +299,9 @@ def test_report(
 ) -> None:
     """It gets the bundle, the profile, and what was measured."""
     given: list[Any] = []
-    module = ModuleType("dvt_edge.report")
-    module.collect = lambda *arguments: arguments  # type: ignore[attr-defined]
-    module.write_report = lambda *arguments: given.extend(arguments)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dvt_edge.report", module)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    command = "dvt_edge.cli.profile"
+    monkeypatch.setattr(f"{command}.collect", lambda *arguments: arguments)
+    monkeypatch.setattr(f"{command}.write_report", lambda *arguments: given.extend(arguments))
     path, report = write_profile(budget=ANYTHING), tmp_path / "r.html"
     result = dvt_edge("profile", "--profile", path, *QUICK, "--report", report)
     assert result.code == 0
@@ -351,7 +336,7 @@ def test_sensors_that_fail(
         def start(self) -> Any:
             raise EnergyError("/sys/x: no such device; look at the kernel's log")
 
-    monkeypatch.setattr("dvt_edge.cli.profiling.open_meter", lambda runs_on: Gone("I2C"))
+    monkeypatch.setattr("dvt_edge.cli.profile.open_meter", lambda runs_on: Gone("I2C"))
     result = dvt_edge("profile", "--profile", write_profile(budget=ANYTHING), *QUICK)
     assert (result.code, result.err) == (0, "")
     text = " ".join(result.out.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle
-from dvt_edge.converters import build as build_module
 from dvt_edge.converters import device
 from dvt_edge.converters.build import build
 from dvt_edge.errors import BackendError, BuildError, BundleError, CheckpointError
 from dvt_edge.profile import BudgetConfig, ExitsConfig, Profile
+from dvt_edge.requirements import HOST_MODULES
 
 if TYPE_CHECKING:
     from tests.converters.conftest import FakeTensorrt
@@ -32,12 +32,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, fake_tensorrt: FakeTensorrt) -> None
 @pytest.fixture
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the export extra is installed."""
-    find_spec = importlib.util.find_spec
-
-    def find(name: str) -> Any:
-        return None if name in build_module.HOST_MODULES else find_spec(name)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+    for module in HOST_MODULES:
+        monkeypatch.setitem(sys.modules, module, None)
 
 
 def _times(folder: Path) -> dict[str, int]:

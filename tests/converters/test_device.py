@@ -171,8 +171,12 @@ def test_finished_bundle_can_be_built_again(portable: Portable, jetson: FakeTens
 
 def test_the_last_duration_is_told(portable: Portable, jetson: FakeTensorrt) -> None:
     profile = portable()
-    told: list[tuple[str, int, int, str]] = []
-    _finish(profile, progress=lambda *call: told.append(call))
+    told: list[tuple[str, float, float, str]] = []
+
+    def progress(what: str, done: float, total: float, remark: str = "") -> None:
+        told.append((what, done, total, remark))
+
+    _finish(profile, progress=progress)
     assert {what for what, *_ in told} == {"engines"}
     assert [(done, total) for _, done, total, remark in told if not remark] == [
         (1, 3),
@@ -183,7 +187,7 @@ def test_the_last_duration_is_told(portable: Portable, jetson: FakeTensorrt) -> 
     assert "last time" not in told[0][3]
     told.clear()
     jetson.set("11.0.0")
-    _finish(profile, progress=lambda *call: told.append(call))
+    _finish(profile, progress=progress)
     assert told[0][3].endswith(", 0 s last time")
 
 
@@ -198,7 +202,7 @@ def test_failing_build_leaves_everything(
         _finish(profile)
     before = _files(profile.output)
 
-    def progress(what: str, done: int, total: int, remark: str) -> None:
+    def progress(what: str, done: float, total: float, remark: str = "") -> None:
         if act == "interrupt" and done == 1:
             raise KeyboardInterrupt
 

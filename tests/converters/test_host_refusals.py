@@ -91,7 +91,7 @@ def _interrupt(*args: object, **kwargs: object) -> NoReturn:
 def test_interrupted_computation_leaves_everything(
     old: Old, tiny_profile: Profiles, tmp_path: Path, what: str
 ) -> None:
-    def progress(now: str, done: int, total: int, remark: str) -> None:
+    def progress(now: str, done: float, total: float, remark: str = "") -> None:
         if now == what and done > total / 2:
             raise KeyboardInterrupt
 

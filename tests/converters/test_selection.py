@@ -265,13 +265,13 @@ def test_measuring_ends(bench: Bench) -> None:
 
 
 def test_progress(bench: Bench) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[object, ...]] = []
     candidates = [[Candidate("int8", Path(f"{k + 1}.int8"), SPEC)] for k in range(STAGES)]
     images = np.zeros((IMAGES, 1, 1, 1), np.float32)
     images[:, 0, 0, 0] = range(IMAGES)
     parity = Parity(images, bench.records, np.array([0.5, -np.inf]), 1.0)
     choose_precisions(candidates, parity, bench.open, lambda *call: calls.append(call))
-    assert calls == [(0, 2), (1, 2), (2, 2)]
+    assert calls == [("precision per stage", done, 2) for done in (0, 1, 2)]
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])

@@ -1,4 +1,4 @@
-"""Recorded machines as trees of files, a timer that takes no time, and sensors that fail."""
+"""Recorded machines as trees of files, a clock that takes no time, and sensors that fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-class HandTimer:
+class HandClock:
     """Time that passes only in :meth:`advance`, which also runs the ticks that fall due."""
 
     def __init__(self) -> None:
@@ -20,8 +20,11 @@ class HandTimer:
         self.on_time: Callable[[float], None] = lambda seconds: None
         """Called with the seconds since the start whenever time has passed."""
 
-    def now_ns(self) -> int:
-        return self.ns
+    def now(self) -> float:
+        return self.ns / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
 
     def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
         entry = [self.ns + round(seconds * 1e9), round(seconds * 1e9), tick]
@@ -45,14 +48,14 @@ class HandTimer:
 
 
 @pytest.fixture
-def timer() -> HandTimer:
-    return HandTimer()
+def clock() -> HandClock:
+    return HandClock()
 
 
 class Sensors:
     """What happens to reads of files: errors by path, and the time that each takes."""
 
-    def __init__(self, timer: HandTimer) -> None:
+    def __init__(self, clock: HandClock) -> None:
         self.errors: dict[Path, int] = {}
         """Path -> errno of reading it."""
         self.denied: set[Path] = set()
@@ -62,13 +65,13 @@ class Sensors:
         self.read_ns = 0
         """How long each read takes."""
         self.reads = 0
-        self.timer = timer
+        self.clock = clock
 
 
 @pytest.fixture
-def sensors(timer: HandTimer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sensors]:
+def sensors(clock: HandClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sensors]:
     """Watches the files below ``tmp_path``; at the end no descriptor may be left open."""
-    state = Sensors(timer)
+    state = Sensors(clock)
     os_open, os_pread, os_close = os.open, os.pread, os.close
 
     def open_(path, flags, *rest, **named):
@@ -84,7 +87,7 @@ def sensors(timer: HandTimer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         path = state.open.get(descriptor)
         if path is not None:
             state.reads += 1
-            timer.ns += state.read_ns
+            clock.ns += state.read_ns
             if path in state.errors:
                 raise OSError(state.errors[path], os.strerror(state.errors[path]))
         return os_pread(descriptor, length, offset)
@@ -98,7 +101,7 @@ def sensors(timer: HandTimer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(os, "close", close)
     yield state
     assert not state.open
-    assert not timer.ticks
+    assert not clock.ticks
 
 
 def write(root: Path, files: dict[str, object]) -> None:

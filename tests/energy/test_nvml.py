@@ -40,23 +40,23 @@ def nvml(monkeypatch):
     return fake
 
 
-def test_window(nvml, timer):
+def test_window(nvml, clock):
     """70 W for 10 s; the session ends with the window."""
-    nvml.mj = lambda: 5_000_000 + round((timer.ns - timer.started_ns) / 1e9 * 70_000)
-    meter = NvmlMeter(timer=timer)
+    nvml.mj = lambda: 5_000_000 + round((clock.ns - clock.started_ns) / 1e9 * 70_000)
+    meter = NvmlMeter(clock=clock)
     assert meter.source == "NVML GPU 0"
     assert nvml.sessions == 0
     with meter.window() as w:
-        timer.advance(10)
+        clock.advance(10)
         assert nvml.sessions == 1
     assert w.energy_mj == pytest.approx(700_000)
     assert w.rails_mj == pytest.approx({"GPU 0": 700_000})
     assert nvml.sessions == 0
 
 
-def test_seconds_are_needed(nvml, timer):
-    with NvmlMeter(timer=timer).window() as w:
-        timer.advance(4.9)
+def test_seconds_are_needed(nvml, clock):
+    with NvmlMeter(clock=clock).window() as w:
+        clock.advance(4.9)
     assert "at least 5 s" in w.unavailable
 
 
@@ -64,45 +64,45 @@ def test_seconds_are_needed(nvml, timer):
     ("call", "words"),
     [("init", "does not start"), ("handle", "does not answer"), ("energy", "no energy counter")],
 )
-def test_not_supported(nvml, timer, call, words):
+def test_not_supported(nvml, clock, call, words):
     """Jetson: NVML starts and then has nothing to read."""
     nvml.fail.add(call)
     with pytest.raises(EnergyError, match=words):
-        NvmlMeter(timer=timer)
+        NvmlMeter(clock=clock)
     assert nvml.sessions == 0
 
 
 @pytest.mark.parametrize("call", ["init", "handle", "energy"])
-def test_failing_later(nvml, timer, call):
+def test_failing_later(nvml, clock, call):
     """At the start of a window."""
-    meter = NvmlMeter(timer=timer)
+    meter = NvmlMeter(clock=clock)
     nvml.fail.add(call)
     with meter.window() as w:
-        timer.advance(10)
+        clock.advance(10)
     assert w.energy_mj is None
     assert "Not Supported" in w.unavailable
     assert nvml.sessions == 0
 
 
-def test_failing_while_measuring(nvml, timer):
-    with NvmlMeter(timer=timer).window() as w:
+def test_failing_while_measuring(nvml, clock):
+    with NvmlMeter(clock=clock).window() as w:
         nvml.fail.update(("energy", "shutdown"))
-        timer.advance(10)
+        clock.advance(10)
     assert "no energy counter" in w.unavailable
     assert nvml.sessions == 0
-    assert not timer.ticks
+    assert not clock.ticks
 
 
-def test_the_driver_was_loaded_anew(nvml, timer):
+def test_the_driver_was_loaded_anew(nvml, clock):
     """The counter starts from 0; what was lost with the old one is not guessed."""
-    with NvmlMeter(timer=timer).window() as w:
-        timer.advance(10)
+    with NvmlMeter(clock=clock).window() as w:
+        clock.advance(10)
         nvml.mj = lambda: 1000
     assert w.energy_mj is None
     assert "counter of GPU 0 went back" in w.unavailable
 
 
-def test_not_installed(monkeypatch, timer):
+def test_not_installed(monkeypatch, clock):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(EnergyError, match=r"pip install 'dvt-edge\[nvml\]'"):
-        NvmlMeter(timer=timer)
+        NvmlMeter(clock=clock)

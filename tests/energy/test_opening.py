@@ -13,9 +13,9 @@ from dvt_edge.energy.nvml import NvmlMeter
 from dvt_edge.errors import EnergyError
 
 
-def _joules(meter, timer) -> float:
+def _joules(meter, clock) -> float:
     with meter.window() as w:
-        timer.advance(10)
+        clock.advance(10)
     assert w.unavailable is None
     assert w.source == meter.source
     return w.energy_mj / 1000
@@ -31,76 +31,64 @@ def _joules(meter, timer) -> float:
     ],
 )
 @pytest.mark.parametrize("as_text", [True, False])
-def test_recorded_jetsons(trees, timer, sensors, tmp_path, machine, source, joules, as_text):
+def test_recorded_jetsons(trees, clock, sensors, tmp_path, machine, source, joules, as_text):
     """Each tree gives its joules to 1 %."""
     getattr(trees, machine)()
-    meter = open_meter(str(tmp_path) if as_text else tmp_path, timer=timer)
+    meter = open_meter(str(tmp_path) if as_text else tmp_path, clock=clock)
     assert meter.unavailable is None
     assert meter.source.startswith(source)
-    assert _joules(meter, timer) == pytest.approx(joules, rel=0.01)
+    assert _joules(meter, clock) == pytest.approx(joules, rel=0.01)
 
 
-def test_recorded_x86(trees, timer, sensors, tmp_path):
+def test_recorded_x86(trees, clock, sensors, tmp_path):
     [zone] = trees.x86()
-    timer.on_time = lambda t: (zone / "energy_uj").write_text(f"{1e6 + 15e6 * t:.0f}\n")
-    meter = open_meter(tmp_path, timer=timer)
+    clock.on_time = lambda t: (zone / "energy_uj").write_text(f"{1e6 + 15e6 * t:.0f}\n")
+    meter = open_meter(tmp_path, clock=clock)
     assert meter.source == "RAPL package-0"
-    assert _joules(meter, timer) == pytest.approx(150, rel=0.01)
+    assert _joules(meter, clock) == pytest.approx(150, rel=0.01)
 
 
-def test_a_machine_with_nothing(timer, sensors, tmp_path):
+def test_a_machine_with_nothing(clock, sensors, tmp_path):
     """The reason lists what was looked for, and what can be done."""
-    meter = open_meter(tmp_path, timer=timer)
+    meter = open_meter(tmp_path, clock=clock)
     assert meter.source == "unavailable"
     for words in ("INA238: none", "INA3221: no", "RAPL: no", "energy.watts"):
         assert words in meter.unavailable
     assert "NVML" not in meter.unavailable  # a recorded tree has no driver
     with meter.window() as w:
-        timer.advance(10)
+        clock.advance(10)
     assert (w.energy_mj, w.rails_mj) == (None, None)
     assert w.unavailable == meter.unavailable
 
 
-def test_no_permission(trees, timer, sensors, tmp_path):
+def test_no_permission(trees, clock, sensors, tmp_path):
     [zone] = trees.x86()
     sensors.denied.add(zone / "energy_uj")
-    meter = open_meter(tmp_path, timer=timer)
+    meter = open_meter(tmp_path, clock=clock)
     assert f"RAPL: no permission to read {zone}/energy_uj" in meter.unavailable
     assert f"sudo chmod o+r {zone}/energy_uj" in meter.unavailable
 
 
-def test_an_unreadable_input_is_not_replaced_by_its_parts(trees, timer, sensors, tmp_path):
+def test_an_unreadable_input_is_not_replaced_by_its_parts(trees, clock, sensors, tmp_path):
     """Thor's INA3221 rails are less than what the denied INA238 would show."""
     file = trees.thor() / "power1_input"
     sensors.denied.add(file)
-    meter = open_meter(tmp_path, timer=timer)
+    meter = open_meter(tmp_path, clock=clock)
     assert f"INA238: no permission to read {file}" in meter.unavailable
 
 
 @pytest.mark.parametrize("machine", ["agx_orin", "x86"])
-def test_no_thread_to_be_had(trees, timer, sensors, tmp_path, machine, monkeypatch):
+def test_no_thread_to_be_had(trees, clock, sensors, tmp_path, machine, monkeypatch):
     """What the window had opened is closed again (``sensors`` looks)."""
     getattr(trees, machine)()
-    meter = open_meter(tmp_path, timer=timer)
+    meter = open_meter(tmp_path, clock=clock)
 
     def every(seconds, tick):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(timer, "every", every)
+    monkeypatch.setattr(clock, "every", every)
     with pytest.raises(RuntimeError, match="new thread"):
         meter.start()
-
-
-def test_declared_is_the_last_resort(trees, timer, sensors, tmp_path):
-    meter = open_meter(tmp_path, declared_watts=7, timer=timer)
-    assert meter.declared
-    assert meter.source == "declared 7 W"
-    assert "INA3221: no" in meter.not_measured
-    assert _joules(meter, timer) == pytest.approx(70)
-    trees.orin_nano()
-    assert open_meter(tmp_path, declared_watts=7, timer=timer).source.startswith("INA3221")
-    with pytest.raises(EnergyError, match="positive number of watts"):
-        open_meter(tmp_path / "nothing", declared_watts=0, timer=timer)
 
 
 @pytest.fixture
@@ -113,8 +101,8 @@ def jetson_free(monkeypatch):
     monkeypatch.setattr(opening, "find_input", lambda root: None)
     monkeypatch.setattr(opening, "open_ina238", absent)
     monkeypatch.setattr(opening, "open_ina3221", absent)
-    monkeypatch.setattr(opening, "NvmlMeter", lambda timer=None: "nvml")
-    monkeypatch.setattr(opening, "open_rapl", lambda root, timer=None: "rapl")
+    monkeypatch.setattr(opening, "NvmlMeter", lambda clock=None: "nvml")
+    monkeypatch.setattr(opening, "open_rapl", lambda root, clock=None: "rapl")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +112,7 @@ def test_what_the_work_runs_on(jetson_free, monkeypatch, runs_on, expected):
     """A GPU's counter does not see what a processor does, nor the other way round."""
     assert open_meter(runs_on=runs_on) == expected
 
-    def broken(timer=None):
+    def broken(clock=None):
         raise EnergyError("broken")
 
     monkeypatch.setattr(opening, "NvmlMeter", broken)
@@ -156,14 +144,22 @@ def test_importing_pulls_in_no_vendor_library():
     assert done.stdout.strip() == "set()"
 
 
+OURS = (
+    "dvt_edge.energy",
+    "dvt_edge.errors",
+    "dvt_edge.machine.clock",
+    "dvt_edge.requirements",
+)
+
+
 @pytest.mark.parametrize(
     "path", sorted(Path(energy.__path__[0]).glob("*.py")), ids=lambda p: p.name
 )
 def test_meters_know_nothing_of_the_runtime(path):
-    """The package needs NumPy, the errors and itself."""
+    """The package needs NumPy, the clock, the errors and itself."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            ours = name.startswith(("dvt_edge.energy", "dvt_edge.errors"))
+            ours = name.startswith(OURS)
             assert ours or name.split(".")[0] in {"numpy", *sys.stdlib_module_names}, name

@@ -32,7 +32,6 @@ def test_exact_without_noise():
     assert found.net_mj == pytest.approx(NET_MJ)
     assert found.gross_mj == pytest.approx(GROSS_MJ)
     assert found.net_error_mj == pytest.approx(np.zeros(3), abs=1e-6)
-    assert found.residual_mj == pytest.approx(0, abs=1e-6)
 
 
 def test_standard_errors_are_honest():
@@ -46,7 +45,6 @@ def test_standard_errors_are_honest():
         typical = np.sqrt(np.mean(np.square(errors), axis=0))
         assert spread == pytest.approx(typical, rel=0.15)
     assert np.mean([f.net_mj for f in found], axis=0) == pytest.approx(NET_MJ, rel=0.01)
-    assert np.mean([f.residual_mj for f in found]) == pytest.approx(300, rel=0.1)
 
 
 def test_error_of_the_idle_power():
@@ -102,7 +100,6 @@ def test_idle_power():
     windows = [_window(e, 10.0) for e in (40_000, 41_000, 39_000)]
     idle = IdlePower.of(windows)
     assert (idle.mean_mw, idle.error_mw) == pytest.approx((4000, 100 / np.sqrt(3)))
-    assert idle.net_mj(_window(90_000, 10.0)) == pytest.approx(50_000)
     assert IdlePower.of(windows[:1]) == IdlePower(4000.0, 0.0)
     with pytest.raises(EnergyError, match="at least one window"):
         IdlePower.of([])
@@ -114,14 +111,6 @@ def test_windows_without_figures():
     for use in (
         lambda: Mix.of((1,), lost),
         lambda: IdlePower.of([lost]),
-        lambda: IDLE.net_mj(lost),
     ):
         with pytest.raises(EnergyError, match="energy is unavailable: the sensor vanished"):
             use()
-
-
-def test_declared_windows():
-    """A declared power would make net energy 0."""
-    window = Window("declared 7 W", declared=True, seconds=1, energy_mj=7000, unavailable=None)
-    with pytest.raises(EnergyError, match="use declared_exit_mj"):
-        Mix.of((1,), window)

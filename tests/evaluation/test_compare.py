@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,9 @@ class HandClock:
 
     def sleep(self, seconds: float) -> None:
         raise AssertionError("nobody sleeps")
+
+    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
+        raise AssertionError("nobody samples")
 
 
 @dataclass

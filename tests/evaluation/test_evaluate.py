@@ -75,9 +75,9 @@ def test_interrupted_run_resumes(
     """After an interruption the remaining images are run, and the result is the same."""
     whole = run(demo_bundle, images, tmp_path / "whole")
     monkeypatch.setattr("dvt_edge.evaluation.evaluate.SAVE_EVERY_S", -1.0)
-    seen: list[int] = []
+    seen: list[float] = []
 
-    def interrupt(done: int, total: int, rate: float) -> None:
+    def interrupt(what: str, done: float, total: float, remark: str = "") -> None:
         seen.append(done)
         if len(seen) == 3:
             raise KeyboardInterrupt

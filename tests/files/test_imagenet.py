@@ -79,7 +79,7 @@ def test_some_synset_folders_of_a_thousand(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_timm")
 def test_synset_folders_without_timm(tmp_path: Path) -> None:
     """The error says what to install."""
-    with pytest.raises(DataError, match="pip install timm"):
+    with pytest.raises(DataError, match=r"pip install 'dvt-edge\[imagenet\]'"):
         open_folder(make_folder(tmp_path / "data", SYNSETS[:2]), CLASSES)
 
 

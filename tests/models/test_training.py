@@ -21,6 +21,7 @@ from dvt_edge.models import Cascade, CascadeConfig, training
 from dvt_edge.models.training import Trainer, schedule
 from dvt_edge.models.training_config import TrainingConfig
 from dvt_edge.models.training_data import TrainingImages, loader
+from dvt_edge.progress import Progress
 
 Configs = Callable[..., TrainingConfig]
 OFTEN = 1e-9
@@ -31,12 +32,17 @@ class KilledError(Exception):
     """Stands for the signal that ends a run."""
 
 
-def _kill_at(epoch: int, step: int) -> Callable[[int, int, int, float], None]:
-    def progress(now: int, done: int, steps: int, loss: float) -> None:
-        if (now, done) == (epoch, step):
+def _kill_at(epoch: int, step: int) -> Progress:
+    def progress(what: str, done: float, total: float, remark: str = "") -> None:
+        if (_epoch(what), done) == (epoch, step):
             raise KilledError
 
     return progress
+
+
+def _epoch(what: str) -> int:
+    """From 0, of ``epoch 1/3``."""
+    return int(what.removeprefix("epoch ").split("/")[0]) - 1
 
 
 def _log(output: Path) -> list[dict[str, Any]]:
@@ -89,8 +95,9 @@ def test_logged_accuracy_is_that_of_the_saved_weights(
 def test_progress_is_told_after_every_step(training_config: Configs) -> None:
     calls = []
     Trainer(training_config()).run(lambda *call: calls.append(call))
-    assert [call[:3] for call in calls] == [(e, s, 5) for e in (0, 1) for s in range(1, 6)]
-    assert all(call[3] > 0 for call in calls)
+    expected = [(f"epoch {e}/2", s, 5) for e in (1, 2) for s in range(1, 6)]
+    assert [call[:3] for call in calls] == expected
+    assert all(call[3].startswith("loss ") for call in calls)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,7 @@ def test_resume_goes_on_instead_of_starting_again(training_config: Configs) -> N
     with pytest.raises(KilledError):
         Trainer(config).run(_kill_at(1, 3))
     steps = []
-    Trainer(config, resume=True).run(lambda *call: steps.append(call[:2]))
+    Trainer(config, resume=True).run(lambda *call: steps.append((_epoch(call[0]), call[1])))
     assert steps == [(1, 3), (1, 4), (1, 5)]  # the checkpoint is from after the step before
 
 
@@ -152,7 +159,7 @@ def test_rare_checkpoints_lose_the_epoch_and_still_agree(
     with pytest.raises(KilledError):
         Trainer(config).run(_kill_at(1, 4))
     steps = []
-    Trainer(config, resume=True).run(lambda *call: steps.append(call[:2]))
+    Trainer(config, resume=True).run(lambda *call: steps.append((_epoch(call[0]), call[1])))
     assert steps[0] == (1, 1)
     Trainer(whole).run()
     assert _weights(config.output) == _weights(whole.output)
@@ -302,15 +309,18 @@ def test_loss_is_the_weighted_sum_of_the_exits(training_config: Configs, tmp_pat
     for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), None, (2, 0.5, 3)):
         config = training_config(exit_weights=weights, output=tmp_path / str(weights))
 
-        def first(epoch: int, done: int, steps: int, loss: float, key: Any = weights) -> None:
-            losses[key] = loss
+        def first(
+            what: str, done: float, total: float, remark: str = "", key: Any = weights
+        ) -> None:
+            losses[key] = float(remark.removeprefix("loss "))
             raise KilledError
 
         with pytest.raises(KilledError):
             Trainer(config).run(first)
     one, two, three = losses[1, 0, 0], losses[0, 1, 0], losses[0, 0, 1]
-    assert losses[None] == pytest.approx(one + two + three)
-    assert losses[2, 0.5, 3] == pytest.approx(2 * one + 0.5 * two + 3 * three)
+    rounding = 5e-4
+    assert losses[None] == pytest.approx(one + two + three, abs=rounding)
+    assert losses[2, 0.5, 3] == pytest.approx(2 * one + 0.5 * two + 3 * three, abs=rounding)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import numpy as np
 import pytest
 
-from dvt_edge.errors import BudgetError
 from dvt_edge.policy import Records
-from dvt_edge.policy.curve import as_csv, budgeted_curve, recorded_point, recorded_thresholds
+from dvt_edge.policy.curve import budgeted_curve
 
 MACS = (10**9, 2 * 10**9, 5 * 10**9)
 LATENCY = (1.0, 2.0, 4.0)
@@ -51,25 +47,8 @@ def test_figures_follow_from_the_exits() -> None:
 
 def test_recorded_thresholds_are_used_as_they_are() -> None:
     """Rows of the checkpoint's table, infinities as strings included."""
-    table = recorded_thresholds([["inf", 0.7, "-inf"], [0.6, 0.6, "-inf"]])
+    table = [["inf", 0.7, "-inf"], [0.6, 0.6, "-inf"]]
     curve = budgeted_curve(made_records(0), made_records(1), MACS, LATENCY, recorded=table)
     found = [p for p in curve if p.rule == "recorded"]
     assert [p.thresholds for p in found] == [(np.inf, 0.7, -np.inf), (0.6, 0.6, -np.inf)]
     assert found[0].exit_fraction[0] == 0
-
-
-@pytest.mark.parametrize("point", [0, 3])
-def test_point_that_is_not_recorded(point: int) -> None:
-    """The error says which there are."""
-    with pytest.raises(BudgetError, match=r"1\.\.2"):
-        recorded_point(np.zeros((2, 3)), point)
-
-
-def test_csv() -> None:
-    """One line per point; unavailable energy is empty."""
-    curve = budgeted_curve(made_records(0), made_records(1), MACS, LATENCY)
-    rows = list(csv.DictReader(io.StringIO(as_csv(curve))))
-    assert len(rows) == len(curve)
-    assert float(rows[0]["accuracy"]) == curve[0].accuracy
-    assert {row["energy_mj"] for row in rows} == {""}
-    assert float(rows[0]["threshold_3"]) == -np.inf

@@ -39,11 +39,6 @@ def test_the_rule(stage, left_ms, slowdown, words):
     assert (reason is None) if words is None else (reason is not None and words in reason)
 
 
-def test_the_margin_counts():
-    assert Deadline((1.0, 3.0), margin_ms=0.5).refuse(2, 3.4) is not None
-    assert Deadline((1.0, 3.0), margin_ms=0.5).refuse(2, 3.5) is None
-
-
 @pytest.mark.parametrize("stage", [0, 3])
 def test_stages_that_do_not_exist(stage):
     with pytest.raises(DataError, match=r"1\.\.2"):
@@ -53,9 +48,6 @@ def test_stages_that_do_not_exist(stage):
 def test_bad_figures():
     with pytest.raises(DataError, match="at least one stage"):
         Deadline(())
-    for margin in (-1.0, NAN):
-        with pytest.raises(DataError, match="margin_ms"):
-            Deadline((1.0,), margin)
 
 
 @pytest.mark.parametrize("value", [0, -1, NAN])
@@ -80,7 +72,7 @@ def test_the_worst_case_is_bounded_as_the_docstring_says(deadline_ms):
             spent, ran = spent + took, k
         first = row[0]
         assert ran >= 1
-        if spent > deadline.worst_case_ms(deadline_ms, first):
+        if spent > max(deadline_ms, first):
             late += 1
             assert row[ran - 1] > deadline.stage_p99_ms[ran - 1]  # that stage outlasted its p99
     assert late <= 10_000 * 2 * 0.013  # 1 % for each of two stages, and sampling

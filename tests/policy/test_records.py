@@ -59,3 +59,44 @@ def test_refused(
     """Records that no thresholds could be chosen on."""
     with pytest.raises(DataError, match=message):
         Records(confidence, prediction, label)
+
+
+def test_what_counts_as_right() -> None:
+    """The label, or the last exit's answer where labels are missing."""
+    prediction = np.array([[1, 2], [2, 2]], np.int32)
+    confidence = np.full((2, 2), 0.5, np.float32)
+    labelled = Records(confidence, prediction, np.array([1, 0], np.int32))
+    assert labelled.truth.tolist() == [1, 0]
+    assert labelled.correct.tolist() == [[True, False], [False, False]]
+    unlabelled = Records(confidence, prediction)
+    assert unlabelled.truth.tolist() == [2, 2]
+    assert unlabelled.correct_at(np.array([0, 0])).tolist() == [False, True]
+
+
+def test_exits_taken() -> None:
+    """The first exit whose threshold is reached, the last one for all others."""
+    confidence = np.array([[0.9, 0.1, 0.1], [0.2, 0.7, 0.1], [0.2, 0.3, 0.1]], np.float32)
+    records = Records(confidence, np.zeros((3, 3), np.int32))
+    at = records.exits_taken([0.5, 0.8, 0.9])
+    assert at.tolist() == [0, 2, 2]
+    assert records.exits_taken([0.5, 0.5, np.inf]).tolist() == [0, 1, 2]
+    assert records.exit_shares(at).tolist() == [1 / 3, 0, 2 / 3]
+    with pytest.raises(DataError, match="expected 3 thresholds"):
+        records.exits_taken([0.5, 0.5])
+
+
+def test_parts_of_records() -> None:
+    rng = np.random.default_rng(0)
+    records = Records(
+        rng.random((5, 3)).astype(np.float32),
+        rng.integers(0, 4, (5, 3)).astype(np.int32),
+        np.arange(5, dtype=np.int32),
+    )
+    some = records.take(np.array([4, 1]))
+    assert some.label is not None
+    assert some.label.tolist() == [4, 1]
+    assert (some.confidence == records.confidence[[4, 1]]).all()
+    unlabelled = Records(records.confidence, records.prediction)
+    first = unlabelled.first_exits(2)
+    assert first.exits == 2
+    assert (first.truth == unlabelled.truth).all()

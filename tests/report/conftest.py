@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs, ExitCost
 from dvt_edge.bundle.measurement import (
     DataFigures,
     Distribution,
@@ -23,7 +24,6 @@ from dvt_edge.machine.conditions import Conditions
 from dvt_edge.policy import Records
 from dvt_edge.profile import Profile
 from dvt_edge.report import ReportData, collect
-from dvt_edge.runtime.measuring.costs import Costs, ExitCost
 
 STAGE_MS = (0.3, 0.5, 2.0)
 GROSS_MJ = (2.0, 5.0, 16.0)

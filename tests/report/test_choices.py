@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from dvt_edge.policy import Records
-from dvt_edge.report.choices import Choices, as_json
+from dvt_edge.policy.choose import finite_thresholds
+from dvt_edge.report.choices import Choices
 
 
 @pytest.mark.parametrize(
     ("threshold", "expected"), [(np.inf, None), (-np.inf, 0.0), (-0.5, 0.0), (0.25, 0.25)]
 )
 def test_thresholds_for_json(threshold: float, expected: float | None) -> None:
-    assert as_json(np.array([threshold])) == (expected,)
+    assert finite_thresholds(np.array([threshold])) == (expected,)
 
 
 def test_one_exit() -> None:

@@ -10,7 +10,6 @@ import pytest
 from dvt_edge.policy import Records
 from dvt_edge.report.classes import (
     both_ends,
-    class_of_records,
     easiest_and_hardest,
     order_classes,
 )
@@ -38,14 +37,6 @@ def test_many_classes_give_both_ends() -> None:
 def test_both_ends(most: int, expected: list[int] | None) -> None:
     ordered = np.arange(5)
     assert both_ends(ordered, most).tolist() == (expected or ordered.tolist())
-
-
-def test_classes_without_labels(made_records: Callable[..., Records]) -> None:
-    """Then a record belongs to the class that the last exit gives it."""
-    labelled, unlabelled = made_records(), made_records(labelled=False)
-    assert labelled.label is not None
-    assert class_of_records(labelled).tolist() == labelled.label.tolist()
-    assert class_of_records(unlabelled).tolist() == unlabelled.prediction[:, -1].tolist()
 
 
 def test_easiest_and_hardest_by_hand() -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.measurement import Measurement
 from dvt_edge.errors import BundleError, DataError
 from dvt_edge.files.datasets import ArrayDataset, open_images
 from dvt_edge.policy import solve
-from dvt_edge.policy.baselines import authors_thresholds
+from dvt_edge.policy.authors import authors_thresholds
 from dvt_edge.profile import Profile
 from dvt_edge.report import ReportData, collect
-from dvt_edge.runtime.measuring.costs import Costs
 
 from .conftest import GROSS_MJ, NO_SENSOR
 

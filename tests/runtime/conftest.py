@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 
 from dvt_edge import Prediction, Runtime
 from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
-from dvt_edge.bundle.manifest import MANIFEST, RECORDS
+from dvt_edge.bundle.costs import Costs
+from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS
 from dvt_edge.energy.meter import Counted, Meter
 from dvt_edge.errors import EnergyError
 from dvt_edge.policy import Records
 from dvt_edge.runtime.backends.opening import open_loop
 from dvt_edge.runtime.backends.protocol import StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.measuring.costs import Costs, ExitCost, machine_name, save_costs
+from dvt_edge.runtime.events import Event
 from dvt_edge.runtime.measuring.timing import ForcedExits
-from dvt_edge.runtime.session import Event
 
 CLASSES = 10
 VALUES = 250
@@ -54,6 +55,9 @@ class FakeBackend:
         default = (np.arange(values)[:, None] + np.arange(stages)) % CLASSES
         self.class_id = np.asarray(default if class_id is None else class_id, np.int32)
         self.max_batch = max_batch
+        self.name = f"ONNX Runtime {onnxruntime.__version__}"  # as what costs were measured with
+        self.gpu: str | None = None
+        self.stage_ms: float | None = None
         self.runs: list[tuple[int, int]] = []
         """(stage, count) of every run, in order."""
         self.kept: list[tuple[int, list[int]]] = []
@@ -119,56 +123,6 @@ def value_frame() -> Callable[[int], npt.NDArray[np.uint8]]:
     return _value_frame
 
 
-@pytest.fixture(scope="session")
-def known_costs() -> Callable[..., Costs]:
-    """A function ``(bundle, mean_ms=(1, 2, 4))`` giving costs as if measured on this machine."""
-
-    def make(bundle: Bundle, mean_ms: tuple[float, ...] = (1.0, 2.0, 4.0)) -> Costs:
-        exits = tuple(
-            ExitCost(
-                mean_ms=ms,
-                p50_ms=ms,
-                p95_ms=ms,
-                p99_ms=ms,
-                max_ms=ms,
-                preprocess_ms=0.1,
-                stage_ms=(ms / (k + 1),) * (k + 1),
-            )
-            for k, ms in enumerate(mean_ms)
-        )
-        return Costs(
-            machine=machine_name(),
-            content_hash=bundle.manifest.content_hash,
-            measured_at="2025-01-01T00:00:00+00:00",
-            runs_per_exit=10,
-            frame_shape=bundle.manifest.frame_shape,
-            exits=exits,
-            stage_p99_ms=tuple(ms / (k + 1) for k, ms in enumerate(mean_ms)),
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def costed_bundle(
-    demo_bundle: Path,
-    known_costs: Callable[..., Costs],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A copy of the demo bundle whose exits cost 1, 2 and 4 ms: nothing has to be measured."""
-    folder = tmp_path_factory.mktemp("costed") / "bundle"
-    shutil.copytree(demo_bundle, folder)
-    bundle = Bundle(folder)
-    save_costs(bundle, known_costs(bundle))
-    return folder
-
-
-@pytest.fixture
-def own_bundle(costed_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of :func:`costed_bundle` that the test may change."""
-    return Path(shutil.copytree(costed_bundle, tmp_path / "bundle"))
-
-
 @dataclass
 class Clock:
     """What ``perf_counter`` tells; it stands still unless the test moves it."""
@@ -181,14 +135,20 @@ class Clock:
 
 @dataclass
 class TimedBackend:
-    """A FakeBackend whose stages take ``stage_ms`` on ``clock``, more or less by ``noise``."""
+    """A FakeBackend whose stages take ``takes_ms`` on ``clock``, more or less by ``noise``."""
 
     inner: FakeBackend
     clock: Clock
-    stage_ms: npt.NDArray[np.float64] = field(default_factory=lambda: np.array(STAGE_MS))
+    takes_ms: npt.NDArray[np.float64] = field(default_factory=lambda: np.array(STAGE_MS))
     noise: float = 0.0
     """Relative standard deviation of the stages' times."""
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
+    gpu: str | None = None
+    stage_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
 
     @property
     def max_batch(self) -> int:
@@ -202,7 +162,7 @@ class TimedBackend:
         return self.inner.image_buffer(count)
 
     def run_stage(self, stage: int, count: int) -> StageAnswer:
-        self.clock.ms += self.stage_ms[stage] * max(0.1, self.rng.normal(1, self.noise))
+        self.clock.ms += self.takes_ms[stage] * max(0.1, self.rng.normal(1, self.noise))
         return self.inner.run_stage(stage, count)
 
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
@@ -229,6 +189,9 @@ class HandClock:
         self.slept_s.append(seconds)
         self.clock.ms += 1e3 * seconds
 
+    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
+        return lambda: None
+
 
 class FakeMeter(Meter):
     """Draws :attr:`idle_mw` all the time, and ``stage_mj`` for every stage that runs."""
@@ -241,13 +204,7 @@ class FakeMeter(Meter):
         self.breaks_after = 10**9
         """The sensor vanishes in the window after so many."""
         self.windows = 0
-        super().__init__("FAKE rail", ("rail",), timer=self)
-
-    def now_ns(self) -> int:
-        return round(1e9 * self.clock.now())
-
-    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
-        return lambda: None
+        super().__init__("FAKE rail", ("rail",), clock=clock)
 
     def start(self) -> FakeCount:
         self.windows += 1
@@ -285,11 +242,11 @@ class Timed:
 
     def slow_at_first(self, runs: int, factor: float = 3.0) -> None:
         """The first ``runs`` stages take ``factor`` times as long."""
-        run_stage, usual = self.backend.inner.run_stage, self.backend.stage_ms
+        run_stage, usual = self.backend.inner.run_stage, self.backend.takes_ms
 
         def run(stage: int, count: int) -> StageAnswer:
             done = len(self.backend.inner.runs)
-            self.backend.stage_ms = usual * (factor if done < runs else 1.0)
+            self.backend.takes_ms = usual * (factor if done < runs else 1.0)
             return run_stage(stage, count)
 
         self.backend.inner.run_stage = run  # type: ignore[method-assign]
@@ -359,7 +316,7 @@ def live_bundle(
         cost.model_copy(update={"p99_ms": 1.5 * cost.mean_ms, "max_ms": 2 * cost.mean_ms})
         for cost in costs.exits
     )
-    save_costs(bundle, costs.model_copy(update={"exits": tails, "stage_p99_ms": (1.2, 1.2, 2.4)}))
+    bundle.store(COSTS, costs.model_copy(update={"exits": tails, "stage_p99_ms": (1.2, 1.2, 2.4)}))
     return folder
 
 
@@ -390,5 +347,6 @@ def live(live_bundle: Path, live_records: Records, clock: Clock) -> Iterator[Liv
     inner = FakeBackend(live_records.confidence.copy(), live_records.prediction.copy())
     backend = TimedBackend(inner, clock)
     heard: list[Event] = []
-    with Runtime(live_bundle, backend=backend, on_event=heard.append) as runtime:
+    with Runtime(live_bundle, backend=backend) as runtime:
+        runtime.watch(on_event=heard.append)
         yield Live(runtime, backend, heard)

@@ -186,7 +186,7 @@ def test_use_turns_the_budgets_rules_off(live: Live) -> None:
     solution = live.runtime.replay((0.7, 0.6, -np.inf))
     live.runtime.use(solution)
     assert live.runtime.solution is solution
-    live.backend.stage_ms *= 3
+    live.backend.takes_ms *= 3
     for p in [*live.stream(200), *(live.classify(9) for _ in range(800))]:
         assert p.thresholds == (0.7, 0.6, -np.inf)
         assert (p.reason, p.truncated) == (None, False)

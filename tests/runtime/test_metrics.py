@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from dvt_edge import Prediction, Runtime
+from dvt_edge import Runtime
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs
+from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import ConfigError
-from dvt_edge.runtime.measuring.costs import CostsRefused
+from dvt_edge.runtime.events import CostsRefused, NotFinite
 from dvt_edge.runtime.metrics import MetricsExporter
-from dvt_edge.runtime.session import NotFinite
 
 FRAME = np.zeros((48, 48), np.uint8)
 
@@ -91,12 +93,14 @@ def test_events(runtime: Runtime) -> None:
         assert value(metrics, "events_total", kind="thresholds_changed") == 0
 
 
-def test_estimated_energy(runtime: Runtime) -> None:
+def test_estimated_energy(own_bundle: Path, known_costs: Callable[..., Costs]) -> None:
     """Joules, as Prometheus wants its units."""
-    with MetricsExporter(runtime) as metrics:
-        for _ in range(2):
-            metrics.answered(Prediction(0, "a", 1.0, 1, 1.0, 0.1, (0.9,), (), energy_mj=5.0))
-        assert value(metrics, "energy_joules_total") == pytest.approx(0.01)
+    costs = known_costs(Bundle(own_bundle)).model_copy(update={"energy_mj": (2.0, 4.0, 8.0)})
+    Bundle(own_bundle).store(COSTS, costs)
+    with Runtime(own_bundle) as runtime, MetricsExporter(runtime) as metrics:
+        joules = sum(runtime.classify(FRAME).energy_mj or 0.0 for _ in range(2)) / 1e3
+        assert joules > 0
+        assert value(metrics, "energy_joules_total") == pytest.approx(joules)
 
 
 def test_several_runtimes_do_not_meet(runtime: Runtime) -> None:

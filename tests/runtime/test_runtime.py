@@ -16,6 +16,7 @@ import yaml
 
 from dvt_edge import Prediction, Profile, Runtime
 from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
+from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS
 from dvt_edge.errors import (
     BackendError,
@@ -30,7 +31,7 @@ from dvt_edge.machine.driver import Driver
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig
 from dvt_edge.runtime.backends import opening
-from dvt_edge.runtime.measuring.costs import Costs
+from dvt_edge.runtime.events import CostsRefused, Event
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import FakeBackend
@@ -263,7 +264,11 @@ def test_measure_keeps_the_thresholds(runtime: Runtime, known_costs: Callable[..
     """Measuring again tells; it does not change what is in force."""
     before = runtime.solution
     shares: list[float] = []
-    costs = runtime.measure(0.01, shares.append)
+
+    def seen(what: str, done: float, total: float, remark: str = "") -> None:
+        shares.append(done / total)
+
+    costs = runtime.measure(0.01, seen)
     assert [len(exit_.stage_ms) for exit_ in costs.exits] == [1, 2, 3]
     assert shares
     assert runtime.solution is before
@@ -431,3 +436,24 @@ def test_exits_that_are_never_worth_it(own_bundle: Path, frames: list[Frame]) ->
     with Runtime(own_bundle) as opened:
         opened.set_budget(BudgetConfig(latency_ms=4.0))
         assert {p.exit_stage for p in opened.classify_batch(frames)} == {3}
+
+
+def test_a_runtime_tells_what_it_refuses(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an event, once, with what to do; then it measures. Where there are none it is silent."""
+    monkeypatch.setattr("dvt_edge.runtime.runtime.QUICK_MEASUREMENT_S", 0.01)
+    path = own_bundle / COSTS
+    here = Costs.model_validate_json(path.read_text(encoding="utf-8")).machine
+    path.write_text(path.read_text(encoding="utf-8").replace(here, "a board"))
+    with Runtime(own_bundle) as runtime:
+        heard: list[Event] = []
+        runtime.watch(on_event=heard.append)
+        assert runtime.costs.machine == here
+        runtime.classify(np.zeros((48, 48), np.uint8))
+        assert heard == []  # it happened before anyone listened
+        [event] = runtime.events
+    assert isinstance(event, CostsRefused)
+    assert "measured on 'a board', this is" in event.reason
+    assert "dvt-edge profile" in event.reason
+    path.unlink()
+    with Runtime(own_bundle) as runtime:
+        assert not runtime.events

@@ -15,8 +15,8 @@ from dvt_edge.policy import Records, replay
 from dvt_edge.policy.live.audit import AuditEvent
 from dvt_edge.policy.live.controller import Change
 from dvt_edge.profile import BudgetConfig, ColorOrder
+from dvt_edge.runtime.events import Event, NotFinite
 from dvt_edge.runtime.preprocess import frame_shape
-from dvt_edge.runtime.session import Event, NotFinite
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Clock, FakeBackend, Live
@@ -102,12 +102,12 @@ def test_deadline_that_is_no_time(live: Live, deadline_ms: float) -> None:
 def test_deadline_counts_on_slower_stages(live: Live) -> None:
     """With ``adapt``, p99s grow with the slowdown that was seen."""
     live.runtime.set_budget(deadline_ms=20.0, adapt=True)
-    live.backend.stage_ms *= 4
+    live.backend.takes_ms *= 4
     live.stream(64)
-    live.runtime._live.thresholds = (np.inf, np.inf, -np.inf)
+    live.runtime._session.thresholds = (np.inf, np.inf, -np.inf)
     # 8 ms are gone after two stages; the third needs 4 x 2.4 ms, of 17 or of 18 ms.
     assert live.classify(0, deadline_ms=17.0).truncated
-    live.runtime._live.thresholds = (np.inf, np.inf, -np.inf)
+    live.runtime._session.thresholds = (np.inf, np.inf, -np.inf)
     assert not live.classify(0, deadline_ms=18.0).truncated
 
 
@@ -133,7 +133,7 @@ def test_adapting_to_slower_stages(live: Live) -> None:
     before = live.runtime.solution
     live.stream(300)
     assert live.heard == []
-    live.backend.stage_ms *= 2
+    live.backend.takes_ms *= 2
     answers = live.stream(100, seed=1)
     assert live.heard
     change = live.heard[0]
@@ -162,7 +162,7 @@ def test_noise_alone_changes_nothing(live: Live) -> None:
 
 def test_without_adapt_nothing_moves(live: Live) -> None:
     """Off by default."""
-    live.backend.stage_ms *= 2
+    live.backend.takes_ms *= 2
     assert len({p.thresholds for p in live.stream(300)}) == 1
     assert live.heard == []
 
@@ -171,7 +171,7 @@ def test_without_adapt_nothing_moves(live: Live) -> None:
 def test_adapting_keeps_max_stage(live: Live, max_stage: int) -> None:
     """Time to spare does not open a stage that the budget forbids."""
     live.runtime.set_budget(latency_ms=3.0, max_stage=max_stage, adapt=True)
-    live.backend.stage_ms /= 3
+    live.backend.takes_ms /= 3
     live.backend.inner.runs.clear()
     answers = live.stream(400)
     assert any(isinstance(event, Change) for event in live.heard)
@@ -280,7 +280,8 @@ def test_a_broken_listener_does_not_stop_the_policy(
 
     wrong = (live_records.prediction[:, -1:] + [[1, 1, 0]]) % 10
     backend = fake_backend(live_records.confidence, wrong)
-    with Runtime(live_bundle, backend=backend, on_event=broken) as runtime:
+    with Runtime(live_bundle, backend=backend) as runtime:
+        runtime.watch(on_event=broken)
         before = runtime.set_budget(latency_ms=2.0, audit=0.5).thresholds
         with pytest.raises(RuntimeError, match="mine"):
             classify_all()
@@ -304,7 +305,8 @@ def test_a_listener_may_use_the_runtime(
 
     wrong = (live_records.prediction[:, -1:] + [[1, 1, 0]]) % 10
     backend = fake_backend(live_records.confidence, wrong)
-    with Runtime(live_bundle, backend=backend, on_event=listen) as runtime:
+    with Runtime(live_bundle, backend=backend) as runtime:
+        runtime.watch(on_event=listen)
         runtime.set_budget(latency_ms=2.0, audit=0.5)
         for v in range(len(live_records)):
             runtime.classify(np.full((4, 4), v, np.uint8))
@@ -468,7 +470,7 @@ def test_nan_goes_on_and_is_reported(live: Live) -> None:
     live.runtime.set_budget(latency_ms=1.5)
     value = live.value(1)
     live.backend.inner.confidence[value] = (np.nan, np.nan, 0.5)
-    live.runtime._live.thresholds = (0.1, 0.1, -np.inf)
+    live.runtime._session.thresholds = (0.1, 0.1, -np.inf)
     answer, ran = live.stages_of(value)
     assert ran == [1, 2, 3]
     assert (answer.exit_stage, answer.confidence) == (3, 0.5)

@@ -155,8 +155,10 @@ def agreement_interval(agreed: int, audited: int, confidence_level: float) -> tu
 
 def early_agreement(records: Records, thresholds: npt.ArrayLike) -> float:
     """Share of the early answers, 0..1, that are the last exit's; 1 where none leaves early."""
-    early, agrees = _early(records, np.asarray(thresholds, float))
-    return float(agrees[early].mean()) if early.any() else 1.0
+    at = records.exits_taken(thresholds)
+    early = np.flatnonzero(at < records.exits - 1)
+    answers = records.prediction[early, at[early]]
+    return float((answers == records.prediction[early, -1]).mean()) if len(early) else 1.0
 
 
 def raised(records: Records, thresholds: npt.ArrayLike, event: AuditEvent) -> tuple[float, ...]:
@@ -178,19 +180,6 @@ def raised(records: Records, thresholds: npt.ArrayLike, event: AuditEvent) -> tu
         if moved and 1 - early_agreement(records, chosen) <= wanted:
             break
     return tuple(float(t) for t in np.maximum(chosen, start))
-
-
-def _early(
-    records: Records, thresholds: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """[N] each: leaves before the last exit; its answer there is the last exit's."""
-    if thresholds.shape != (records.exits,):
-        raise DataError(f"expected {records.exits} thresholds, found {thresholds.shape}")
-    leaves = records.confidence >= thresholds
-    leaves[:, -1] = True
-    at = leaves.argmax(axis=1)
-    answers = records.prediction[np.arange(len(records)), at]
-    return at < records.exits - 1, answers == records.prediction[:, -1]
 
 
 def _refuted(p: float, agreed: int, audited: int, confidence_level: float) -> bool:

@@ -52,9 +52,9 @@ class Ladder:
             [np.maximum(shifted(records, thresholds, float(s)), floor) for s in STEPS]
         )
         self.thresholds[:, -1] = -np.inf
-        leaves = records.confidence[None] >= self.thresholds[:, None]  # (steps, N, K)
-        at = leaves.argmax(axis=2)
-        self.exit_share = np.stack([(at == k).mean(axis=1) for k in range(records.exits)], axis=1)
+        self.exit_share = np.stack(
+            [records.exit_shares(records.exits_taken(row)) for row in self.thresholds]
+        )
         """[steps, K]: share of the records that leave at each exit."""
 
     @property

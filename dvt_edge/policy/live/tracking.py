@@ -163,9 +163,7 @@ def resample(records: Records, bins: npt.NDArray[np.int64], share: Floats, count
         wanted = round(part * count)
         at = ((np.arange(wanted) + 0.5) * len(members) / max(1, wanted)).astype(np.int64)
         chosen.append(members[at])
-    rows = np.concatenate(chosen)
-    label = None if records.label is None else records.label[rows]
-    return Records(records.confidence[rows], records.prediction[rows], label)
+    return records.take(np.concatenate(chosen))
 
 
 def _winsorised(

@@ -1,26 +1,18 @@
-"""Consecutive frames are alike: keep the last answer, or do not ask exits that will not let go.
+"""Consecutive frames are alike: keep the last answer while the picture hardly changes.
 
-Two savings, each used only while what was measured says that it pays, and both off by default.
+Used only while what was measured says that it pays, and off by default. Where a frame differs
+little from the one that was answered last, the answer is returned without running a stage. How
+little is learned: frames that run anyway, and every eighth that need not have, show how often the
+answer changes at which difference. The last answer can be wrong by then: the rule bounds how often
+it is seen to differ from a fresh one, it does not make it right. It is kept for a bounded number of
+frames and milliseconds.
 
-*Keeping the answer.* Where a frame differs little from the one that was answered last, the answer
-is returned without running a stage. How little is learned: frames that run anyway, and every
-eighth that need not have, show how often the answer changes at which difference. The last answer
-can be wrong by then: the rule bounds how often it is seen to differ from a fresh one, it does not
-make it right. It is kept for a bounded number of frames and milliseconds.
-
-*A later start stage.* Where frames after a late exit leave late as well, the exits before are not
-evaluated. What that saves depends on the cascade. Where a stage uses the tensors of the one before
-(feature and relationship reuse, as in a Dynamic Vision Transformer), all earlier stages must run
-still: only their exit's decision is saved, that is a classifier head, a copy to the host and a
-synchronisation, often some hundredths of a millisecond; and a frame that would have left there now
-pays for a further stage. There it rarely pays, and the rule then stays off. Without reuse, the
-earlier stages themselves are skipped. ``skip_saves_ms`` tells the two apart: hand in what was
-measured. Answers become no less accurate than the cascade's later exits are.
+Nothing is saved by leaving early exits unasked: with reuse a later stage reads what the earlier
+ones computed, so all of them run still.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
@@ -28,6 +20,7 @@ import numpy.typing as npt
 
 from dvt_edge.errors import ConfigError, DataError, FrameError
 from dvt_edge.policy.live.audit import agreement_interval
+from dvt_edge.policy.live.tracking import SPIKE
 from dvt_edge.policy.records import Floats
 
 THUMBNAIL = 24
@@ -45,18 +38,6 @@ MEMORY = 2048
 """Comparisons after which the older ones count half."""
 TRIAL_FRAMES, REST_FRAMES = 2048, 4096
 """For how many frames comparing may cost and not pay, and for how many it then stops."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do with one frame."""
-
-    keep_answer: bool
-    """Return the last answer; run no stage."""
-    start_stage: int = 1
-    """First stage, from 1, whose exit may let the frame go; 1 is the ordinary cascade."""
-    reason: str | None = None
-    """Why this is not the ordinary cascade, for ``explain``; None where it is."""
 
 
 def thumbnail(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -88,40 +69,31 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 class VideoPolicy:
-    """Plans each frame of one stream from the frames before it; holds no clock and no frame.
+    """Says for each frame of one stream whether the last answer is kept; holds no clock, no frame.
 
-    ``costs`` [K]: mean milliseconds of leaving at each exit. ``skip_saves_ms`` [K - 1]: measured
-    milliseconds saved by not evaluating each exit (and stage, where it need not run).
-    ``tolerated``: at most this share, 0..1, of kept answers may differ from fresh ones, as far as
-    the checks can tell with 95 % confidence. ``max_stale_frames``, ``max_stale_ms``: for how long
-    an answer is kept and exits stay unasked at most. Raises
-    :class:`~dvt_edge.errors.ConfigError` for limits out of range and
+    ``costs`` [K]: mean milliseconds of leaving at each exit. ``tolerated``: at most this share,
+    0..1, of kept answers may differ from fresh ones, as far as the checks can tell with 95 %
+    confidence. ``max_stale_frames``, ``max_stale_ms``: for how long an answer is kept at most.
+    Raises :class:`~dvt_edge.errors.ConfigError` for limits out of range and
     :class:`~dvt_edge.errors.DataError` for costs that do not fit.
 
-        plan = policy.plan(thumbnail(frame), now_ms, thumbnail_ms)
-        if not plan.keep_answer:
-            answer = run(frame, plan.start_stage)
-            policy.observe(plan, answer.class_id, answer.exit_stage, answer.latency_ms)
+        reason = policy.keep(thumbnail(frame), now_ms, thumbnail_ms)
+        if reason is None:
+            answer = run(frame)
+            policy.observe(answer.class_id, answer.exit_stage, answer.latency_ms)
     """
 
     def __init__(
         self,
         costs: npt.ArrayLike,
-        skip_saves_ms: npt.ArrayLike,
         *,
         tolerated: float = 0.02,
         max_stale_frames: int = 10,
         max_stale_ms: float = 500.0,
     ) -> None:
         self._costs: Floats = np.asarray(costs, float)
-        saves = np.asarray(skip_saves_ms, float)
         if self._costs.ndim != 1 or not len(self._costs) or not np.isfinite(self._costs).all():
             raise DataError(f"costs are one finite number per exit, found {self._costs.tolist()}")
-        if saves.shape != (len(self._costs) - 1,) or not np.isfinite(saves).all():
-            raise DataError(
-                "skip_saves_ms needs one finite number per exit but the last, found "
-                f"{saves.tolist()}"
-            )
         if not 0 < tolerated < 1:
             raise ConfigError(f"tolerated is a share between 0 and 1, found {tolerated}")
         if max_stale_frames < 1 or not max_stale_ms > 0:
@@ -131,16 +103,10 @@ class VideoPolicy:
             )
         self.tolerated, self.max_stale_frames = tolerated, max_stale_frames
         self.max_stale_ms = max_stale_ms
-        self._exits = exits = len(self._costs)
-        self._given = np.append(0.0, np.cumsum(saves))  # [K]: saved by starting at stage k + 1
         self._pairs = np.zeros((len(EDGES), 2), np.int64)  # same answer, all
-        self._after = np.zeros((exits, exits), np.int64)  # [last exit, exit]
-        self._full = np.zeros((exits, 2))  # latency of ordinary frames by exit: sum, number
-        self._saved = np.zeros((exits, 2))  # by start stage: sum, number
-        self._best = [(1, 0.0)] * exits  # by last exit: start stage, mean saving
         self.keep_below = -inf
         """Difference, of 255, up to which an answer is kept; -inf while none is."""
-        self._frame = self._tested = self._unasked = self._ran = 0
+        self._frame = self._tested = self._ran = 0
         self._hits = self._run_ms = self._look_ms = 0.0
         self._pays = False
         self._looked = self._rests_until = 0
@@ -151,7 +117,6 @@ class VideoPolicy:
         self._held: npt.NDArray[np.float32] | None = None
         self._seen: npt.NDArray[np.float32] | None = None
         self._class_id: int | None = None
-        self._exit: int | None = None
         self._held_ms = self._now_ms = 0.0
         self._stale = 0
 
@@ -160,10 +125,10 @@ class VideoPolicy:
         """Whether the next frame should be compared; False for a while where that did not pay."""
         return self._frame >= self._rests_until
 
-    def plan(
+    def keep(
         self, look: npt.NDArray[np.float32] | None, now_ms: float, look_ms: float = 0.0
-    ) -> Plan:
-        """What to do with the next frame.
+    ) -> str | None:
+        """Why the last answer is kept for the next frame; None where its stages are to run.
 
         ``look`` is its :func:`thumbnail`, or None (then nothing is kept); ``now_ms`` its time on
         any steady clock; ``look_ms`` what making the thumbnail took.
@@ -175,63 +140,39 @@ class VideoPolicy:
             self._looked += 1
             self._look_ms += ((look_ms if isfinite(look_ms) else 0.0) - self._look_ms) / ENOUGH
             self._hits += ((self._difference <= self.keep_below) - self._hits) / ENOUGH
-        age = now_ms - self._held_ms
-        if (
+        if not (
             self._pays
             and self._difference <= self.keep_below
             and self._stale < self.max_stale_frames
-            and 0 <= age <= self.max_stale_ms
+            and 0 <= now_ms - self._held_ms <= self.max_stale_ms
         ):
-            self._tested += 1
-            if self._tested % CHECK_EVERY:
-                self._stale += 1
-                return Plan(
-                    True,
-                    1,
-                    f"the frame hardly changed (mean difference {self._difference:.2g} of 255, "
-                    f"at most {self.keep_below:.2g}), so the answer of {self._stale} frame"
-                    f"{'s' if self._stale > 1 else ''} ago was kept",
-                )
-        start, saving = (1, 0.0) if self._exit is None else self._best[self._exit]
-        cut = self._difference >= CUT and look is not None
-        if start == 1 or cut or self._unasked >= self.max_stale_frames:
-            self._unasked = 0
-            return Plan(False)
-        self._unasked += 1
-        return Plan(
-            False,
-            start,
-            f"exits before {start} were not asked, because frames after one that left at exit "
-            f"{(self._exit or 0) + 1} leave late too, which saves {saving:.2g} ms on average",
+            return None
+        self._tested += 1
+        if not self._tested % CHECK_EVERY:
+            return None
+        self._stale += 1
+        return (
+            f"the frame hardly changed (mean difference {self._difference:.2g} of 255, at most "
+            f"{self.keep_below:.2g}), so the answer of {self._stale} "
+            f"frame{'s' if self._stale > 1 else ''} ago was kept"
         )
 
-    def observe(self, plan: Plan, class_id: int, exit_stage: int, latency_ms: float) -> None:
-        """The answer to the frame just planned, if stages ran for it.
+    def observe(self, class_id: int, exit_stage: int, latency_ms: float) -> None:
+        """The answer, from exit ``exit_stage`` (from 1), to the frame that was not kept.
 
         Do not call it for frames whose exit a deadline or an audit decided, but :meth:`reset`
-        where their answer is to be kept neither. Raises
-        :class:`~dvt_edge.errors.DataError` where ``exit_stage``, from 1, lies before the start
-        stage or is none.
+        where their answer is to be kept neither. Raises :class:`~dvt_edge.errors.DataError` for an
+        exit that does not exist.
         """
-        if not plan.start_stage <= exit_stage <= self._exits:
-            raise DataError(
-                f"exit_stage must be {plan.start_stage}..{self._exits}, found {exit_stage}"
-            )
-        at = exit_stage - 1
+        if not 1 <= exit_stage <= len(self._costs):
+            raise DataError(f"exit_stage must be 1..{len(self._costs)}, found {exit_stage}")
         if self._class_id is not None and self._difference < CUT:
             pair = self._pairs[np.searchsorted(EDGES, self._difference)]
             pair += (class_id == self._class_id, 1)
         if isfinite(latency_ms) and latency_ms > 0:
-            latency_ms = min(latency_ms, 4 * float(self._costs[at]))  # a spike is no saving lost
+            latency_ms = min(latency_ms, SPIKE * float(self._costs[exit_stage - 1]))
             self._run_ms += (latency_ms - self._run_ms) / (ENOUGH if self._run_ms else 1)
-            if plan.start_stage == 1:
-                self._full[at] += (latency_ms, 1)
-            elif self._full[at, 1]:
-                usual = self._full[at, 0] / self._full[at, 1]
-                self._saved[plan.start_stage - 1] += (usual - latency_ms, 1)
-        if plan.start_stage == 1 and self._exit is not None:
-            self._after[self._exit, at] += 1
-        self._held, self._class_id, self._exit = self._seen, class_id, at
+        self._held, self._class_id = self._seen, class_id
         self._held_ms, self._stale = self._now_ms, 0
         self._ran += 1
         if self._ran % RELEARN_FRAMES == 0:
@@ -244,11 +185,8 @@ class VideoPolicy:
         return difference if isfinite(difference) else inf
 
     def _learn(self) -> None:
-        for counts in (self._pairs, self._after):
-            if counts.sum() > MEMORY:
-                counts[:] //= 2
-        for sums in (self._full, self._saved):
-            sums[sums[:, 1] > MEMORY] /= 2
+        if self._pairs.sum() > MEMORY:
+            self._pairs //= 2
         self.keep_below = self._learned_difference()
         gain, cost = self._hits * self._run_ms, self._look_ms
         self._pays = gain > (cost if self._pays else 1.5 * cost)  # hysteresis
@@ -256,7 +194,6 @@ class VideoPolicy:
             self._looked = 0
         elif self._looked >= TRIAL_FRAMES:
             self._looked, self._rests_until = 0, self._frame + REST_FRAMES
-        self._best = [self._learned_start(last) for last in range(self._exits)]
 
     def _learned_difference(self) -> float:
         """The largest edge up to which answers are seen to hold, and in no bin seen not to."""
@@ -268,20 +205,3 @@ class VideoPolicy:
             if count and agreement_interval(same, total, 0.95)[0] >= 1 - self.tolerated:
                 found = edge
         return found
-
-    def _learned_start(self, last: int) -> tuple[int, float]:
-        """The start stage that saves most after a frame that left at ``last``, and how much.
-
-        Frames that would have left before it are counted at the upper bound of their share, and
-        as if all of them had left at exit 1.
-        """
-        total, best = int(self._after[last].sum()), (1, 0.0)
-        for start in range(1, self._exits if total >= ENOUGH else 1):
-            late = int(self._after[last, start:].sum())
-            early = 1 - agreement_interval(late, total, 0.95)[0]
-            known = self._saved[start, 1] >= ENOUGH
-            saves = self._saved[start, 0] / self._saved[start, 1] if known else self._given[start]
-            gain = float(saves - early * (self._costs[start] - self._costs[0]))
-            if gain > best[1]:
-                best = (start + 1, gain)
-        return best

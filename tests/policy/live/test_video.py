@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from dvt_edge.errors import ConfigError, DataError, FrameError
-from dvt_edge.policy.live.video import CUT, Plan, VideoPolicy, thumbnail
+from dvt_edge.policy.live.video import VideoPolicy, thumbnail
 
 INF, NAN = float("inf"), float("nan")
 COSTS = np.array([1.5, 3.0, 6.0])
-REUSE = [0.02, 0.02]  # stages run all the same: only the decision is saved
-NO_REUSE = [1.2, 1.4]  # earlier stages are skipped
 FRAME_MS, LOOK_MS = 33.0, 0.1
 
 
@@ -55,35 +53,30 @@ def video(seed, count, still=0.8):
         yield world.view(*place, rng)
 
 
-def show(policy, frames, saves=REUSE):
+def show(policy, frames):
     """What the policy did; times are made, at 30 frames a second."""
-    spent = np.append(0.0, np.cumsum(saves))
-    seen = {"kept": [], "wrong": [], "start": [], "cost": 0.0, "plain": 0.0, "stale": 0}
+    seen = {"kept": [], "wrong": [], "cost": 0.0, "plain": 0.0, "stale": 0}
     answer, stale = None, 0
     for t, (frame, class_id, exit_stage) in enumerate(frames):
         look = thumbnail(frame) if policy.wants_thumbnail else None
-        plan = policy.plan(look, t * FRAME_MS, LOOK_MS)
+        reason = policy.keep(look, t * FRAME_MS, LOOK_MS)
         seen["cost"] += LOOK_MS * (look is not None)
         seen["plain"] += COSTS[exit_stage - 1]
-        seen["kept"].append(plan.keep_answer)
-        seen["start"].append(plan.start_stage)
-        if plan.keep_answer:
+        seen["kept"].append(reason is not None)
+        if reason is not None:
             stale += 1
-            assert plan.reason
             seen["wrong"].append(answer != class_id)
         else:
             stale, answer = 0, class_id
-            left = max(exit_stage, plan.start_stage)
-            took = COSTS[left - 1] - spent[plan.start_stage - 1]
-            seen["cost"] += took
-            policy.observe(plan, class_id, left, took)
+            seen["cost"] += COSTS[exit_stage - 1]
+            policy.observe(class_id, exit_stage, COSTS[exit_stage - 1])
         seen["stale"] = max(seen["stale"], stale)
     return seen
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_pans_pauses_and_cuts(seed):
-    policy = VideoPolicy(COSTS, REUSE)
+    policy = VideoPolicy(COSTS)
     seen = show(policy, video(seed, 4000))
     kept = np.array(seen["kept"])
     assert kept[1000:].mean() > 0.3
@@ -94,7 +87,7 @@ def test_pans_pauses_and_cuts(seed):
 
 
 def test_a_scene_that_never_rests_keeps_nothing_and_stops_looking():
-    policy = VideoPolicy(COSTS, REUSE)
+    policy = VideoPolicy(COSTS)
     rng, worlds = np.random.default_rng(0), [made_world(s) for s in range(3)]
     frames = (worlds[i].view(*rng.integers(0, 204, 2), rng) for i in rng.integers(0, 3, 5000))
     looks = []
@@ -111,116 +104,66 @@ def test_a_scene_that_never_rests_keeps_nothing_and_stops_looking():
 
 
 def test_nothing_is_kept_where_looking_costs_more_than_running():
-    policy = VideoPolicy(COSTS, REUSE)
+    policy = VideoPolicy(COSTS)
     still, _, _ = made_world(0).view(50, 50, np.random.default_rng(0))
     for t in range(1500):
-        plan = policy.plan(thumbnail(still), t * FRAME_MS, 100.0)
-        assert plan == Plan(False)
-        policy.observe(plan, 3, 1, 1.5)
+        assert policy.keep(thumbnail(still), t * FRAME_MS, 100.0) is None
+        policy.observe(3, 1, 1.5)
 
 
 def still_stream(policy, count, ms=FRAME_MS, every=1):
     look = np.full((24, 24), 90, np.float32)
     for t in range(count):
-        plan = policy.plan(look, t * ms, LOOK_MS)
-        yield plan
-        if not plan.keep_answer:
-            policy.observe(plan, 3, 1, 1.5)
+        reason = policy.keep(look, t * ms, LOOK_MS)
+        yield reason is not None
+        if reason is None:
+            policy.observe(3, 1, 1.5)
 
 
 @pytest.mark.parametrize(
     ("frames", "ms", "longest"), [(4, INF, 4), (1, INF, 1), (100, 100.0, 3), (100, 10.0, 0)]
 )
 def test_staleness_is_bounded_in_frames_and_milliseconds(frames, ms, longest):
-    policy = VideoPolicy(COSTS, REUSE, max_stale_frames=frames, max_stale_ms=ms)
+    policy = VideoPolicy(COSTS, max_stale_frames=frames, max_stale_ms=ms)
     run, found = 0, 0
-    for plan in still_stream(policy, 2000):
-        run = run + 1 if plan.keep_answer else 0
+    for kept in still_stream(policy, 2000):
+        run = run + 1 if kept else 0
         found = max(found, run)
     assert found == longest
 
 
 @pytest.mark.parametrize("clock", [lambda t: -t, lambda t: NAN, lambda t: 0.0 if t % 2 else 1e9])
 def test_a_clock_that_is_none_keeps_nothing(clock):
-    policy = VideoPolicy(COSTS, REUSE)
+    policy = VideoPolicy(COSTS)
     look = np.full((24, 24), 90, np.float32)
     for t in range(1000):
-        plan = policy.plan(look, clock(t), LOOK_MS)
-        assert not plan.keep_answer
-        policy.observe(plan, 3, 1, 1.5)
+        assert policy.keep(look, clock(t), LOOK_MS) is None
+        policy.observe(3, 1, 1.5)
 
 
 def test_an_interruption_a_cut_and_a_blind_frame_are_not_kept():
-    policy = VideoPolicy(COSTS, REUSE)
+    policy = VideoPolicy(COSTS)
     look = np.full((24, 24), 90, np.float32)
     list(still_stream(policy, 1500))
     now = 1500 * FRAME_MS
-    policy.observe(policy.plan(look + 200, now), 1, 1, 1.5)
-    assert not policy.plan(look, now).keep_answer  # back from a cut
-    policy.observe(Plan(False), 3, 1, 1.5)
-    assert policy.plan(look + 0.01, now).keep_answer
-    assert not policy.plan(None, now).keep_answer
-    assert not policy.plan(look * NAN, now).keep_answer
+    assert policy.keep(look + 200, now) is None
+    policy.observe(1, 1, 1.5)
+    assert policy.keep(look, now) is None  # back from a cut
+    policy.observe(3, 1, 1.5)
+    assert policy.keep(look + 0.01, now)
+    assert policy.keep(None, now) is None
+    assert policy.keep(look * NAN, now) is None
     policy.reset()
-    assert not policy.plan(look, now).keep_answer
+    assert policy.keep(look, now) is None
 
 
 def test_answers_that_change_on_still_frames_are_not_kept():
     """Another answer in every 20th frame, 5 %, where 2 % are tolerated."""
-    policy = VideoPolicy(COSTS, REUSE)
+    policy = VideoPolicy(COSTS)
     look = np.full((24, 24), 90, np.float32)
     for t in range(3000):
-        plan = policy.plan(look, t * FRAME_MS, LOOK_MS)
-        assert not plan.keep_answer
-        policy.observe(plan, int(t % 40 == 0), 1, 1.5)
-
-
-def exits(policy, saves, sequence, pays=True):
-    """Start stages planned where frame t would leave at ``sequence[t]``; nothing is ever alike."""
-    spent, starts = np.append(0.0, np.cumsum(saves if pays else np.zeros(2))), []
-    for t, exit_stage in enumerate(sequence):
-        plan = policy.plan(None, t * FRAME_MS)
-        starts.append(plan.start_stage)
-        left = max(int(exit_stage), plan.start_stage)
-        policy.observe(plan, 0, left, COSTS[left - 1] - spent[plan.start_stage - 1])
-    return np.array(starts)
-
-
-def late_scenes(seed, count=3000):
-    """Scenes of about 200 frames: in half of them all leave late, in the others early."""
-    rng = np.random.default_rng(seed)
-    late = np.repeat(rng.random(count // 200) < 0.5, 200)
-    return np.where(late, 3, rng.choice([1, 2], count, p=[0.9, 0.1]))
-
-
-def test_early_exits_are_skipped_in_late_scenes_without_reuse():
-    sequence = late_scenes(0)
-    starts = exits(VideoPolicy(COSTS, NO_REUSE), NO_REUSE, sequence)
-    late = sequence == 3
-    assert (starts[1000:][late[1000:]] > 1).mean() > 0.7
-    assert (starts[1000:][~late[1000:]] > 1).mean() < 0.1
-    run = longest = 0
-    for start in starts:
-        run = run + 1 if start > 1 else 0
-        longest = max(longest, run)
-    assert longest == 10  # then the early exits are asked again
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_with_reuse_the_rule_stays_off_where_exits_change(seed):
-    sequence = np.random.default_rng(seed).integers(1, 4, 3000)
-    assert (exits(VideoPolicy(COSTS, REUSE), REUSE, sequence) == 1).all()
-    # Where whole scenes leave late, it may save the decisions, and never costs more than chance.
-    sequence = late_scenes(seed)
-    starts = exits(VideoPolicy(COSTS, REUSE), REUSE, sequence)
-    spent = COSTS[np.maximum(sequence, starts) - 1] - 0.02 * (starts - 1)
-    assert spent.sum() <= 1.002 * COSTS[sequence - 1].sum()
-
-
-def test_a_saving_that_does_not_show_is_given_up():
-    starts = exits(VideoPolicy(COSTS, NO_REUSE), NO_REUSE, np.full(3000, 3), pays=False)
-    assert (starts[:300] > 1).any()
-    assert (starts[1000:] == 1).all()
+        assert policy.keep(look, t * FRAME_MS, LOOK_MS) is None
+        policy.observe(int(t % 40 == 0), 1, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -256,34 +199,28 @@ def test_frames_that_are_none(frame):
 
 
 @pytest.mark.parametrize(
-    ("costs", "saves", "options", "error", "words"),
+    ("costs", "options", "error", "words"),
     [
-        ([], [], {}, DataError, "per exit"),
-        ([1.0, NAN], [0.1], {}, DataError, "finite"),
-        ([1.0, 2.0], [0.1, 0.1], {}, DataError, "but the last"),
-        ([1.0, 2.0], [NAN], {}, DataError, "but the last"),
-        ([1.0], [], {"tolerated": 0.0}, ConfigError, "tolerated"),
-        ([1.0], [], {"max_stale_frames": 0}, ConfigError, "at least 1 frame"),
-        ([1.0], [], {"max_stale_ms": 0.0}, ConfigError, "more than 0 ms"),
+        ([], {}, DataError, "per exit"),
+        ([1.0, NAN], {}, DataError, "finite"),
+        ([1.0], {"tolerated": 0.0}, ConfigError, "tolerated"),
+        ([1.0], {"max_stale_frames": 0}, ConfigError, "at least 1 frame"),
+        ([1.0], {"max_stale_ms": 0.0}, ConfigError, "more than 0 ms"),
     ],
 )
-def test_bad_settings(costs, saves, options, error, words):
+def test_bad_settings(costs, options, error, words):
     with pytest.raises(error, match=words):
-        VideoPolicy(costs, saves, **options)
+        VideoPolicy(costs, **options)
 
 
-@pytest.mark.parametrize(
-    ("plan", "exit_stage"), [(Plan(False), 0), (Plan(False), 4), (Plan(False, 2), 1)]
-)
-def test_exits_that_cannot_be(plan, exit_stage):
+@pytest.mark.parametrize("exit_stage", [0, 4])
+def test_exits_that_cannot_be(exit_stage):
     with pytest.raises(DataError, match="exit_stage"):
-        VideoPolicy(COSTS, REUSE).observe(plan, 0, exit_stage, 1.0)
+        VideoPolicy(COSTS).observe(0, exit_stage, 1.0)
 
 
 def test_a_single_exit_and_bad_latencies():
-    policy = VideoPolicy([1.0], [])
+    policy = VideoPolicy([1.0])
     for latency in (NAN, INF, -1.0, 0.0) * 50:
-        plan = policy.plan(None, 0.0)
-        assert plan == Plan(False)
-        policy.observe(plan, 0, 1, latency)
-    assert CUT > 0
+        assert policy.keep(None, 0.0) is None
+        policy.observe(0, 1, latency)

@@ -21,6 +21,7 @@ class HostDevice:
     """Stands in for ``CudaDevice``: its device memory is host memory of its own."""
 
     def __init__(self, *, integrated: bool = False, room: int = 1 << 40) -> None:
+        self.name = "host memory"
         self.integrated, self.room = integrated, room
         self.transfers = Transfers()
         self.stream = 7

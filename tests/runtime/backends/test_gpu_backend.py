@@ -41,7 +41,7 @@ def _backend(
     engines = [
         device.engine(model, spec, capturable) for model, spec in zip(models, specs, strict=True)
     ]
-    return DeviceBackend(device, engines, specs, BATCH_SIZES), engines
+    return DeviceBackend("TensorRT 10", device, engines, specs, BATCH_SIZES), engines
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_onnxruntime_on_the_device_is_bound_to_the_same_memory(
         OnnxRuntimeCudaStage(open_session(model.SerializeToString(), 1), spec, "cpu")
         for model, spec in zip(models, specs, strict=True)
     ]
-    backend = DeviceBackend(device, stages, specs, BATCH_SIZES)
+    backend = DeviceBackend("TensorRT 10", device, stages, specs, BATCH_SIZES)
     backend.image_buffer(4)[:] = images[:4]
     for k, outputs in enumerate(Chain(models).run(images[:4])):
         answer = backend.run_stage(k, 4)
@@ -170,7 +170,7 @@ def test_everything_is_given_back(host_device: type[Any], models: list[onnx.Mode
         device = host_device()
         engine.device, engine.closed = device, False
         engine.bound.clear()
-        backend = DeviceBackend(device, [engine], [spec], BATCH_SIZES)
+        backend = DeviceBackend("TensorRT 10", device, [engine], [spec], BATCH_SIZES)
         assert backend.bytes_resident == sum(a.nbytes for a in device.memory.values())
         backend.run_stage(0, 1)
         backend.close()

@@ -16,6 +16,8 @@ from PIL import Image
 
 from dvt_edge import Runtime
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs
+from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.converters.graphs.chain import Chain
 from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.converters.graphs.fp16 import fp16_body
@@ -23,6 +25,7 @@ from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.errors import ClosedError
 from dvt_edge.models import Cascade
 from dvt_edge.runtime.backends.gpu_backend import DeviceBackend
+from dvt_edge.runtime.backends.protocol import machine_name
 from dvt_edge.runtime.preprocess import Preprocessor
 
 BATCH_SIZES = (1, 4, 8)
@@ -98,7 +101,8 @@ class Opened(NamedTuple):
 def open_runtime(
     request: pytest.FixtureRequest,
     demo_stages: list[onnx.ModelProto],
-    costed_bundle: Path,
+    own_bundle: Path,
+    known_costs: Callable[..., Costs],
     host_device: type[Any],
     expected: Expected,
 ) -> Iterator[Callable[[], Opened]]:
@@ -109,8 +113,11 @@ def open_runtime(
     def make() -> Opened:
         device = host_device(integrated=request.param == "shared memory")
         engines = [device.engine(m, s) for m, s in zip(demo_stages, specs, strict=True)]
-        backend: Any = DeviceBackend(device, engines, specs, BATCH_SIZES)
-        runtime = Runtime(costed_bundle, backend=backend)
+        backend: Any = DeviceBackend("TensorRT 10", device, engines, specs, BATCH_SIZES)
+        bundle = Bundle(own_bundle)
+        costs = known_costs(bundle).model_copy(update={"machine": machine_name(backend)})
+        bundle.store(COSTS, costs)
+        runtime = Runtime(own_bundle, backend=backend)
         runtime.use(runtime.replay(expected.thresholds))
         opened.append(Opened(runtime, device))
         return opened[-1]

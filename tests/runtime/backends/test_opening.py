@@ -228,7 +228,8 @@ def test_refused_plan_gives_the_device_back(
 
     monkeypatch.setattr(gpu_backend, "CudaDevice", lambda: device)
     monkeypatch.setattr(gpu_backend, "TensorRTStage", Stage)
-    monkeypatch.setattr(gpu_backend, "load_module", lambda name: None)
+    trt = SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setattr(gpu_backend, "load_module", lambda name: trt)
     monkeypatch.setattr(gpu_backend, "make_logger", lambda trt: None)
     monkeypatch.setattr(gpu_backend, "make_runtime", lambda trt, logger: None)
     bundle = Bundle(own_bundle)

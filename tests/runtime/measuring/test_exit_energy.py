@@ -90,7 +90,7 @@ def test_no_meter(timed: Timed) -> None:
 def test_noise_that_hides_an_exit(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Energy that is not positive is noise, and no figure."""
     figures = np.array([-0.1, 5.0, 11.0])
-    fitted = ExitEnergy(figures, figures, figures, figures, 1.0)
+    fitted = ExitEnergy(figures, figures, figures, figures)
     monkeypatch.setattr(
         "dvt_edge.runtime.measuring.exit_energy.energy_per_exit", lambda mixes, idle: fitted
     )

@@ -45,7 +45,7 @@ def test_warm_up_has_a_limit(timed: Timed) -> None:
     run_stage = timed.backend.inner.run_stage
 
     def slower(stage: int, count: int):  # type: ignore[no-untyped-def]
-        timed.backend.stage_ms = timed.backend.stage_ms * 1.002
+        timed.backend.takes_ms = timed.backend.takes_ms * 1.002
         return run_stage(stage, count)
 
     timed.backend.inner.run_stage = slower  # type: ignore[method-assign]
@@ -56,7 +56,7 @@ def test_warm_up_has_a_limit(timed: Timed) -> None:
 
 def test_warm_up_on_a_clock_that_stands_still(timed: Timed) -> None:
     """Windows are bounded by rounds, too."""
-    timed.backend.stage_ms = np.zeros(3)
+    timed.backend.takes_ms = np.zeros(3)
     assert warm_up(timed.exits, timed.clock).settled
 
 
@@ -76,7 +76,7 @@ def test_transfers_are_what_the_device_did_not_do(timed: Timed) -> None:
     """A backend on a device tells how long each stage kept it busy; nothing is left in place."""
 
     class OnDevice:
-        stage_ms = 0.0
+        stage_ms: float | None = 0.0
 
         def __getattr__(self, name: str) -> Any:
             return getattr(timed.backend, name)

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import load_costs
 from dvt_edge.bundle.manifest import StageSpec
-from dvt_edge.cli.tables import choice_table, engine_table
-from dvt_edge.errors import BudgetError, BundleError
+from dvt_edge.cli.options import PATH, json_option
+from dvt_edge.cli.output import (
+    certificate_line,
+    choice_table,
+    engine_table,
+    new_table,
+    open_console,
+    print_json,
+)
+from dvt_edge.errors import BudgetError, BuildError
 from dvt_edge.machine.platform import Platform
+from dvt_edge.policy import choose_thresholds
+from dvt_edge.requirements import HOST_MODULES, need
+
+
+@click.command("inspect")
+@click.argument("path", type=PATH)
+@click.option("--onnx-ops", is_flag=True, help="Count the operators of a bundle's graphs.")
+@json_option
+def command(path: Path, onnx_ops: bool, as_json: bool) -> None:
+    """Show what is inside a bundle or a .safetensors checkpoint."""
+    if path.is_file():
+        need("'dvt-edge inspect' of a checkpoint", *HOST_MODULES, error=BuildError)
+        inspect_checkpoint(path, as_json=as_json)
+    else:
+        inspect_bundle(path, as_json=as_json, onnx_ops=onnx_ops)
 
 
 def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> None:
@@ -28,10 +50,10 @@ def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> No
             "certificate": _certificate(bundle),
             **({"onnx_ops": operators} if operators else {}),
         }
-        click.echo(json.dumps(values, allow_nan=False))
+        print_json(values)
         return
     sizes = [bundle.stage_path(k).stat().st_size for k in range(len(manifest.stages))]
-    console = Console(markup=False)
+    console = open_console()
     console.print(_stage_table(f"{folder} for {manifest.device}", manifest.stages, sizes))
     console.print(_handed_on(manifest.stages))
     console.print(
@@ -57,38 +79,28 @@ def inspect_bundle(folder: Path, *, as_json: bool, onnx_ops: bool = False) -> No
 
 
 def _certificate(bundle: Bundle) -> str:
-    """What is certified for unseen frames with the costs stored for this machine."""
-    from dvt_edge.policy import solve_certified
-    from dvt_edge.runtime.measuring.costs import load_costs
-
+    """What is certified for unseen frames with the costs that are stored."""
     budget = bundle.manifest.budget
     if budget.confidence_level is None:
         return "none; the budget has no confidence_level"
     costs = load_costs(bundle)
     if costs is None:
-        return "none yet; it needs this machine's costs, from 'dvt-edge profile'"
+        return "none yet; it needs what the exits cost, from 'dvt-edge profile'"
     try:
-        _, found = solve_certified(
-            *(bundle.records(), costs.latency, costs.energy_mj, budget.limits),
-            budget.confidence_level,
+        chosen = choose_thresholds(
+            bundle.records(), costs, budget, bundle.manifest.recorded_thresholds
         )
     except BudgetError as error:
         return f"none; {error}"
-    return (
-        f"with probability {1 - found.delta:g}, from {found.n} records: mean at most "
-        f"{found.cost_bound:.3f} ms, accuracy at most {100 * found.accuracy_gap_bound:.2f} points "
-        "below the last exit's"
-    )
+    assert chosen.certificate is not None
+    return f"{certificate_line(chosen.certificate)} (costs of {costs.machine})"
 
 
 def _operators(bundle: Bundle) -> list[dict[str, int]]:
     """Operators of the ONNX graph that each stage is, or was built from."""
-    try:
-        import onnx
-    except ImportError:
-        raise BundleError(
-            "--onnx-ops needs onnx; install it with pip install 'dvt-edge[export]'"
-        ) from None
+    need("--onnx-ops", "onnx")
+    import onnx
+
     from dvt_edge.converters.graphs.facts import operator_counts
 
     manifest = bundle.manifest
@@ -99,20 +111,19 @@ def _operators(bundle: Bundle) -> list[dict[str, int]]:
 
 
 def _operator_table(operators: Sequence[dict[str, int]]) -> Table:
-    table = Table(title="ONNX operators")
-    table.add_column("operator")
-    for k in range(len(operators)):
-        table.add_column(f"stage {k + 1}", justify="right")
+    stages = [f"stage {k + 1}" for k in range(len(operators))]
+    table = new_table("ONNX operators", "operator", *stages, left=["operator"])
     for name in sorted({name for counts in operators for name in counts}):
         table.add_row(name, *(str(counts.get(name, "")) for counts in operators))
     return table
 
 
 def _layer_table(stages: Sequence[StageSpec]) -> Table:
-    table = Table(title="Matrix products and convolutions by the precision they compute in")
-    table.add_column("layers")
-    for k in range(len(stages)):
-        table.add_column(f"stage {k + 1}", justify="right")
+    table = new_table(
+        "Matrix products and convolutions by the precision they compute in",
+        *("layers", *(f"stage {k + 1}" for k in range(len(stages)))),
+        left=["layers"],
+    )
     for kind in dict.fromkeys(kind for stage in stages for kind in stage.layers):
         cells = [
             ", ".join(f"{n} {precision}" for precision, n in stage.layers.get(kind, {}).items())
@@ -160,9 +171,9 @@ def inspect_checkpoint(path: Path, *, as_json: bool) -> None:
             ],
             "metadata": metadata,
         }
-        click.echo(json.dumps(values, allow_nan=False))
+        print_json(values)
         return
-    console = Console(markup=False)
+    console = open_console()
     console.print(_stage_table(str(path), specs))
     console.print(_handed_on(specs))
     console.print(
@@ -179,11 +190,8 @@ def _handed_on(stages: Sequence[StageSpec]) -> str:
 
 
 def _stage_table(title: str, stages: Sequence[StageSpec], sizes: Sequence[int] = ()) -> Table:
-    table = Table(title=title)
-    for column in ("stage", "inputs", "outputs", "parameters", "MMACs"):
-        table.add_column(column, justify="left" if column.endswith("puts") else "right")
-    if sizes:
-        table.add_column("kB", justify="right")
+    columns = ["stage", "inputs", "outputs", "parameters", "MMACs", *(["kB"] if sizes else [])]
+    table = new_table(title, *columns, left=["inputs", "outputs"])
     for k, stage in enumerate(stages):
         inputs, outputs = (
             "\n".join(f"{t.name} {list(t.shape)}" for t in tensors)

@@ -1,26 +1,36 @@
-"""``dvt-edge build``: progress, and tables of what came of it."""
+"""``dvt-edge build``."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from dvt_edge.bundle.engine_records import Engines
 from dvt_edge.bundle.manifest import Manifest
-from dvt_edge.cli.progress import step_progress
-from dvt_edge.cli.tables import choice_table, engine_table
+from dvt_edge.cli.options import json_option, profile_option
+from dvt_edge.cli.output import choice_table, engine_table, new_table, open_console, print_json
+from dvt_edge.cli.progress import shown_progress
 from dvt_edge.converters.build import Phase, build
 from dvt_edge.profile import Profile
 
 
-def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_json: bool) -> None:
-    """Build what the profile describes and print what came of it."""
+@click.command("build")
+@profile_option
+@click.option(
+    "--phase",
+    type=click.Choice(["auto", "host", "device"]),
+    default="auto",
+    show_default=True,
+    help="host: checkpoint to portable bundle; device: from there to engines.",
+)
+@click.option("--force", is_flag=True, help="Build everything, even if nothing changed.")
+@json_option
+def command(profile_file: Path, phase: Phase, force: bool, as_json: bool) -> None:
+    """Build the bundle: one quantized graph or engine per stage, records, manifest."""
     profile = Profile.from_yaml(profile_file)
-    with step_progress(quiet=as_json) as progress:
+    with shown_progress() as progress:
         result = build(profile, progress, phase=phase, force=force)
     manifest = result.bundle.manifest
     if as_json:
@@ -33,9 +43,9 @@ def build_with_progress(profile_file: Path, phase: Phase, *, force: bool, as_jso
             "choices": [choice.model_dump(mode="json") for choice in manifest.choices],
             "engines": manifest.engines and manifest.engines.model_dump(mode="json"),
         }
-        click.echo(json.dumps(values, allow_nan=False))
+        print_json(values)
         return
-    console = Console(markup=False)
+    console = open_console()
     if result.rebuilt:
         _show_quantization(console, manifest)
         if manifest.choices:
@@ -67,9 +77,10 @@ def _show_warnings(console: Console, engines: Engines) -> None:
 
 def _show_quantization(console: Console, manifest: Manifest) -> None:
     figures = manifest.quantization
-    table = Table(title=f"{manifest.device}: top-1 on the calibration images")
-    for column in ("exit", "FP32 graph", f"{figures.precision} stage", "MMACs", "file"):
-        table.add_column(column, justify="right")
+    table = new_table(
+        f"{manifest.device}: top-1 on the calibration images",
+        *("exit", "FP32 graph", f"{figures.precision} stage", "MMACs", "file"),
+    )
     for k, (exit_, stage) in enumerate(zip(figures.exits, manifest.stages, strict=True)):
         table.add_row(
             str(k + 1),

@@ -1,9 +1,8 @@
-"""What our solver is compared with: the DVT authors' rule and a genetic search.
+"""What ``policy.py`` compares our solver and our certificates with.
 
-Wang et al., "Not All Images are Worth 16x16 Words", NeurIPS 2021 (arXiv 2105.15075). Their release
-fixes the share of samples per exit by one parameter and takes the thresholds at those quantiles;
-the paper's method section describes a genetic search over thresholds. Neither knows the best
-thresholds for a budget; both are here for benchmarks alone.
+The DVT authors' rule over all its parameters, the genetic search over thresholds that their paper
+describes (Wang et al., NeurIPS 2021, arXiv 2105.15075), and a bound that holds for all thresholds
+at once. Neither rule knows the best thresholds for a budget.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy.authors import AUTHORS_BUDGETS, authors_thresholds
 from dvt_edge.policy.records import Floats, Records
-from dvt_edge.policy.solver import Solution, check_cost, check_positive, replay, round_up
+from dvt_edge.policy.solver import Solution, check_cost, replay, round_up
 
-AUTHORS_BUDGETS = range(1, 60)
-"""The values of p for which the authors' release computes thresholds."""
 POPULATION = 64
 GENERATIONS = 60
 _PARENTS = 3  # a parent is the best of so many drawn
@@ -25,45 +23,9 @@ _MUTATION = 0.08  # standard deviation, of a quantile
 _CHUNK = 2**22  # confidences compared at once
 
 
-def authors_thresholds(records: Records, p: float) -> Floats:
-    """[K] thresholds of the authors' rule for their parameter ``p``, 1..59, more being dearer.
-
-    Shares per exit are proportional to (p/20)^k, k = 1..K; the threshold of exit k is the
-    confidence of the last of its share among the samples that have not left. Where a share is
-    empty, or more than are left, nobody leaves, as in their code. Labels are not looked at. Raises
-    :class:`~dvt_edge.errors.DataError` for p that is not positive.
-    """
-    if not np.isfinite(p) or p <= 0:
-        raise DataError(f"p is a positive number, 1..59 in the authors' release, found {p}")
-    share = (p / 20) ** np.arange(1, records.exits + 1)
-    share /= share.sum()
-    left = np.zeros(len(records), bool)
-    thresholds = np.full(records.exits, np.inf)
-    for k in range(records.exits - 1):
-        remaining = np.sort(records.confidence[~left, k])[::-1]
-        count = int(len(records) * share[k])
-        if 1 <= count <= len(remaining):
-            thresholds[k] = remaining[count - 1]
-        left |= records.confidence[:, k] >= thresholds[k]
-    thresholds[-1] = -np.inf
-    return thresholds
-
-
 def authors_rule(records: Records, cost: npt.ArrayLike) -> tuple[Solution, ...]:
     """Their solutions for all 59 values of p on ``records``; ``cost`` [K] as in ``solve``."""
     return tuple(replay(records, cost, authors_thresholds(records, p)) for p in AUTHORS_BUDGETS)
-
-
-def authors_best(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
-    """The most accurate of the 59 whose mean cost is at most ``limit``; the cheapest among equals.
-
-    Everybody leaves at the first exit where none is cheap enough. Raises as
-    :func:`~dvt_edge.policy.solver.solve`.
-    """
-    _check(records, cost, limit)
-    start = replay(records, cost, [-np.inf] * records.exits)
-    allowed = [start, *(s for s in authors_rule(records, cost) if s.cost <= limit)]
-    return max(allowed, key=lambda s: (s.accuracy, -s.cost))
 
 
 def genetic_search(
@@ -121,7 +83,6 @@ def genetic_search(
 
 def _check(records: Records, cost: npt.ArrayLike, limit: float) -> Floats:
     costs = check_cost(records, cost)
-    check_positive("a budget", limit)
     if limit < costs[0]:
         raise BudgetError(
             f"the budget of {limit:g} is smaller than the first exit's cost; the smallest possible "
@@ -150,3 +111,19 @@ def _judge(records: Records, costs: Floats, thresholds: Floats) -> tuple[Floats,
         accuracy[start : start + size] = records.correct[rows, at].mean(axis=1)
         spent[start : start + size] = costs[at].mean(axis=1)
     return accuracy, spent
+
+
+def uniform_margin(cost: npt.ArrayLike, count: int, delta: float) -> float:
+    """How far the true mean cost of *any* thresholds may lie above that on ``count`` records.
+
+    With probability 1 - ``delta`` for all thresholds at once, so that solving for ``limit`` minus
+    this margin needs no split. The mean is linear in the shares that pass exit 1, exits 1 and 2 and
+    so on: values of the joint distribution function of the confidences. Massart's constant for the
+    first, Naaman's k (n + 1) exp(-2 n e^2) for k dimensions (Statistics & Probability Letters 173,
+    2021), delta divided among the exits.
+    """
+    steps = np.diff(np.asarray(cost, float))
+    each = delta / max(1, len(steps))
+    factors = [1 if k == 1 else k * (count + 1) for k in range(1, len(steps) + 1)]
+    widths = [np.sqrt(np.log(factor / each) / 2 / count) for factor in factors]
+    return float(steps @ np.array(widths)) if widths else 0.0

@@ -1,10 +1,11 @@
-"""The clock of the meters, and what calls them again and again."""
+"""Time, as measurements and meters see it: one protocol, so that a test can play it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Protocol
 
 from dvt_edge.errors import EnergyError
@@ -13,34 +14,40 @@ JOIN_SECONDS = 5.0
 """How long a sensor may take to answer; the kernel gives up an I2C transfer after about 1 s."""
 
 
-class Timer(Protocol):
-    """Time, and ticks; tests bring one that takes no time."""
+class Clock(Protocol):
+    """Seconds that only increase, pauses and ticks; tests bring one that takes no time."""
 
-    def now_ns(self) -> int:
-        """Nanoseconds that only increase, from any start."""
+    def now(self) -> float:
+        """Seconds from any start."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let ``seconds`` pass without work: the processor may lower its clocks meanwhile."""
 
     def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
-        """Call ``tick`` every ``seconds`` until it returns False.
+        """Call ``tick``, which reads a sensor, every ``seconds`` until it returns False.
 
         The result ends that; after it has returned, ``tick`` neither runs nor is called again.
         """
 
 
-class ThreadTimer:
-    """The real timer: ticks come from one thread per :meth:`every`."""
+class RealClock:
+    """The clock of the machine: ticks come from one thread per :meth:`every`."""
 
-    def now_ns(self) -> int:
-        return time.monotonic_ns()
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
         stop = threading.Event()
 
         def run() -> None:
-            due = time.monotonic()
+            due = self.now()
             while True:
                 # A late tick is not made up for: the next one comes a period after it.
-                due = max(due + seconds, time.monotonic())
-                if stop.wait(max(0.0, due - time.monotonic())) or not tick():
+                due = max(due + seconds, self.now())
+                if stop.wait(max(0.0, due - self.now())) or not tick():
                     return
 
         thread = threading.Thread(target=run, name="dvt-edge-energy", daemon=True)
@@ -57,3 +64,8 @@ class ThreadTimer:
                 )
 
         return cancel
+
+
+def now_utc() -> str:
+    """The time, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -2,73 +2,80 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
-from dvt_edge.cli.progress import step_progress
-from dvt_edge.cli.tables import wide_console
+from dvt_edge.cli.options import FILE, PATH, duration_option, json_option
+from dvt_edge.cli.output import new_table, open_console, percent, print_json, watched
+from dvt_edge.cli.progress import shown_progress
 from dvt_edge.errors import DataError
-from dvt_edge.evaluation.compare import (
-    Cascade,
-    Comparison,
-    Contender,
-    Interval,
-    Plain,
-    Side,
-    compare,
-)
+from dvt_edge.evaluation.compare import Cascade, Comparison, Contender, Interval, Side, compare
 from dvt_edge.evaluation.plain_classifier import PlainClassifier
 from dvt_edge.files.datasets import ArrayDataset, ImageDataset, open_images
+from dvt_edge.machine.clock import RealClock
 from dvt_edge.profile import Profile
-from dvt_edge.runtime.measuring.timing import RealClock, noise_frame
+from dvt_edge.runtime.measuring.timing import noise_frame
 from dvt_edge.runtime.runtime import Runtime
-from dvt_edge.runtime.session import Event
+
+NOISE = "noise"
 
 
-def compare_and_show(
-    paths: Sequence[Path],
+@click.command("compare")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH, required=False)
+@click.option("--against", type=FILE, help="Any ONNX classifier: one image in, scores out.")
+@click.option(
+    "--data",
+    type=PATH,
+    help="Images, by class for accuracy [default: A's calibration images, or noise].",
+)
+@duration_option("Seconds at least; every image is given once in any case.")
+@json_option
+def command(
+    a: Path,
+    b: Path | None,
     against: Path | None,
     data: Path | None,
-    *,
     duration_s: float,
     as_json: bool,
-    note: Callable[[Event], None],
 ) -> None:
-    """Open everybody, run them in turns, print what came of it."""
+    """Compare A with B, or with any ONNX classifier, in turns on the same images.
+
+    A and B are profiles (YAML) or folders of bundles; each keeps its own budget.
+    """
+    if b is None and against is None:
+        raise click.UsageError("give B, or --against model.onnx, to compare A with")
+    paths = [path for path in (a, b) if path is not None]
+    for path in paths:
+        if path.suffix == ".onnx":
+            raise click.UsageError(f"{path} is no profile or bundle; give it by --against {path}")
     with ExitStack() as stack:
-        runtimes = [stack.enter_context(Runtime(path, on_event=note)) for path in paths]
+        runtimes = [watched(stack.enter_context(Runtime(path))) for path in paths]
         first = runtimes[0].bundle.manifest
         contenders: list[Contender] = [
             Cascade(name, runtime) for name, runtime in zip(_names(paths), runtimes, strict=True)
         ]
         if against is not None:
-            classifier = PlainClassifier(against, first.input, first.engine.threads)
-            contenders.append(Plain(against.name, classifier))
+            contenders.append(PlainClassifier(against, first.input, first.engine.threads))
         images, what = _images(paths[0], runtimes[0], data)
-        with step_progress(quiet=as_json) as progress:
+        with shown_progress() as progress:
             result = compare(
                 contenders,
                 images,
                 duration_s,
                 RealClock(),
                 order=None if what == NOISE else "rgb",
-                progress=lambda done, total: progress("images", done, total),
+                progress=progress,
             )
         machine = runtimes[0].costs.machine
     if as_json:
-        values = {"machine": machine, "data": what, **result.model_dump(mode="json")}
-        click.echo(json.dumps(values, allow_nan=False))
+        print_json({"machine": machine, "data": what, **result.model_dump(mode="json")})
     else:
-        _show(wide_console(), result, what, machine)
-
-
-NOISE = "noise"
+        _show(open_console(), result, what, machine)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -94,15 +101,14 @@ def _images(source: Path, runtime: Runtime, data: Path | None) -> tuple[ImageDat
 
 def _show(console: Console, result: Comparison, what: str, machine: str) -> None:
     counts = f"{_count(result.images, 'image')}, {_count(result.frames, 'frame')} in turns"
-    table = Table(title=f"{what}: {counts}", caption=machine)
-    table.add_column("")
-    for side in result.sides:
-        table.add_column(side.name, justify="right")
+    names = [side.name for side in result.sides]
+    table = new_table(f"{what}: {counts}", "", *names, left=[""])
+    table.caption = machine
     rows: list[tuple[str, Callable[[Side], str]]] = [
         ("mean ms", lambda s: f"{s.latency.mean_ms:.3f}"),
         ("p50 ms", lambda s: f"{s.latency.p50_ms:.3f}"),
         ("p95 ms", lambda s: f"{s.latency.p95_ms:.3f}"),
-        ("exits", lambda s: " / ".join(f"{100 * share:.1f} %" for share in s.exit_fraction)),
+        ("exits", lambda s: percent(s.exit_fraction)),
         ("accuracy", lambda s: "-" if s.accuracy is None else f"{100 * s.accuracy:.2f} %"),
         ("energy", lambda s: "-" if s.energy_mj is None else f"{s.energy_mj:.3f} mJ (estimate)"),
         ("engine", lambda s: s.engine),

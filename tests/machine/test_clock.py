@@ -1,4 +1,4 @@
-"""The real timer; nothing here asserts how long anything takes."""
+"""The real clock; nothing here asserts how long anything takes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from dvt_edge.energy import timer as timer_module
-from dvt_edge.energy.timer import ThreadTimer
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine import clock as clock_module
+from dvt_edge.machine.clock import RealClock
 
 PATIENCE = 60.0
 """Seconds until a test that waits for a thread gives up."""
@@ -19,13 +19,15 @@ def _threads() -> list[threading.Thread]:
 
 
 def test_time_increases():
-    timer = ThreadTimer()
-    assert timer.now_ns() <= timer.now_ns()
+    clock = RealClock()
+    before = clock.now()
+    clock.sleep(0.001)
+    assert before < clock.now()
 
 
 def test_ticks_come_until_cancelled():
     ticked = threading.Semaphore(0)
-    cancel = ThreadTimer().every(0.001, lambda: ticked.release() or True)
+    cancel = RealClock().every(0.001, lambda: ticked.release() or True)
     for _ in range(3):
         assert ticked.acquire(timeout=PATIENCE)
     cancel()
@@ -35,7 +37,7 @@ def test_ticks_come_until_cancelled():
 
 def test_false_ends_the_ticks():
     ticks = []
-    cancel = ThreadTimer().every(0.001, lambda: bool(ticks.append(1)))
+    cancel = RealClock().every(0.001, lambda: bool(ticks.append(1)))
     for thread in _threads():
         thread.join(PATIENCE)
     assert not _threads()
@@ -44,21 +46,21 @@ def test_false_ends_the_ticks():
 
 
 def test_cancelling_does_not_wait_for_the_next_tick():
-    cancel = ThreadTimer().every(1e6, lambda: True)
+    cancel = RealClock().every(1e6, lambda: True)
     cancel()
     assert not _threads()
 
 
 def test_a_sensor_that_hangs(monkeypatch):
     """It is reported instead of waited for."""
-    monkeypatch.setattr(timer_module, "JOIN_SECONDS", 0.01)
+    monkeypatch.setattr(clock_module, "JOIN_SECONDS", 0.01)
     entered, leave = threading.Event(), threading.Event()
 
     def tick() -> bool:
         entered.set()
         return not leave.wait(PATIENCE)
 
-    cancel = ThreadTimer().every(0.001, tick)
+    cancel = RealClock().every(0.001, tick)
     assert entered.wait(PATIENCE)
     with pytest.raises(EnergyError, match="has not answered"):
         cancel()

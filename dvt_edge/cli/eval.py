@@ -1,0 +1,140 @@
+"""``dvt-edge eval``: every exit on a folder of labelled images, and the budgeted curve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dvt_edge.bundle.bundle import open_source
+from dvt_edge.bundle.costs import load_costs
+from dvt_edge.cli.options import PATH, json_option, profile_option
+from dvt_edge.cli.output import new_table, note, open_console, print_json
+from dvt_edge.cli.progress import shown_progress
+from dvt_edge.evaluation.evaluate import Evaluation, evaluate
+from dvt_edge.files.replacing import write_text
+from dvt_edge.policy.choose import finite_thresholds
+from dvt_edge.policy.curve import CurvePoint, budgeted_curve
+from dvt_edge.profile import Profile
+from dvt_edge.runtime.backends.opening import open_loop
+from dvt_edge.runtime.backends.protocol import machine_name
+from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, measure_costs
+
+CURVE_LINES = 8
+
+
+@click.command("eval")
+@profile_option
+@click.option(
+    "--data", type=PATH, required=True, help="Folder with one subfolder per class, as ImageNet's."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results and, while it runs, the progress [default: beside the bundle].",
+)
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True)
+@json_option
+def command(
+    profile_file: Path, data: Path, output: Path | None, workers: int, as_json: bool
+) -> int:
+    """Evaluate every exit on labelled images: top-1, top-5, the budgeted curve."""
+    profile = Profile.from_yaml(profile_file)
+    folder = output or profile.output.with_name(f"{profile.output.name}-eval")
+    bundle, _ = open_source(profile)
+    manifest, records = bundle.manifest, bundle.records()
+    loop = open_loop(bundle)
+    try:
+        costs = load_costs(bundle, machine_name(loop.backend), note) or measure_costs(
+            loop, manifest, QUICK_MEASUREMENT_S
+        )
+        with shown_progress() as progress:
+            result = evaluate(
+                bundle, loop.backend, data, folder, workers=workers, progress=progress
+            )
+    finally:
+        loop.backend.close()
+    curve = budgeted_curve(
+        records,
+        result.records,
+        [stage.macs for stage in manifest.stages],
+        costs.mean_ms,
+        costs.energy_mj,
+        manifest.recorded_thresholds,
+    )
+    values = _values(result, curve)
+    write_text(folder / "evaluation.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "curve.csv", _csv(curve))
+    if as_json:
+        print_json(values)
+    else:
+        _print(result, curve, folder)
+    return 1 if result.unreadable else 0
+
+
+def _values(result: Evaluation, curve: list[CurvePoint]) -> dict[str, Any]:
+    return {
+        "images": len(result.records),
+        "unreadable": list(result.unreadable),
+        "images_per_second": result.images_per_second,
+        "top1": result.records.accuracy.tolist(),
+        "top5": result.top5.mean(axis=0).tolist(),
+        "curve": [
+            asdict(point) | {"thresholds": finite_thresholds(point.thresholds)} for point in curve
+        ],
+    }
+
+
+def _print(result: Evaluation, curve: list[CurvePoint], output: Path) -> None:
+    console = open_console()
+    title = f"{len(result.records)} images, {result.images_per_second:.1f} a second"
+    table = new_table(title, "exit", "top-1", "top-5")
+    rows = zip(result.records.accuracy, result.top5.mean(axis=0), strict=True)
+    for k, (top1, top5) in enumerate(rows, start=1):
+        table.add_row(str(k), f"{100 * top1:.2f} %", f"{100 * top5:.2f} %")
+    console.print(table)
+    by_rule: dict[str, list[CurvePoint]] = {}
+    for point in curve:
+        by_rule.setdefault(point.rule, []).append(point)
+    table = new_table(
+        "Budgeted: thresholds from the calibration records, judged on these images",
+        *("GFLOPs", "ms", "mJ", "top-1", "rule"),
+    )
+    for rule, points in by_rule.items():
+        for point in points[:: max(1, len(points) // CURVE_LINES)]:
+            table.add_row(
+                f"{point.gflops:.4g}",
+                f"{point.latency_ms:.3f}",
+                "unavailable" if point.energy_mj is None else f"{point.energy_mj:.3f}",
+                f"{100 * point.accuracy:.2f} %",
+                rule,
+            )
+    console.print(table)
+    if result.unreadable:
+        console.print(f"{len(result.unreadable)} images could not be read: {result.unreadable[0]}")
+    console.print(f"All points: {output / 'curve.csv'}, {output / 'evaluation.json'}")
+
+
+def _csv(curve: Sequence[CurvePoint]) -> str:
+    """The curve as comma-separated values with a header line."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    exits = len(curve[0].exit_fraction)
+    numbered = range(1, exits + 1)
+    writer.writerow(
+        ["rule", "point", "gflops", "latency_ms", "energy_mj", "accuracy"]
+        + [f"exit_{k}" for k in numbered]
+        + [f"threshold_{k}" for k in numbered]
+    )
+    for p in curve:
+        energy = "" if p.energy_mj is None else p.energy_mj
+        means = (p.gflops, p.latency_ms, energy, p.accuracy)
+        writer.writerow([p.rule, p.point, *means, *p.exit_fraction, *p.thresholds])
+    return text.getvalue()

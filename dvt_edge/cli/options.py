@@ -1,0 +1,29 @@
+"""Options that more than one command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
+
+profile_option = click.option(
+    "--profile", "profile_file", type=FILE, required=True, help="The profile (YAML)."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def duration_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--duration``, in seconds; ``text`` says what for."""
+    return click.option(
+        "--duration",
+        "duration_s",
+        type=click.FloatRange(0.5, 3600),
+        default=10.0,
+        show_default=True,
+        help=text,
+    )

@@ -1,0 +1,106 @@
+"""Libraries that may be missing: what each is for, from which version on, and how to install it.
+
+The one table behind every message that names an installation command, and behind
+``dvt-edge doctor``. ``pyproject.toml`` holds the same minimum versions; a test compares them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+
+from dvt_edge.errors import ConfigError, DvtEdgeError
+
+
+@dataclass(frozen=True)
+class Library:
+    """A Python library, and how to get it."""
+
+    module: str
+    name: str
+    """For people."""
+    install: str
+    """Command."""
+    minimum: tuple[int, ...] = ()
+    purpose: str = ""
+    """``needed to ...``; empty for what everything needs."""
+    install_on_jetson: str = ""
+    """Where it differs."""
+
+
+def _extra(module: str, name: str, extra: str, minimum: tuple[int, ...], purpose: str) -> Library:
+    """One that an extra of ours brings."""
+    return Library(module, name, f"pip install 'dvt-edge[{extra}]'", minimum, purpose)
+
+
+_FROM_CHECKPOINT = "build from a checkpoint"
+LIBRARIES = {
+    library.module: library
+    for library in (
+        Library("numpy", "NumPy", "pip install 'numpy>=1.26'", (1, 26)),
+        Library("onnxruntime", "ONNX Runtime", "pip install 'onnxruntime>=1.18'", (1, 18)),
+        _extra("torch", "torch", "export", (2, 9), "train, import and build from a checkpoint"),
+        _extra("onnx", "onnx", "export", (1, 16), _FROM_CHECKPOINT),
+        _extra("safetensors", "safetensors", "export", (0, 4, 3), _FROM_CHECKPOINT),
+        Library(
+            "tensorrt",
+            "TensorRT",
+            "pip install tensorrt",
+            (8, 6),
+            "run on Jetson and other NVIDIA GPUs",
+            "sudo apt install nvidia-jetpack python3-libnvinfer, and make the virtual environment "
+            "with python3 -m venv --system-site-packages",
+        ),
+        Library(
+            "tensorrt_rtx",
+            "TensorRT-RTX",
+            "pip install tensorrt-rtx-cu13",
+            (1, 4),
+            "run on NVIDIA RTX GPUs",
+        ),
+        Library(
+            "pycuda.driver",
+            "pycuda",
+            "pip install 'dvt-edge[tensorrt]'  # compiles: the CUDA toolkit's nvcc must be on PATH",
+            (2024, 1),
+            "run with TensorRT",
+            "export PATH=/usr/local/cuda/bin:$PATH && pip install 'dvt-edge[tensorrt]'",
+        ),
+        _extra("pynvml", "nvidia-ml-py", "nvml", (12,), "read the energy of an NVIDIA GPU in a PC"),
+        _extra("prometheus_client", "prometheus-client", "metrics", (0, 20), "export metrics"),
+        _extra("matplotlib", "matplotlib", "plot", (3, 8), "draw the frontier"),
+        _extra("jinja2", "Jinja2", "report", (3, 1), "write reports"),
+        _extra("plotly", "Plotly", "report", (6,), "write reports"),
+        _extra("timm", "timm", "imagenet", (1, 0), "name ImageNet's classes"),
+    )
+}
+"""By module."""
+
+HOST_MODULES = ("torch", "onnx", "safetensors")
+"""What turns a checkpoint into graphs."""
+
+
+def missing(*modules: str) -> list[Library]:
+    """Those of ``modules`` that are not installed; nothing is imported."""
+    return [LIBRARIES[name] for name in modules if not _is_installed(name)]
+
+
+def _is_installed(module: str) -> bool:
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def need(
+    what: str, *modules: str, error: type[DvtEdgeError] = ConfigError, instead: str = ""
+) -> None:
+    """Raise ``error``, with the command that installs them, unless all ``modules`` are there.
+
+    ``instead`` says what else helps.
+    """
+    lacking = missing(*modules)
+    if lacking:
+        names = ", ".join(library.name for library in lacking)
+        commands = " && ".join(dict.fromkeys(library.install for library in lacking))
+        raise error(f"{what} needs {names}; install with {commands}{instead}")
