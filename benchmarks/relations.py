@@ -36,7 +36,7 @@ from dvt_edge.converters.quantizing.insert_qdq import (
     quantize,
 )
 from dvt_edge.machine.board import processor_name
-from dvt_edge.models.architectures import create
+from dvt_edge.models.cascade import create
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
 
 MODELS = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")

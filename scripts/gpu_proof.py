@@ -46,7 +46,7 @@ from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_
 from dvt_edge.errors import DvtEdgeError
 from dvt_edge.machine.driver import read_driver
 from dvt_edge.models import Cascade
-from dvt_edge.models.architectures import create
+from dvt_edge.models.cascade import create
 from dvt_edge.runtime.backends.gpu_backend import (
     DeviceBackend,
     open_onnxruntime_cuda,

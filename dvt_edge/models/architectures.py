@@ -1,4 +1,4 @@
-"""Cascades by name."""
+"""The cascades that are known by name: plain data, no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 from pydantic import ValidationError
 
 from dvt_edge.errors import ConfigError
-from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.config import CascadeConfig, StageConfig
 
 
@@ -46,31 +45,14 @@ ARCHITECTURES: dict[str, CascadeConfig] = {
     "dvt_t2t_vit_12": _released("t2t", width=256, depth=12, heads=4, mlp_ratio=2),
     "dvt_t2t_vit_14": _released("t2t", width=384, depth=14, heads=6, mlp_ratio=3),
 }
-"""Architectures that :func:`create` knows by name."""
-
-
-def create(
-    name_or_config: str | CascadeConfig,
-    *,
-    classes: int | None = None,
-    image_size: int | None = None,
-    grids: Sequence[int] | None = None,
-) -> Cascade:
-    """A cascade with fresh weights, by the name of an architecture or by its configuration.
-
-    ``classes``, ``image_size`` (pixels) and ``grids`` (tokens a side, one per stage) replace what
-    the architecture says. Another image size keeps the grids: the patches grow with it.
-
-    Raises :class:`~dvt_edge.errors.ConfigError`, with the nearest name, for an unknown name, and
-    for sizes that do not go together.
-    """
-    if isinstance(name_or_config, str):
-        name_or_config = architecture(name_or_config)
-    return Cascade(adapted(name_or_config, classes, image_size, grids))
+"""Architectures that :func:`~dvt_edge.models.cascade.create` knows by name."""
 
 
 def architecture(name: str) -> CascadeConfig:
-    """The configuration of an architecture by its name; raises as :func:`create`."""
+    """The configuration of an architecture by its name.
+
+    Raises :class:`~dvt_edge.errors.ConfigError`, with the nearest one, for an unknown name.
+    """
     config = ARCHITECTURES.get(name)
     if config is None:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
@@ -85,7 +67,10 @@ def adapted(
     image_size: int | None = None,
     grids: Sequence[int] | None = None,
 ) -> CascadeConfig:
-    """``config`` with other classes, image size or grids; raises as :func:`create`."""
+    """``config`` with other classes, image size or grids.
+
+    Raises :class:`~dvt_edge.errors.ConfigError` for sizes that do not go together.
+    """
     if classes is None and image_size is None and grids is None:
         return config
     values = config.model_dump()

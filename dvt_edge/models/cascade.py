@@ -9,7 +9,7 @@ before is marked ``'``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dvt_edge.errors import CheckpointError
+from dvt_edge.models.architectures import adapted, architecture
+from dvt_edge.models.checkpoint import read_checkpoint, write_checkpoint
 from dvt_edge.models.config import CascadeConfig, StageConfig
+from dvt_edge.models.official import recognise
 from dvt_edge.models.tokenizers import make_tokenizer, sinusoid
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 
@@ -230,9 +234,7 @@ class Cascade(nn.Module):
         :func:`~dvt_edge.models.checkpoint.read_metadata` reads it.
         Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
         """
-        from dvt_edge.models.checkpoint import save_cascade
-
-        save_cascade(self, Path(path), half=half, metadata=metadata)
+        write_checkpoint(Path(path), self.config, self.state_dict(), half=half, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Cascade:
@@ -241,9 +243,16 @@ class Cascade(nn.Module):
         Raises :class:`~dvt_edge.errors.CheckpointError` for a file that is missing, truncated, a
         pickle, or not a dvt-edge checkpoint.
         """
-        from dvt_edge.models.checkpoint import load_cascade
-
-        return load_cascade(Path(path))
+        config, tensors = read_checkpoint(Path(path))
+        expected = tensor_shapes(config)
+        wrong = expected.keys() ^ tensors.keys()
+        wrong |= {n for n, t in tensors.items() if expected.get(n, t.shape) != t.shape}
+        if wrong:
+            raise CheckpointError(
+                f"{path}: {len(wrong)} tensors are missing, unexpected or misshapen: "
+                f"{', '.join(sorted(wrong)[:8])}"
+            )
+        return cls.from_tensors(config, tensors)
 
     @classmethod
     def load_official(cls, state: Mapping[str, Tensor], architecture: str | None = None) -> Cascade:
@@ -255,6 +264,40 @@ class Cascade(nn.Module):
         Raises :class:`~dvt_edge.errors.CheckpointError` naming every missing, unexpected or
         misshapen tensor, and :class:`~dvt_edge.errors.ConfigError` for an unknown architecture.
         """
-        from dvt_edge.models.official import cascade_from_official
+        found = recognise(state, architecture, tensor_shapes)
+        return cls.from_tensors(found.config, {k: v.clone() for k, v in found.tensors.items()})
 
-        return cascade_from_official(state, architecture)
+    @classmethod
+    def from_tensors(cls, config: CascadeConfig, tensors: Mapping[str, Tensor]) -> Cascade:
+        """A cascade in float32 and eval mode that takes over ``tensors``, which fit ``config``."""
+        with torch.device("meta"):  # no draws for weights that are replaced at once
+            cascade = cls(config)
+        own = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+        cascade.load_state_dict(own, assign=True)
+        return cascade.eval()
+
+
+def tensor_shapes(config: CascadeConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a cascade, without making one."""
+    with torch.device("meta"):
+        return {k: tuple(t.shape) for k, t in Cascade(config).state_dict().items()}
+
+
+def create(
+    name_or_config: str | CascadeConfig,
+    *,
+    classes: int | None = None,
+    image_size: int | None = None,
+    grids: Sequence[int] | None = None,
+) -> Cascade:
+    """A cascade with fresh weights, by the name of an architecture or by its configuration.
+
+    ``classes``, ``image_size`` (pixels) and ``grids`` (tokens a side, one per stage) replace what
+    the architecture says. Another image size keeps the grids: the patches grow with it.
+
+    Raises :class:`~dvt_edge.errors.ConfigError`, with the nearest name, for an unknown name, and
+    for sizes that do not go together.
+    """
+    if isinstance(name_or_config, str):
+        name_or_config = architecture(name_or_config)
+    return Cascade(adapted(name_or_config, classes, image_size, grids))

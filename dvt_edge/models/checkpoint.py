@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.files.replacing import replaced_file
-from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.config import CascadeConfig
 
 FORMAT = "dvt-edge/1"
@@ -37,19 +36,33 @@ def replaced(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def save_cascade(
-    cascade: Cascade, path: Path, *, half: bool, metadata: Mapping[str, Any] | None = None
+def write_checkpoint(
+    path: Path,
+    config: CascadeConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    half: bool = False,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``cascade`` to ``path``; see :meth:`Cascade.save`."""
-    tensors = {
+    """Write ``tensors``, with the rest in the header; see :meth:`Cascade.save`."""
+    stored = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).cpu().contiguous()
-        for name, tensor in cascade.state_dict().items()
+        for name, tensor in tensors.items()
     }
-    header = {"format": FORMAT, "config": cascade.config.model_dump_json()}
+    header = {"format": FORMAT, "config": config.model_dump_json()}
     if metadata:
         header[_METADATA] = json.dumps(metadata, allow_nan=False)
     with replaced(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=header)
+        safetensors.torch.save_file(stored, temporary, metadata=header)
+
+
+def read_checkpoint(path: Path) -> tuple[CascadeConfig, dict[str, Tensor]]:
+    """Configuration and tensors, which need not fit together; raises as :meth:`Cascade.load`."""
+    config = read_config(path)
+    try:
+        return config, safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({error}); copy it again") from None
 
 
 def read_config(path: Path) -> CascadeConfig:
@@ -100,32 +113,3 @@ def _read_header(path: Path) -> dict[str, str]:
             f"{FORMAT!r}); write it with Cascade.save()"
         )
     return dict(header)
-
-
-def load_cascade(path: Path) -> Cascade:
-    """Read a cascade; see :meth:`Cascade.load`."""
-    config = read_config(path)
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged ({error}); copy it again") from None
-    with torch.device("meta"):
-        expected = Cascade(config).state_dict()
-    wrong = [name for name in expected if name not in tensors]
-    wrong += [name for name in tensors if name not in expected]
-    wrong += [n for n, t in tensors.items() if n in expected and t.shape != expected[n].shape]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: {len(wrong)} tensors are missing, unexpected or misshapen: "
-            f"{', '.join(sorted(wrong)[:8])}"
-        )
-    return cascade_from_tensors(config, tensors)
-
-
-def cascade_from_tensors(config: CascadeConfig, tensors: Mapping[str, torch.Tensor]) -> Cascade:
-    """A cascade in float32 and eval mode that takes over ``tensors``, which fit ``config``."""
-    with torch.device("meta"):  # no draws for weights that are replaced at once
-        cascade = Cascade(config)
-    own = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-    cascade.load_state_dict(own, assign=True)
-    return cascade.eval()

@@ -17,16 +17,9 @@ from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models.backbone import start_from_backbone
-from dvt_edge.models.cascade import Cascade
+from dvt_edge.models.cascade import Cascade, tensor_shapes
 from dvt_edge.models.config import CascadeConfig
-from dvt_edge.models.official import (
-    FIGURES,
-    cascade_from_official,
-    is_official,
-    own_name,
-    recognise,
-    without_prefix,
-)
+from dvt_edge.models.official import FIGURES, is_official, recognise, without_prefix
 
 _STATE_KEYS = ("model_state_dict", "state_dict", "model", "model_ema", "net")
 
@@ -63,10 +56,10 @@ def import_cascade(path: Path, name: str | None = None) -> Imported:
     """
     file = read_foreign(path)
     try:
-        cascade = cascade_from_official(file.state, name)
+        found = recognise(file.state, name, tensor_shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    found = recognise({own_name(key): tensor for key, tensor in file.state.items()}, name)
+    cascade = Cascade.from_tensors(found.config, found.tensors)
     metadata = _metadata(path, found.architecture) | file.figures
     return Imported(cascade, metadata, file.ignored)
 

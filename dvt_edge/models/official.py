@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' release: their names, shapes and figures -> a :class:`Cascade`.
+"""Checkpoints of the authors' release: their names, shapes and figures, and what they are.
 
 Source: Wang et al., NeurIPS 2021 (arXiv 2105.15075), and the authors' PyTorch release. A stage is
 called ``less_less_token``, ``less_token`` or ``normal_token`` there; ``feature_resuse_mlp`` is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models.architectures import ARCHITECTURES, adapted, architecture
-from dvt_edge.models.cascade import Cascade
-from dvt_edge.models.checkpoint import cascade_from_tensors
 from dvt_edge.models.config import CascadeConfig, StageConfig
 
 STAGE_NAMES = ("less_less_token", "less_token", "normal_token")
@@ -37,14 +35,17 @@ _SHOWN = 400
 
 StateDict = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
+ShapesOf = Callable[[CascadeConfig], Shapes]
 
 
 class Recognised(NamedTuple):
     """What a state dict turned out to be."""
 
     architecture: str | None
-    """Name in the registry; None for a cascade of other sizes."""
+    """Its name; None for a cascade of other sizes."""
     config: CascadeConfig
+    tensors: dict[str, Tensor]
+    """By the names of :class:`~dvt_edge.models.cascade.Cascade`."""
 
 
 def own_name(name: str) -> str:
@@ -73,9 +74,15 @@ def is_official(state: StateDict) -> bool:
     return any(own_name(name).startswith("stages.") for name in state)
 
 
-def cascade_from_official(state: StateDict, name: str | None = None) -> Cascade:
-    """A cascade with the weights of ``state``, a state dict of the release; see
-    :meth:`Cascade.load_official`."""
+def recognise(state: StateDict, name: str | None, shapes_of: ShapesOf) -> Recognised:
+    """What ``state``, a state dict of the release, is: architecture, sizes, tensors by our names.
+
+    With ``name`` the tensors must fit that architecture; the number of classes is always theirs.
+    ``shapes_of`` gives the shapes that a configuration's tensors have.
+
+    Raises :class:`~dvt_edge.errors.CheckpointError` with every missing, unexpected or misshapen
+    tensor, and :class:`~dvt_edge.errors.ConfigError` for an unknown ``name``.
+    """
     state = without_prefix(state)
     if not is_official(state):
         raise CheckpointError(
@@ -84,61 +91,41 @@ def cascade_from_official(state: StateDict, name: str | None = None) -> Cascade:
             "'dvt-edge import --stage-from FILE --architecture NAME'"
         )
     tensors = {own_name(key): tensor for key, tensor in state.items()}
-    return cascade_from_tensors(
-        recognise(tensors, name).config, {key: tensor.clone() for key, tensor in tensors.items()}
-    )
-
-
-def recognise(tensors: StateDict, name: str | None = None) -> Recognised:
-    """Architecture and sizes of ``tensors``, which have :class:`Cascade`'s names.
-
-    With ``name`` the tensors must fit that architecture; the number of classes is always theirs.
-
-    Raises :class:`~dvt_edge.errors.CheckpointError` with every missing, unexpected or misshapen
-    tensor, and :class:`~dvt_edge.errors.ConfigError` for an unknown ``name``.
-    """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if name is not None:
         config = _fitted(architecture(name), shapes)
-        _refuse_misfits(shapes, config, name)
-        return Recognised(name, config)
+        _refuse_misfits(shapes, shapes_of(config), name)
+        return Recognised(name, config, tensors)
     inferred = _inferred(shapes)
-    if inferred is not None and not misfits(shapes, inferred):
-        return Recognised(_registered(inferred), inferred)
+    if inferred is not None and not misfits(shapes, shapes_of(inferred)):
+        return Recognised(_registered(inferred), inferred, tensors)
     # Something is wrong with the tensors. Say what, seen from the nearest known architecture.
-    near = _nearest(shapes)
+    near = _nearest(shapes, shapes_of)
     if near is not None:
-        _refuse_misfits(shapes, _fitted(ARCHITECTURES[near], shapes), near)
+        _refuse_misfits(shapes, shapes_of(_fitted(ARCHITECTURES[near], shapes)), near)
     elif inferred is not None:
-        _refuse_misfits(shapes, inferred, "a cascade of these sizes")
+        _refuse_misfits(shapes, shapes_of(inferred), "a cascade of these sizes")
     raise CheckpointError(
         "no architecture can be recognised from the tensors' names and shapes; name one with "
         f"--architecture (known: {', '.join(ARCHITECTURES)})"
     )
 
 
-def misfits(shapes: Shapes, config: CascadeConfig) -> list[str]:
-    """Every tensor that is missing, unexpected or misshapen for ``config``, by the release's name
-    and with both shapes."""
-    import torch
-
-    with torch.device("meta"):
-        expected = {k: tuple(t.shape) for k, t in Cascade(config).state_dict().items()}
+def misfits(shapes: Shapes, expected: Shapes) -> list[str]:
+    """Every tensor that is missing, unexpected or misshapen, by the release's name and with both
+    shapes."""
     lines = [
         f"missing {official_name(key)} {list(shape)}"
         for key, shape in expected.items()
         if key not in shapes
     ]
-    lines += [
-        f"unexpected {official_name(key)} {list(shape)}"
-        for key, shape in shapes.items()
-        if key not in expected
-    ]
-    lines += [
-        f"misshapen {official_name(key)} {list(shape)}, expected {list(expected[key])}"
-        for key, shape in shapes.items()
-        if key in expected and shape != expected[key]
-    ]
+    for key, shape in shapes.items():
+        if key not in expected:
+            lines.append(f"unexpected {official_name(key)} {list(shape)}")
+        elif shape != expected[key]:
+            lines.append(
+                f"misshapen {official_name(key)} {list(shape)}, expected {list(expected[key])}"
+            )
     return lines
 
 
@@ -153,8 +140,8 @@ def shorten(names: list[str], count: int = 6) -> str:
     return ", ".join(names[:count]) + more
 
 
-def _refuse_misfits(shapes: Shapes, config: CascadeConfig, what: str) -> None:
-    lines = misfits(shapes, config)
+def _refuse_misfits(shapes: Shapes, expected: Shapes, what: str) -> None:
+    lines = misfits(shapes, expected)
     if lines:
         rest = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         raise CheckpointError(
@@ -184,13 +171,12 @@ def _registered(config: CascadeConfig) -> str | None:
     return None
 
 
-def _nearest(shapes: Shapes) -> str | None:
+def _nearest(shapes: Shapes, shapes_of: ShapesOf) -> str | None:
     """The registered architecture that has most of the tensors in the same shape, at least half."""
-    scores = {
-        name: len(shapes) - sum(not line.startswith("missing") for line in misfits(shapes, config))
-        for name, known in ARCHITECTURES.items()
-        for config in [_fitted(known, shapes)]
-    }
+    scores = {}
+    for name, known in ARCHITECTURES.items():
+        expected = shapes_of(_fitted(known, shapes))
+        scores[name] = sum(expected.get(key) == shape for key, shape in shapes.items())
     best = max(scores, key=lambda name: scores[name])
     return best if scores[best] >= len(shapes) / 2 else None
 

@@ -12,6 +12,7 @@ import torch
 from dvt_edge.errors import CheckpointError, ConfigError
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.models.architectures import ARCHITECTURES
+from dvt_edge.models.cascade import tensor_shapes
 from dvt_edge.models.official import official_name, own_name, recognise
 
 State = dict[str, torch.Tensor]
@@ -58,15 +59,15 @@ def test_released_architectures_are_recognised(name: str, classes: int) -> None:
     config = ARCHITECTURES[name].model_copy(update={"classes": classes})
     with torch.device("meta"):
         tensors = Cascade(config).state_dict()
-    assert recognise(tensors) == (name, config)
-    assert recognise(tensors, name) == (name, config)
+    for named in (None, name):
+        assert recognise(tensors, named, tensor_shapes)[:2] == (name, config)
 
 
 @pytest.mark.parametrize("tokenizer", ["patch", "t2t"])
 def test_unregistered_sizes_are_inferred(tiny_official: Configs, tokenizer: str) -> None:
     config = tiny_official(tokenizer)
     with torch.device("meta"):
-        found = recognise(Cascade(config).state_dict())
+        found = recognise(Cascade(config).state_dict(), None, tensor_shapes)
     assert found.architecture is None
     assert found.config == config
 
