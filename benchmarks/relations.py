@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dvt_edge.converters.engines.layer_listing import bytes_moved, kernels_from_listing
+from dvt_edge.converters.engines.layer_listing import Kernel, kernels_from_listing
 from dvt_edge.converters.engines.request import Request
 from dvt_edge.converters.engines.runner import run_build
 from dvt_edge.converters.graphs.facts import stage_spec
@@ -41,6 +41,12 @@ from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
 
 MODELS = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")
 KINDS: dict[str, Target] = {"logits": "onnxruntime", "queries and keys": "tensorrt"}
+
+
+def bytes_moved(kernels: list[Kernel]) -> int:
+    """Activations that the kernels at batch 1 read and write, in bytes; others' sizes are open."""
+    at_one = (kernel for kernel in kernels if not kernel.profile)
+    return sum(t.bytes for kernel in at_one for t in (*kernel.inputs, *kernel.outputs))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from dvt_edge.errors import FrameError
 from dvt_edge.profile import ColorOrder, InputConfig
 from dvt_edge.runtime.native import calls
-from dvt_edge.runtime.native.library import Plan, library
+from dvt_edge.runtime.native.library import PreprocessPlan, library
 
 Pixels = npt.NDArray[np.uint8]
 LAYOUTS: tuple[ColorOrder, ...] = get_args(ColorOrder)
@@ -201,7 +201,7 @@ class Preprocessor:
         self.config = config
         self._threads = threads
         self._native = native and library() is not None
-        self._plan: tuple[object, Plan | None] = (None, None)
+        self._plan: tuple[object, PreprocessPlan | None] = (None, None)
         mean = np.asarray(config.mean, np.float32)
         std = np.asarray(config.std, np.float32)
         self._scale = (1 / (255 * std)).reshape(-1, 1, 1)

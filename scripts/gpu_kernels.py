@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import kernel_twins
 import numpy as np
 
 from dvt_edge.profile import ColorOrder, InputConfig
@@ -83,7 +84,7 @@ def _preprocess(device: CudaDevice, fatbin: bytes, bandwidth: float) -> list[Val
         plan = calls.make_plan(
             config, layout, (1080, 1920), resized, frame.array.strides[0], np.float32
         )
-        cut = plan and calls.tile(plan, SHARED_BYTES)
+        cut = plan and kernel_twins.tile(plan, SHARED_BYTES)
         assert plan is not None
         assert cut is not None
         expected = np.empty((3, 224, 224), np.float32)
@@ -93,7 +94,7 @@ def _preprocess(device: CudaDevice, fatbin: bytes, bandwidth: float) -> list[Val
         device.upload(on_device, frame.array)
         tables = []
         for axis in (0, 1):
-            table = calls.axis_table(plan, axis)
+            table = kernel_twins.axis_table(plan, axis)
             mapped = device.allocate_mapped(table.shape, np.int32)
             mapped.array[...] = table
             address = device.allocate(table.nbytes)
@@ -169,6 +170,6 @@ def _decide(device: CudaDevice, fatbin: bytes) -> Values:
         np.uintp(count.address),
     )
     ms = _median_ms(device, lambda: device.launch(kernel, (4, 1), 256, *arguments))
-    expected = calls.staying_rows(confidence.array, 0.5)
+    expected = kernel_twins.staying_rows(confidence.array, 0.5)
     found = rows.array[: count.array[0]]
     return {"equal": bool(np.array_equal(found, expected)), "median_us": 1e3 * ms}

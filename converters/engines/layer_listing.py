@@ -96,12 +96,6 @@ def counts_by_kind(kernels: list[Kernel]) -> dict[str, int]:
     return dict(counts)
 
 
-def bytes_moved(kernels: list[Kernel]) -> int:
-    """Activations that the kernels at batch 1 read and write, in bytes; others' sizes are open."""
-    at_one = (kernel for kernel in kernels if not kernel.profile)
-    return sum(t.bytes for kernel in at_one for t in (*kernel.inputs, *kernel.outputs))
-
-
 def _tensors(text: str) -> tuple[Tensor, ...]:
     return tuple(
         Tensor(tuple(int(size) for size in shape.split(",") if size), dtype)

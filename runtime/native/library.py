@@ -16,7 +16,7 @@ OK, BAD_PLAN, NO_MEMORY = 0, 1, 2
 """What the functions that return a status return."""
 
 
-class Plan(ctypes.Structure):
+class PreprocessPlan(ctypes.Structure):
     """``DvtPlan`` of ``device.h``, where the fields are explained; also the kernels' argument."""
 
     _fields_ = (
@@ -79,7 +79,13 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         found = ctypes.CDLL(str(path))
         version = found.dvt_abi_version()
         if version == ABI_VERSION:
-            _declare(found)
+            found.dvt_preprocess.restype = ctypes.c_int
+            found.dvt_preprocess.argtypes = [
+                ctypes.POINTER(PreprocessPlan),
+                ctypes.c_void_p,
+                ctypes.c_void_p,
+                ctypes.c_int,
+            ]
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}; install dvt-edge again on this machine"
     if version != ABI_VERSION:
@@ -101,26 +107,3 @@ def _find(name: str) -> Path | None:
     except PackageNotFoundError:
         return None
     return installed if installed.is_file() else None
-
-
-def _declare(found: ctypes.CDLL) -> None:
-    plan, pointer = ctypes.POINTER(Plan), ctypes.c_void_p
-    integer, long = ctypes.c_int, ctypes.c_int64
-    pointers, longs = ctypes.POINTER(pointer), ctypes.POINTER(long)
-    gather = [pointers, longs, integer, pointer, integer]
-    decide = [pointer, integer, ctypes.c_double, pointer]
-    integers = ctypes.POINTER(integer)
-    for name, result, arguments in (
-        ("dvt_preprocess", integer, [plan, pointer, pointer, integer]),
-        ("dvt_limit_instructions", None, [integer]),
-        ("dvt_preprocess_reference", integer, [plan, pointer, pointer, integer, long]),
-        ("dvt_axis_table", integer, [plan, integer, pointer]),
-        ("dvt_tile", long, [plan, long, integers, integers]),
-        ("dvt_decide", integer, decide),
-        ("dvt_decide_reference", integer, decide),
-        ("dvt_gather", None, gather),
-        ("dvt_gather_reference", None, gather),
-    ):
-        function = getattr(found, name)
-        function.restype = result
-        function.argtypes = arguments

@@ -23,7 +23,7 @@ from dvt_edge.converters.quantizing.insert_qdq import (
     quantize,
 )
 from dvt_edge.models import Cascade
-from dvt_edge.models.architectures import create
+from dvt_edge.models.cascade import create
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from relations import bytes_moved
 
 from dvt_edge.converters.engines.layer_listing import (
     Kernel,
     Tensor,
-    bytes_moved,
     counts_by_kind,
     kernels_from_listing,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import kernel_twins
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from dvt_edge.profile import ColorOrder, InputConfig
 from dvt_edge.runtime.native import calls
-from dvt_edge.runtime.native.library import Plan, library, unavailable
+from dvt_edge.runtime.native.library import PreprocessPlan, library, unavailable
 from dvt_edge.runtime.preprocess import Preprocessor, frame_shape
 
 pytestmark = pytest.mark.skipif(library() is None, reason=str(unavailable()))
@@ -40,7 +41,7 @@ def _config(channels: int, resize: int, crop: int, interpolation: str = "bicubic
 
 def _plan(
     frame: Pixels, order: ColorOrder, config: InputConfig, resized: tuple[int, int], dtype: Any
-) -> Plan:
+) -> PreprocessPlan:
     height = len(frame) * 2 // 3 if order == "nv12" else len(frame)
     plan = calls.make_plan(
         config, order, (height, frame.shape[1]), resized, frame.strides[0], dtype
@@ -87,16 +88,16 @@ def test_fast_equals_kernel_arithmetic(
     frame = _frame(*frame_shape(height, width, order), seed=seed)
     plan = _plan(frame, order, config, resized, dtype)
     slow = _out(config, dtype)
-    if calls.tile(plan, shared) is None:
+    if kernel_twins.tile(plan, shared) is None:
         shared = 1 << 20
-    calls.preprocess_reference(plan, frame, slow, block, shared)
+    kernel_twins.preprocess_reference(plan, frame, slow, block, shared)
     for limit in range(3):
         fast = _out(config, dtype)
-        calls.limit_instructions(limit)
+        kernel_twins.limit_instructions(limit)
         try:
             calls.preprocess(plan, frame, fast)
         finally:
-            calls.limit_instructions(2)
+            kernel_twins.limit_instructions(2)
         np.testing.assert_array_equal(fast, slow, err_msg=f"limit {limit}")
 
 
@@ -179,8 +180,8 @@ def test_bad_plans(field: str, value: int) -> None:
         calls.preprocess(plan, frame, out)
     assert (out == 77).all()
     with pytest.raises(ValueError, match="out of its range"):
-        calls.axis_table(plan, 0)
-    assert calls.tile(plan, SHARED) is None
+        kernel_twins.axis_table(plan, 0)
+    assert kernel_twins.tile(plan, SHARED) is None
 
 
 def test_odd_yuv_is_a_bad_plan() -> None:
@@ -204,7 +205,7 @@ def test_axis_table() -> None:
     config = _config(3, 256, 224)
     plan = _plan(_frame(540, 960, 3), "bgr", config, (256, 455), np.float32)
     for axis, size in ((0, 960), (1, 540)):
-        table = calls.axis_table(plan, axis)
+        table = kernel_twins.axis_table(plan, axis)
         first, count = table[:, 0], table[:, 1]
         assert (first >= 0).all()
         assert (first + count <= size).all()
@@ -218,13 +219,13 @@ def test_tile() -> None:
     """The largest tile that fits; none where a single pixel's window does not."""
     config = _config(3, 256, 224)
     plan = _plan(_frame(1080, 1920, 3), "bgr", config, (256, 455), np.float32)
-    width, height, needed = calls.tile(plan, SHARED) or (0, 0, 0)
+    width, height, needed = kernel_twins.tile(plan, SHARED) or (0, 0, 0)
     assert (width, height) == (32, 16)
     assert needed <= SHARED
-    smaller = calls.tile(plan, needed - 1)
+    smaller = kernel_twins.tile(plan, needed - 1)
     assert smaller is not None
     assert smaller[:2] == (32, 8)
-    assert calls.tile(plan, 16 * 3) is None
+    assert kernel_twins.tile(plan, 16 * 3) is None
 
 
 CONFIDENCES = [
@@ -245,7 +246,9 @@ def test_decision(
     confidence: list[float], threshold: float, stay: list[int], reference: bool
 ) -> None:
     """Whoever reaches the threshold leaves; NaN does not, unless all do."""
-    found = calls.staying_rows(np.array(confidence, np.float32), threshold, reference=reference)
+    found = kernel_twins.staying_rows(
+        np.array(confidence, np.float32), threshold, reference=reference
+    )
     assert found.tolist() == stay
 
 
@@ -262,7 +265,7 @@ def test_decision_equals_numpy(count: int, threshold: float, seed: int) -> None:
     expected = np.flatnonzero(~(confidence.astype(np.float64) >= threshold))
     for reference in (False, True):
         np.testing.assert_array_equal(
-            calls.staying_rows(confidence, threshold, reference=reference), expected
+            kernel_twins.staying_rows(confidence, threshold, reference=reference), expected
         )
 
 
@@ -282,7 +285,7 @@ def test_gather_equals_numpy(kept: list[bool], shapes: list[list[int]], referenc
         for i, shape in enumerate(shapes)
     ]
     before = [a.copy() for a in arrays]
-    calls.gather(arrays, rows, reference=reference)
+    kernel_twins.gather(arrays, rows, reference=reference)
     for array, old in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array[: len(rows)], old[rows])
         # Behind the rows kept, nothing is touched but what they passed over.
