@@ -29,21 +29,26 @@ engines: .venv/installed
 	$(BIN)/dvt-edge build --profile samples/profiles/rtx.yaml
 	$(BIN)/dvt-edge inspect out/rtx
 
+# The quick ones, side by side; `make check` runs all.
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto -m "not slow"
 
-# mypy cannot follow the editable install's redirect, so it reads a plain one. TensorRT's stubs lie
-# beside it: in .venv they would look like an installed TensorRT. Five of their lines are not Python.
-check: .venv/installed test
+check: .venv/installed build/typing/.made
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/typing
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typing \
-		--config-settings cmake.define.DVT_EDGE_WERROR=ON .
-	$(BIN)/pip install --quiet --no-deps --target build/typing "tensorrt-stubs==10.13.0.35.1"
+	MYPYPATH=build/typing $(BIN)/mypy -p dvt_edge
+	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases tests
+	cmake -S . -B build/werror -DDVT_EDGE_WERROR=ON >/dev/null
+	cmake --build build/werror
+	$(BIN)/pytest -n auto
+
+# TensorRT's stubs. In .venv they would look like an installed TensorRT, and five of their lines are
+# not Python.
+build/typing/.made: .venv/installed
+	$(BIN)/pip install --quiet --upgrade --no-deps --target build/typing "tensorrt-stubs==10.13.0.35.1"
 	sed -i -e 's/ in: list/ in_: list/' -e 's/, channel_axis: int)/, channel_axis: int = ...)/' \
 		build/typing/tensorrt_bindings/tensorrt.pyi
-	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dvt_edge
+	touch $@
 
 clean:
 	rm -rf .venv build out

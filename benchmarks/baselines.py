@@ -58,7 +58,7 @@ def genetic_search(
     genes = records.exits - 1
     ordered = np.sort(records.confidence[:, :-1], axis=0)
     people = rng.random((population, genes))
-    people[0] = 0.0  # everybody leaves at the first exit: always within the limit
+    people[0] = 0.0  # all leave at the first exit: always within the limit
     for generation in range(generations + 1):
         accuracy, spent = _judge(records, costs, _thresholds(ordered, people))
         over = spent - limit * (1 + 1e-12)

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dvt_edge import Profile, Runtime
+from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.converters.build import build
 from dvt_edge.machine.board import processor_name
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime.measuring.costs import save_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "samples" / "demo"))
@@ -42,7 +42,7 @@ def open_runtime(profile: Profile, model: Path, output: Path) -> Runtime:
     changed = profile.model_copy(update={"model": model, "output": output, "budget": budget})
     build(changed)
     with Runtime(changed) as runtime:
-        save_costs(runtime.bundle, runtime.measure(MEASURE_S))
+        runtime.bundle.store(COSTS, runtime.measure(MEASURE_S))
     return Runtime(changed)
 
 

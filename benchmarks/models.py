@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.converters.quantizing.calibration import activation_ranges
-from dvt_edge.converters.quantizing.insert_qdq import ONNXRUNTIME_OPS, quantizable_inputs, quantize
+from dvt_edge.converters.quantizing.insert_qdq import ONNXRUNTIME_OPS, quantizable_layers, quantize
 from dvt_edge.machine.board import processor_name
 from dvt_edge.models import Cascade, StageOutput, create
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
@@ -95,8 +95,8 @@ def plain_graph(stage: nn.Module, feeds: Feeds) -> onnx.ModelProto:
 
 def int8(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
     """``model`` quantized by the ranges that ``feeds`` give."""
-    names = quantizable_inputs(model, ONNXRUNTIME_OPS)
-    return quantize(model, activation_ranges(model, names, [feeds]), ONNXRUNTIME_OPS)
+    layers = quantizable_layers(model, ONNXRUNTIME_OPS)
+    return quantize(model, activation_ranges(model, layers.values(), [feeds]), layers)
 
 
 def stage_calls(cascade: Cascade, batch: int, threads: int) -> list[dict[str, Call]]:

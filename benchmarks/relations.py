@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,8 +34,7 @@ from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_casc
 from dvt_edge.converters.quantizing.insert_qdq import (
     ONNXRUNTIME_OPS,
     TENSORRT_OPS,
-    QuantizedOps,
-    quantizable_inputs,
+    quantizable_layers,
     quantize,
 )
 from dvt_edge.machine.board import processor_name
@@ -43,10 +45,19 @@ MODELS = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")
 KINDS: dict[str, Target] = {"logits": "onnxruntime", "queries and keys": "tensorrt"}
 
 
+TYPE_BYTES = {"Half": 2, "Float": 4, "Int8": 1, "Int32": 4, "Int64": 8, "Bool": 1}
+TENSOR = re.compile(r"Dimensions: \[([\d,-]*)\].*?Datatype: (\w+)")
+ONNX_NODE = re.compile(r"ONNX Layer: ([^\]]*)\]")
+
+
 def bytes_moved(kernels: list[Kernel]) -> int:
     """Activations that the kernels at batch 1 read and write, in bytes; others' sizes are open."""
-    at_one = (kernel for kernel in kernels if not kernel.profile)
-    return sum(t.bytes for kernel in at_one for t in (*kernel.inputs, *kernel.outputs))
+    at_one = [kernel for kernel in kernels if not kernel.profile]
+    return sum(
+        TYPE_BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size)
+        for kernel in at_one
+        for shape, dtype in TENSOR.findall(kernel.inputs) + TENSOR.findall(kernel.outputs)
+    )
 
 
 def main() -> None:
@@ -88,7 +99,6 @@ def _planned(graph: onnx.ModelProto) -> dict[str, Any]:
             plan=f"{folder}/stage.plan",
             largest_batch=1,
             workspace_bytes=1 << 30,
-            quantized=True,
             compute_capabilities=(86,),
         )
         built = run_build("tensorrt_rtx", request, lambda remark: None)
@@ -124,8 +134,9 @@ def _median_ms(graphs: list[onnx.ModelProto], runs: int) -> list[float]:
     return [float(ms) for ms in np.median(samples, axis=1)]
 
 
-def _int8(graph: onnx.ModelProto, ops: QuantizedOps) -> onnx.ModelProto:
-    return quantize(graph, dict.fromkeys(quantizable_inputs(graph, ops), 4.0), ops)
+def _int8(graph: onnx.ModelProto, ops: Collection[str]) -> onnx.ModelProto:
+    layers = quantizable_layers(graph, ops)
+    return quantize(graph, dict.fromkeys(layers.values(), 4.0), layers)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dvt_edge import Prediction, Profile, Runtime
+from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.converters.build import build
 from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.machine.board import processor_name
 from dvt_edge.profile import BudgetConfig
-from dvt_edge.runtime.measuring.costs import save_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 48
@@ -123,7 +123,7 @@ def open_runtimes(folder: Path) -> tuple[Runtime, Runtime]:
     build(profile)
     with Runtime(profile) as runtime:
         costs = runtime.measure(MEASURE_S)
-        save_costs(runtime.bundle, costs)
+        runtime.bundle.store(COSTS, costs)
     middle = (costs.mean_ms[0] + costs.mean_ms[-1]) / 2
     budgets = [BudgetConfig(latency_ms=middle, video=video) for video in (False, True)]
     plain, video = (Runtime(profile.model_copy(update={"budget": b})) for b in budgets)

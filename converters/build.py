@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dvt_edge.bundle.bundle import Bundle
-from dvt_edge.bundle.manifest import Manifest
-from dvt_edge.converters.device import Toolchain, build_engines, find_toolchain
+from dvt_edge.converters.device import build_engines, find_platform
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.profile import Profile
 from dvt_edge.progress import Progress, silent
@@ -59,36 +58,32 @@ def build(
     if phase == "device" or (phase == "auto" and engines and _host_done_elsewhere(profile)):
         bundle = _portable_there(profile)
     else:
-        bundle, rebuilt = _host(profile, progress, force)
+        need(
+            "the host half of a build",
+            *HOST_MODULES,
+            error=BuildError,
+            instead=", or copy a portable bundle here and build with --phase device",
+        )
+        from dvt_edge.converters.host import build_host
+
+        bundle, rebuilt = build_host(profile, progress, force=force)
+    if bundle.manifest.budget != profile.budget:
+        bundle.set_budget(profile.budget)
     if not engines:
         return BuildResult(bundle, rebuilt)
-    manifest = bundle.manifest
-    has_engines = manifest.engines is not None and manifest.engine == profile.engine
+    done = bundle.manifest.engines if bundle.manifest.engine == profile.engine else None
     if phase == "host":
-        reason = None if has_engines else "only the host phase was asked for"
-        return BuildResult(bundle, rebuilt, reason)
+        return BuildResult(bundle, rebuilt, None if done else "only the host phase was asked for")
     try:
-        toolchain = find_toolchain(profile.engine)
+        platform = find_platform(profile.engine)
     except BackendError as error:
         if phase == "device":
             raise
-        return BuildResult(bundle, rebuilt, None if has_engines else str(error))
-    if not force and has_engines and _built_by(toolchain, manifest):
+        return BuildResult(bundle, rebuilt, None if done else str(error))
+    if not force and done and done.platform == platform:
         return BuildResult(bundle, rebuilt)
-    bundle.manifest = manifest.model_copy(update={"engine": profile.engine})
-    return BuildResult(build_engines(bundle, toolchain, progress, fresh=force), rebuilt=True)
-
-
-def _host(profile: Profile, progress: Progress, force: bool) -> tuple[Bundle, bool]:
-    need(
-        "the host half of a build",
-        *HOST_MODULES,
-        error=BuildError,
-        instead=", or copy a portable bundle here and build with --phase device",
-    )
-    from dvt_edge.converters.host import build_host
-
-    return build_host(profile, progress, force=force)
+    bundle.manifest = bundle.manifest.model_copy(update={"engine": profile.engine})
+    return BuildResult(build_engines(bundle, platform, progress, fresh=force), rebuilt=True)
 
 
 def _host_done_elsewhere(profile: Profile) -> bool:
@@ -122,11 +117,4 @@ def _portable_there(profile: Profile) -> Bundle:
                 f"{bundle.folder}: was built with another '{name}' than the profile has; build "
                 "its host half again with 'dvt-edge build --phase host --profile FILE'"
             )
-    if manifest.budget != profile.budget:
-        bundle.set_budget(profile.budget)
     return bundle
-
-
-def _built_by(toolchain: Toolchain, manifest: Manifest) -> bool:
-    """Whether the engines there are what a build would make now."""
-    return manifest.engines is not None and manifest.engines.platform == toolchain.platform

@@ -10,7 +10,8 @@ import hashlib
 import json
 import platform
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,9 @@ from dvt_edge.bundle.manifest import (
     PARITY,
     RECORDS,
     Manifest,
-    QuantizationFigures,
     StageSpec,
 )
-from dvt_edge.converters.graphs.chain import BATCH, Chain, Images
+from dvt_edge.converters.graphs.chain import Chain, Images, batches
 from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
@@ -46,10 +46,8 @@ from dvt_edge.files.datasets import ImageDataset, open_images, spread_rows
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import read_config, read_metadata
 from dvt_edge.models.config import CascadeConfig
-from dvt_edge.policy import Records
 from dvt_edge.profile import ExitsConfig, Profile
 from dvt_edge.progress import Progress
-from dvt_edge.runtime.backends.opening import open_stages
 from dvt_edge.runtime.preprocess import Preprocessor
 
 PYTORCH_TOLERANCE = 1e-4
@@ -67,7 +65,7 @@ not rounding."""
 class _Calibration:
     """Calibration images, ready for the stages."""
 
-    images: Images
+    images: npt.NDArray[np.float32]
     label: Labels
     frame_shape: tuple[int, int]
     digest: str
@@ -76,19 +74,8 @@ class _Calibration:
     """[n, crop, crop] or [n, crop, crop, 3]: those rows before normalisation."""
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What goes into the bundle."""
-
-    graphs: list[dict[str, onnx.ModelProto]]
-    """File suffix -> graph, for every stage; the first is the one that runs, or stands in."""
-    records: Records
-    figures: QuantizationFigures
-    choices: list[PrecisionFigures]
-
-
 def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bundle, bool]:
-    """The bundle that ``profile`` describes, and whether it was built anew.
+    """The bundle that ``profile`` describes, and whether it was built now.
 
     Raises :class:`~dvt_edge.errors.CheckpointError`, :class:`~dvt_edge.errors.DataError` or
     :class:`~dvt_edge.errors.BuildError` for a model, images or accuracy that cannot be used.
@@ -104,16 +91,22 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     few = calibration.images[:PYTORCH_IMAGES]
     graphs = _checked_graphs(cascade, few, profile.exits, target, progress)
     quantized = quantize_cascade(profile, graphs, calibration.images, calibration.label, progress)
+    choices: list[PrecisionFigures] = []
+    same_class: tuple[float, ...] | None = None
+    models = [[stage] for stage in quantized.stages]
     if profile.engine.builds_engines:
-        parts = _portable(profile, quantized, calibration)
-    else:
-        parts = _for_onnxruntime(profile, quantized, calibration, progress)
+        models, same_class = _portable(profile, quantized, calibration)
+    elif profile.engine.precision == "auto":
+        chosen, choices = _faster(profile, quantized, calibration, progress)
+        records = Chain(chosen).records(calibration.images, calibration.label)
+        quantized = replace(quantized, records=records)
+        models = [[stage] for stage in chosen]
     with replaced_folder(profile.output) as folder:
         specs = [
-            _save_stage(folder, i, stage, quantized.float_layers[i])
-            for i, stage in enumerate(parts.graphs)
+            _save_stage(profile, folder, i, stage, quantized.float_layers[i])
+            for i, stage in enumerate(models)
         ]
-        write_records(folder / RECORDS, parts.records)
+        write_records(folder / RECORDS, quantized.records)
         if profile.engine.builds_engines:
             np.savez_compressed(
                 folder / PARITY,
@@ -132,9 +125,10 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
-            stages=tuple(specs),
-            quantization=parts.figures,
-            choices=tuple(parts.choices),
+            stages=tuple(precisions[0] for precisions in specs),
+            quantization=figures(profile, quantized, same_class),
+            choices=tuple(choices),
+            graphs=tuple(specs) if profile.engine.builds_engines else (),
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
             versions=_versions(),
         )
@@ -143,36 +137,41 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
 
 
 def _save_stage(
-    folder: Path, index: int, graphs: dict[str, onnx.ModelProto], float_layers: tuple[str, ...]
-) -> StageSpec:
-    files = {kind: f"stage{index + 1}{kind}.onnx" for kind in graphs}
-    for kind, model in graphs.items():
-        onnx.save(model, folder / files[kind])
-    kind, model = next(iter(graphs.items()))
-    spec = stage_spec(model, files[kind])
-    if spec.precision != "int8":  # as ``auto`` may have chosen: nothing is an exception
-        float_layers = ()
-    if not kind:
-        return spec.model_copy(update={"float_layers": float_layers})
-    named = {kind.removeprefix("."): file for kind, file in files.items()}
-    return spec.model_copy(update={"float_layers": float_layers, "graphs": named})
+    profile: Profile,
+    folder: Path,
+    index: int,
+    models: Sequence[onnx.ModelProto],
+    float_layers: tuple[str, ...],
+) -> tuple[StageSpec, ...]:
+    """Write the graphs of one stage, one per precision."""
+    specs = []
+    for model in models:
+        spec = stage_spec(model)
+        kind = f".{spec.precision}" if profile.engine.builds_engines else ""
+        file = f"stage{index + 1}{kind}.onnx"
+        onnx.save(model, folder / file)
+        kept = float_layers if spec.precision == "int8" else ()
+        specs.append(spec.model_copy(update={"file": file, "float_layers": kept}))
+    return tuple(specs)
 
 
-def _portable(profile: Profile, quantized: QuantizedCascade, calibration: _Calibration) -> _Parts:
-    """All serialisations that some TensorRT takes."""
-    half = [fp16_body(graph) for graph in quantized.graphs]
-    quantized_half = [fp16_body(stage) for stage in quantized.stages]
-    precision = profile.engine.precision
-    graphs: list[dict[str, onnx.ModelProto]] = []
-    for i, stage in enumerate(quantized.stages):
-        int8 = {".int8": stage, ".int8-fp16": quantized_half[i]} if precision != "fp16" else {}
-        graphs.append(int8 | ({".fp16": half[i]} if precision != "int8" else {}))
-    records, rows = quantized.records, calibration.parity_rows
+def _portable(
+    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration
+) -> tuple[list[list[onnx.ModelProto]], tuple[float, ...]]:
+    """Every stage with a float16 body in each precision that the profile leaves open, and the share
+    of images that keep their class at each exit."""
+    kinds = []
+    if profile.engine.precision != "fp16":
+        kinds.append((quantized.stages, quantized.records))
+    if profile.engine.precision != "int8":
+        kinds.append((quantized.graphs, quantized.reference))
+    rows = calibration.parity_rows
     images = calibration.images[rows].astype(np.float16)
-    pairs = [(half, quantized.reference)] * (precision != "int8")
-    pairs += [(quantized_half, records)] * (precision != "fp16")
-    # What float16 does, not what INT8 did.
-    same = [_same_class(chain, images, exact.prediction[rows]) for chain, exact in pairs]
+    cascades, same = [], []
+    for stages, exact in kinds:
+        cascades.append([fp16_body(stage) for stage in stages])
+        # What float16 does, not what INT8 did.
+        same.append(_same_class(cascades[-1], images, exact.prediction[rows]))
     worst = np.min(same, axis=0)
     if worst.min() < LEAST_FP16_SAME_CLASS:
         k = int(worst.argmin())
@@ -181,42 +180,35 @@ def _portable(profile: Profile, quantized: QuantizedCascade, calibration: _Calib
             "their class; its activations leave float16's range, which TensorRT computes in: "
             "train with weight decay or mixed precision, or use engine.backend: onnxruntime"
         )
-    told = figures(profile, quantized.reference, records, quantized.provisional)
-    told = told.model_copy(update={"fp16_same_class": tuple(float(share) for share in worst)})
-    return _Parts(graphs, records, told, [])
+    return [list(models) for models in zip(*cascades, strict=True)], tuple(worst.tolist())
 
 
 def _same_class(
     stages: list[onnx.ModelProto],
-    images: npt.NDArray[np.float16],
+    images: Images,
     expected: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.float64]:
     """[K]: share of ``images`` whose class is the ``expected`` [n, K] one and sure of a number."""
     chain, parts = Chain(stages), []
-    for start in range(0, len(images), BATCH):
-        outputs = chain.run(images[start : start + BATCH])
+    for part in batches(images):
+        outputs = chain.run(part)
         answers = [np.where(np.isfinite(o["confidence"]), o["class_id"], -1) for o in outputs]
         parts.append(np.stack(answers, axis=1))
     shares: npt.NDArray[np.float64] = (np.concatenate(parts) == expected).mean(axis=0)
     return shares
 
 
-def _for_onnxruntime(
-    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, progress: Progress
-) -> _Parts:
-    """One graph per stage; with ``auto`` whichever precision is faster here and passes."""
-    stages, records = quantized.stages, quantized.records
-    choices: list[PrecisionFigures] = []
-    if profile.engine.precision == "auto":
-        stages, choices = _faster(profile, quantized, calibration, progress)
-        records = Chain(stages).records(calibration.images, calibration.label)
-    told = figures(profile, quantized.reference, records, quantized.provisional)
-    return _Parts([{"": stage} for stage in stages], records, told, choices)
+@dataclass(frozen=True)
+class _Graph(Candidate):
+    """A stage's graph in one precision, saved."""
+
+    model: onnx.ModelProto
 
 
 def _faster(
     profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, progress: Progress
 ) -> tuple[list[onnx.ModelProto], list[PrecisionFigures]]:
+    """Of every stage the precision that is faster here and passes."""
     rows, reference = calibration.parity_rows, quantized.reference
     parity = Parity(
         calibration.images[rows],
@@ -225,25 +217,16 @@ def _faster(
         profile.calibration.tolerance_points,
     )
     with tempfile.TemporaryDirectory() as name:
-        models: dict[Path, onnx.ModelProto] = {}
-        candidates: list[list[Candidate]] = []
+        candidates: list[list[_Graph]] = []
         for i, pair in enumerate(zip(quantized.stages, quantized.graphs, strict=True)):
             candidates.append([])
             for model in pair:
-                spec = stage_spec(model, "")
+                spec = stage_spec(model)
                 path = Path(name) / f"stage{i + 1}.{spec.precision}.onnx"
                 onnx.save(model, path)
-                models[path] = model
-                candidates[-1].append(Candidate(spec.precision, path, spec))
-        chosen, table = choose_precisions(
-            candidates,
-            parity,
-            lambda stages: open_stages(
-                profile.engine, [s.path for s in stages], [s.spec for s in stages], max_batch=1
-            ),
-            progress,
-        )
-        return [models[stage.path] for stage in chosen], table
+                candidates[-1].append(_Graph(path, spec, model))
+        chosen, table = choose_precisions(candidates, parity, profile.engine, progress)
+    return [stage.model for stage in chosen], table
 
 
 def _check_fit(profile: Profile, config: CascadeConfig) -> None:
@@ -303,6 +286,8 @@ def _labels(
 def _build_key(profile: Profile, calibration_digest: str) -> str:
     """Hash of all that decides the stages and records. The budget does not: it only chooses
     thresholds, at run time."""
+    # Of a build of engines only these two decide the host half.
+    keys = {"backend", "precision"} if profile.engine.builds_engines else None
     parts = {
         "checkpoint": hashlib.sha256(profile.model.read_bytes()).hexdigest(),
         "calibration": calibration_digest,
@@ -310,15 +295,10 @@ def _build_key(profile: Profile, calibration_digest: str) -> str:
         "device": profile.device.name,
         "input": profile.input.model_dump(mode="json"),
         "exits": profile.exits.model_dump(mode="json"),
-        "engine": profile.engine.model_dump(mode="json", include=_host_keys(profile)),
+        "engine": profile.engine.model_dump(mode="json", include=keys),
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _host_keys(profile: Profile) -> set[str] | None:
-    """Keys of ``engine`` that decide the host half; None for all."""
-    return {"backend", "precision"} if profile.engine.builds_engines else None
 
 
 def _versions() -> dict[str, str]:
@@ -336,11 +316,7 @@ def _existing(profile: Profile, key: str) -> Bundle | None:
         bundle = Bundle(profile.output)
     except BundleError:
         return None
-    if bundle.manifest.build_key != key:
-        return None
-    if bundle.manifest.budget != profile.budget:
-        bundle.set_budget(profile.budget)
-    return bundle
+    return bundle if bundle.manifest.build_key == key else None
 
 
 def _checked_graphs(

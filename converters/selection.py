@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.bundle.engine_records import Precision, PrecisionFigures
+from dvt_edge.bundle.engine_records import PrecisionFigures
 from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.errors import BuildError
 from dvt_edge.policy.records import Records
+from dvt_edge.profile import EngineConfig
 from dvt_edge.progress import Progress, silent
+from dvt_edge.runtime.backends.opening import open_stages
 from dvt_edge.runtime.backends.protocol import Backend
 
 Images = npt.NDArray[np.float32]
@@ -26,7 +29,7 @@ MEASURED_SECONDS = 2.0
 """Per stage, if that many runs would take longer."""
 LEAST_RUNS = 5
 SURE_ERRORS = 2.0
-"""Standard errors by which a loss of top-1 must exceed the tolerance: a few hundred images tell no
+"""Standard errors by which a loss of top-1 must exceed the tolerance: a few hundred images show no
 more. The whole of the calibration images decided on the quantized graphs before."""
 MOST_CHANGED_DECISIONS = 0.05
 """Share of the parity images that may decide otherwise at an exit than in the records."""
@@ -36,7 +39,6 @@ MOST_CHANGED_DECISIONS = 0.05
 class Candidate:
     """One stage in one precision, ready to run."""
 
-    precision: Precision
     path: Path
     spec: StageSpec
 
@@ -55,28 +57,30 @@ class Parity:
     """Largest loss of top-1 at an exit; without labels the records' last exit is right."""
 
 
-OpenBackend = Callable[[Sequence[Candidate]], Backend]
-"""Opens the first stages of a cascade."""
+AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
 
 def choose_precisions(
-    candidates: Sequence[Sequence[Candidate]],
+    candidates: Sequence[Sequence[AnyCandidate]],
     parity: Parity,
-    open_backend: OpenBackend,
+    engine: EngineConfig,
     progress: Progress = silent,
-) -> tuple[list[Candidate], list[PrecisionFigures]]:
+) -> tuple[list[AnyCandidate], list[PrecisionFigures]]:
     """Choose stage by stage, each behind the stages chosen before it.
 
-    Candidates of a stage take turns while they are timed. Raises
+    Candidates run as ``engine`` says and take turns while they are timed. Raises
     :class:`~dvt_edge.errors.BuildError` where none of them passes.
     """
-    chosen: list[Candidate] = []
+    chosen: list[AnyCandidate] = []
     table: list[PrecisionFigures] = []
     for k, options in enumerate(candidates):
         progress("precision per stage", k, len(candidates))
         backends: list[Backend] = []
         try:
-            backends.extend(open_backend([*chosen, option]) for option in options)
+            for option in options:
+                stages = [*chosen, option]
+                paths, specs = [s.path for s in stages], [s.spec for s in stages]
+                backends.append(open_stages(engine, paths, specs, max_batch=1))
             answers = [_answers(backend, k, parity) for backend in backends]
             times = _median_ms(backends, k)
         finally:
@@ -164,7 +168,7 @@ def _figures(
         remark = f"changes {100 * (1 - same_exit):.1f} % of the decisions"
     return PrecisionFigures(
         stage=stage + 1,
-        precision=option.precision,
+        precision=option.spec.precision,
         latency_ms=latency_ms,
         same_class=same_class,
         same_exit=same_exit,

@@ -18,7 +18,7 @@ from dvt_edge.machine.board import Board, check_jetpack, read_board, read_text
 from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.machine.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
-from dvt_edge.requirements import LIBRARIES, Library
+from dvt_edge.requirements import LIBRARIES, Library, is_older
 from dvt_edge.runtime.native.library import kernels_unavailable, unavailable
 
 LITTLE_BYTES = 1e9
@@ -88,58 +88,51 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
         _energy_sensors(folder),
         _cameras(folder),
     ]
-    return [replace(finding, required=finding.name in required) for finding in findings]
+    return [
+        replace(f, required=f.name in required, remedy="" if f.state == "ok" else f.remedy)
+        for f in findings
+    ]
 
 
 def _library(library: Library, board: Board) -> Finding:
     probe = probe_library(library.module, _DETAILS.get(library.module, "''"))
-    install = (board.is_jetson and library.install_on_jetson) or library.install
-    if probe.state != "ok":
-        detail = probe.detail + (f"; needed to {library.purpose}" if library.purpose else "")
-        again = (
-            "" if probe.state == "missing" else "mend what is named above, or install it again: "
-        )
-        return Finding(library.name, probe.state, detail, again + install)
-    numbers = _numbers(probe.detail)
-    if numbers and numbers < library.minimum:
-        oldest = ".".join(map(str, library.minimum))
-        return Finding(library.name, "broken", f"{probe.detail}, older than {oldest}", install)
-    return Finding(library.name, "ok", ", ".join(filter(None, (probe.detail, probe.extra))))
+    state, detail = probe.state, probe.detail
+    remedy = (board.is_jetson and library.install_on_jetson) or library.install
+    if state == "ok" and is_older(detail, library.minimum):
+        state, detail = "broken", f"{detail}, older than {'.'.join(map(str, library.minimum))}"
+    elif state == "ok":
+        detail = ", ".join(filter(None, (detail, probe.extra)))
+    else:
+        detail += f"; needed to {library.purpose}" if library.purpose else ""
+        if state == "broken":
+            remedy = f"repair what is named above, or install it again: {remedy}"
+    return Finding(library.name, state, detail, remedy)
 
 
 def _driver(board: Board, needed: bool) -> Finding:
-    name = "NVIDIA driver"
     probe = probe_driver()
-    remedy = (
+    state, detail = probe.state, probe.detail
+    if state == "ok":
+        detail += f"; {probe.extra or 'no GPU is visible'}"
+        state = "missing" if needed and not probe.extra else "ok"
+    return Finding(
+        "NVIDIA driver",
+        state,
+        detail,
         "JetPack installs it; start containers with --runtime nvidia"
         if board.is_jetson
         else "install it from https://www.nvidia.com/drivers (Ubuntu: sudo ubuntu-drivers install) "
-        "and restart; start containers with --gpus all"
+        "and restart; start containers with --gpus all",
     )
-    if probe.state != "ok":
-        return Finding(name, probe.state, probe.detail, remedy)
-    state: State = "missing" if needed and not probe.extra else "ok"
-    gpus = probe.extra or "no GPU is visible"
-    return Finding(name, state, f"{probe.detail}; {gpus}", "" if state == "ok" else remedy)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """``2.9.0+cpu`` -> (2, 9, 0); empty for what does not start with a number."""
-    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def _toolkit(root: Path, board: Board) -> Finding:
-    name = "CUDA toolkit"
-    if board.cuda:
-        return Finding(name, "ok", f"{board.cuda}, /usr/local/cuda")
     nvcc = shutil.which("nvcc") if root == Path("/") else None
-    if nvcc:
-        return Finding(name, "ok", nvcc)
+    found = f"{board.cuda}, /usr/local/cuda" if board.cuda else nvcc
     return Finding(
-        name,
-        "missing",
-        "no /usr/local/cuda/version.json; needed to install pycuda",
+        "CUDA toolkit",
+        "ok" if found else "missing",
+        found or "no /usr/local/cuda/version.json; needed to install pycuda",
         "sudo apt install nvidia-jetpack"
         if board.is_jetson
         else "https://developer.nvidia.com/cuda-downloads",
@@ -163,42 +156,35 @@ def _machine(root: Path, board: Board) -> Iterator[Finding]:
         yield Finding("JetPack", "broken", found, remedy)
     else:
         version = board.jetpack or "of an unknown version"
-        release = f"L4T {board.l4t}" if board.l4t else "/etc/nv_tegra_release does not tell it"
+        release = f"L4T {board.l4t}" if board.l4t else "/etc/nv_tegra_release does not say"
         yield Finding("JetPack", "ok", f"{version} ({release})")
-    if board.power_mode:
-        yield Finding("power mode", "ok", board.power_mode)
-    else:
-        yield Finding(
-            "power mode",
-            "missing",
-            "/etc/nvpmodel.conf and /var/lib/nvpmodel/status do not tell it; measurements will not "
-            "name it",
-            "choose one with sudo nvpmodel -m ID; give containers both files",
-        )
+    yield Finding(
+        "power mode",
+        "ok" if board.power_mode else "missing",
+        board.power_mode
+        or "unknown from /etc/nvpmodel.conf and /var/lib/nvpmodel/status; measurements will not "
+        "name it",
+        "choose one with sudo nvpmodel -m ID; give containers both files",
+    )
 
 
 def _native_code() -> Finding:
     """The library that preprocesses frames, and the kernels for the GPU."""
-    remedy = "pip install --force-reinstall --no-deps dvt-edge"
-    absent = unavailable()
-    if absent:
-        return Finding("native code", "missing", absent, f"sudo apt install g++ && {remedy}")
-    kernels = kernels_unavailable()
-    if kernels:
-        return Finding("native code", "ok", f"CPU only, for GPUs {kernels}")
-    return Finding("native code", "ok", "CPU and CUDA kernels")
+    absent, kernels = unavailable(), kernels_unavailable()
+    return Finding(
+        "native code",
+        "missing" if absent else "ok",
+        absent or (f"CPU only, for GPUs {kernels}" if kernels else "CPU and CUDA kernels"),
+        "sudo apt install g++ && pip install --force-reinstall --no-deps dvt-edge",
+    )
 
 
 def _memory(board: Board) -> Finding:
     total, available = board.memory_bytes, board.memory_available_bytes
     if total is None or available is None:
-        return Finding("memory", "missing", "/proc/meminfo does not tell it")
+        return Finding("memory", "missing", "/proc/meminfo does not say")
     detail = f"{available / 1e9:.1f} of {total / 1e9:.1f} GB available"
-    if available < LITTLE_BYTES:
-        return Finding(
-            "memory", "broken", f"{detail}: too little to build", "close other programs, add swap"
-        )
-    return Finding("memory", "ok", detail)
+    return _space("memory", available, detail, "close other programs, add swap")
 
 
 def _disk(profile: Profile | None) -> Finding:
@@ -211,12 +197,13 @@ def _disk(profile: Profile | None) -> Finding:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding("disk", "broken", f"{wanted}: {error}", "change to a folder that exists")
-    detail = f"{free / 1e9:.1f} GB free in {folder}"
-    if free < LITTLE_BYTES:
-        return Finding(
-            "disk", "broken", f"{detail}: too little to build", "delete what is not used"
-        )
-    return Finding("disk", "ok", detail)
+    return _space("disk", free, f"{free / 1e9:.1f} GB free in {folder}", "delete what is not used")
+
+
+def _space(name: str, free_bytes: float, detail: str, remedy: str) -> Finding:
+    if free_bytes < LITTLE_BYTES:
+        return Finding(name, "broken", f"{detail}: too little to build", remedy)
+    return Finding(name, "ok", detail)
 
 
 def _energy_sensors(root: Path) -> Finding:
@@ -239,14 +226,6 @@ def _energy_sensors(root: Path) -> Finding:
 
 def _cameras(root: Path) -> Finding:
     nodes = sorted(root.glob("dev/video[0-9]*"), key=lambda node: (len(node.name), node.name))
-    if not nodes:
-        return Finding(
-            "cameras",
-            "missing",
-            "no /dev/video*; needed for live video only",
-            "connect one (CSI: sudo /opt/nvidia/jetson-io/jetson-io.py sets the connector); give "
-            "containers --device /dev/video0",
-        )
     shown = ", ".join(
         f"/dev/{node.name} "
         f"({read_text(root / 'sys/class/video4linux' / node.name / 'name') or 'no name'})"
@@ -260,4 +239,10 @@ def _cameras(root: Path) -> Finding:
             f"{shown}; no access to {', '.join(closed)}",
             "sudo usermod -aG video $USER, then log in again",
         )
-    return Finding("cameras", "ok", shown)
+    return Finding(
+        "cameras",
+        "ok" if nodes else "missing",
+        shown or "no /dev/video*; needed for live video only",
+        "connect one (CSI: sudo /opt/nvidia/jetson-io/jetson-io.py sets the connector); give "
+        "containers --device /dev/video0",
+    )

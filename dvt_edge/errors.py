@@ -9,10 +9,10 @@
     ├── BuildError         a stage could not be exported, quantized or built
     ├── BundleError        a bundle is missing, damaged or of another version
     ├── BackendError       an execution backend is missing or failed
-    ├── EnergyError        energy cannot be measured or told apart by exit
+    ├── EnergyError        energy cannot be measured or separated by exit
     └── ClosedError        the Runtime was used after close()
 
-Each message says what was found, what was expected and how to mend it. The command line prints
+Each message says what was found, what was expected and how to fix it. The command line prints
 the message in one line and exits with 1 (2 for a wrong command line).
 """
 
@@ -56,7 +56,7 @@ class BackendError(DvtEdgeError):
 
 
 class EnergyError(DvtEdgeError):
-    """Energy cannot be measured, or not be told apart by exit."""
+    """Energy cannot be measured, or cannot be separated by exit."""
 
 
 class ClosedError(DvtEdgeError):

@@ -206,7 +206,7 @@ class BudgetConfig(Document):
 
 
 class EnergyConfig(Document):
-    """Power that somebody declares, for machines on which no sensor can be read."""
+    """Declared power, for machines on which no sensor can be read."""
 
     watts: (
         Annotated[float, Field(gt=0)]

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""How long-running work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called again and again while something long runs."""
+    """Called repeatedly while something long runs."""
 
     def __call__(self, what: str, done: float, total: float, remark: str = "") -> None:
         """Of ``what``, ``done`` of ``total`` are done; ``remark`` says more, such as a rate."""

@@ -7,6 +7,7 @@ The one table behind every message that names an installation command, and behin
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ LIBRARIES = {
             "tensorrt",
             "TensorRT",
             "pip install tensorrt",
-            (8, 6),
+            (10, 3),
             "run on Jetson and other NVIDIA GPUs",
             "sudo apt install nvidia-jetpack python3-libnvinfer, and make the virtual environment "
             "with python3 -m venv --system-site-packages",
@@ -84,6 +85,12 @@ HOST_MODULES = ("torch", "onnx", "safetensors")
 def missing(*modules: str) -> list[Library]:
     """Those of ``modules`` that are not installed; nothing is imported."""
     return [LIBRARIES[name] for name in modules if not _is_installed(name)]
+
+
+def is_older(version: str, minimum: tuple[int, ...]) -> bool:
+    """Whether ``version``, such as ``2.9.0+cpu``, is below ``minimum``; not if it has no number."""
+    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return found is not None and tuple(map(int, found[0].split("."))) < minimum
 
 
 def _is_installed(module: str) -> bool:

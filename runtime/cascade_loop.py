@@ -8,10 +8,13 @@ from time import perf_counter
 
 import numpy as np
 
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.machine.board import available_cores
 from dvt_edge.profile import ColorOrder
+from dvt_edge.runtime.backends.opening import open_backend
 from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.prediction import Prediction
-from dvt_edge.runtime.preprocess import Pixels, Preprocessor
+from dvt_edge.runtime.preprocess import Preprocessor
 
 MayStart = Callable[[int, float], str | None]
 """Asked with a stage, from 1, and the milliseconds spent on the frame so far: why the stage may not
@@ -30,17 +33,10 @@ class CascadeLoop:
         self, backend: Backend, preprocess: Preprocessor, class_names: Sequence[str]
     ) -> None:
         self.backend = backend
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self._names = tuple(class_names)
         self.energy_mj: Sequence[float] | None = None
         """[K]: what leaving at each exit takes, for predictions to estimate their energy by."""
-
-    def picture(self, frame: object, order: ColorOrder | None = None) -> Pixels:
-        """The part of a frame to compare it with others by, uint8 [H, W] or [H, W, 3].
-
-        Raises :class:`~dvt_edge.errors.FrameError` for a frame that is no image.
-        """
-        return self._preprocess.picture(frame, order)
 
     def run_one(
         self,
@@ -55,12 +51,12 @@ class CascadeLoop:
 
         ``may_start`` is asked before every stage. ``started``: when the work on the frame began, by
         ``perf_counter``; now where left out. Raises :class:`~dvt_edge.errors.FrameError` for a
-        frame that is no image.
+        frame that is not an image.
         """
         if started is None:
             started = perf_counter()
         backend = self.backend
-        self._preprocess(frame, backend.image_buffer(1)[0], order)
+        self.preprocess(frame, backend.image_buffer(1)[0], order)
         ready = before = perf_counter()
         times: list[float] = []
         confidences: list[float] = []
@@ -110,7 +106,7 @@ class CascadeLoop:
         started = perf_counter()
         buffer = backend.image_buffer(len(frames))
         for row, frame in enumerate(frames):
-            self._preprocess(frame, buffer[row], order)
+            self.preprocess(frame, buffer[row], order)
         ready = before = perf_counter()
         answers: dict[int, Prediction] = {}
         waiting = np.arange(len(frames))
@@ -155,3 +151,13 @@ class CascadeLoop:
 
     def _energy(self, exit_stage: int) -> float | None:
         return None if self.energy_mj is None else self.energy_mj[exit_stage - 1]
+
+
+def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:
+    """The cascade of ``bundle``, on ``backend`` or, without one, on what ``open_backend`` finds."""
+    manifest = bundle.manifest
+    return CascadeLoop(
+        backend or open_backend(bundle),
+        Preprocessor(manifest.input, manifest.engine.threads or available_cores()),
+        manifest.class_names,
+    )

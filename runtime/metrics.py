@@ -13,7 +13,7 @@
 | `dvt_edge_energy_joules_total` | | sum of the estimates ``Prediction.energy_mj`` |
 | `dvt_edge_truncated_total` | | cut short by a deadline |
 | `dvt_edge_late_total` | | answered after the budget's ``deadline_ms`` |
-| `dvt_edge_dropped_total` | | never classified: told by :meth:`MetricsExporter.dropped` |
+| `dvt_edge_dropped_total` | | never classified: counted by :meth:`MetricsExporter.dropped` |
 | `dvt_edge_events_total` | `kind` | thresholds changed, audits failed, logits not finite |
 | `dvt_edge_threshold` | `stage` | in force |
 | `dvt_edge_budget` | `limit` | the budget's limits, by their keys |
@@ -24,11 +24,9 @@ Needs the extra ``metrics``.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -43,7 +41,7 @@ from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Counter, Metric
 
 LATENCY_BUCKETS_S = tuple(
     round(step * 10.0**power, 6) for power in range(-4, 1) for step in (1, 2, 5)
@@ -73,13 +71,14 @@ class MetricsExporter:
         *,
         root: str | Path = "/",
     ) -> None:
-        library = _library()
+        need("the MetricsExporter", "prometheus_client")
+        import prometheus_client as library
+
         self.registry: CollectorRegistry = registry or library.CollectorRegistry()
-        self._runtime = runtime
-        self._library = library
+        self._runtime, self._root = runtime, Path(root)
         self._servers: list[tuple[Any, threading.Thread]] = []
 
-        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Any:
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return library.Counter(f"dvt_edge_{name}", text, labels, registry=self.registry)
 
         self._frames = counter("frames", "Frames answered")
@@ -97,8 +96,7 @@ class MetricsExporter:
         self._dropped = counter("dropped", "Frames that were never classified")
         events = counter("events", "What the Runtime reported", ["kind"])
         self._events = {kind: events.labels(name) for kind, name in _KINDS.items()}
-        self._state = _State(runtime, Path(root), library)
-        self.registry.register(self._state)
+        self.registry.register(self)
         for event in runtime.events:
             self._count_event(event)
         self._stop_watching = runtime.watch(
@@ -120,8 +118,27 @@ class MetricsExporter:
     def _count_event(self, event: Event) -> None:
         self._events[type(event)].inc()
 
+    def collect(self) -> list[Metric]:
+        """What is looked up when Prometheus asks, so that frames need not wait for it."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        thresholds = GaugeMetricFamily("dvt_edge_threshold", "In force", labels=["stage"])
+        for k, value in enumerate(self._runtime.thresholds):
+            thresholds.add_metric([str(k + 1)], value)
+        text = "Limits of the budget in force"
+        budget = GaugeMetricFamily("dvt_edge_budget", text, labels=["limit"])
+        for name in _LIMITS:
+            limit = getattr(self._runtime.budget, name)
+            if limit is not None:
+                budget.add_metric([name], limit)
+        text = "Of a thermal zone"
+        heat = GaugeMetricFamily("dvt_edge_temperature_celsius", text, labels=["zone"])
+        for zone, degrees in read_conditions(self._root).temperatures_c.items():
+            heat.add_metric([zone], degrees)
+        return [thresholds, budget, heat]
+
     def dropped(self, frames: int = 1) -> None:
-        """Tell of frames that a camera loop threw away: the Runtime never sees them."""
+        """Count frames that a camera loop threw away: the Runtime never sees them."""
         self._dropped.inc(frames)
 
     def serve(self, port: int, address: str = "127.0.0.1") -> int:
@@ -131,8 +148,10 @@ class MetricsExporter:
         free one; returns the port. Raises :class:`~dvt_edge.errors.ConfigError` for a port that
         cannot be had.
         """
+        from prometheus_client import start_http_server
+
         try:
-            server, thread = self._library.start_http_server(port, address, self.registry)
+            server, thread = start_http_server(port, address, self.registry)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"metrics cannot be served on {address}:{port} ({error}); choose another port"
@@ -152,43 +171,5 @@ class MetricsExporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-
-class _State:
-    """What is looked up when Prometheus asks, so that frames need not wait for it."""
-
-    def __init__(self, runtime: Runtime, root: Path, library: Any) -> None:
-        self._runtime, self._root, self._library = runtime, root, library
-
-    def describe(self) -> list[Any]:
-        return []  # nothing is read before Prometheus asks
-
-    def collect(self) -> list[Any]:
-        gauge = self._library.core.GaugeMetricFamily
-        thresholds = gauge("dvt_edge_threshold", "In force", labels=["stage"])
-        for k, value in enumerate(self._runtime.thresholds):
-            thresholds.add_metric([str(k + 1)], value)
-        budget = gauge("dvt_edge_budget", "Limits of the budget in force", labels=["limit"])
-        for name in _LIMITS:
-            value = getattr(self._runtime.budget, name)
-            if value is not None and math.isfinite(value):
-                budget.add_metric([name], value)
-        heat = gauge("dvt_edge_temperature_celsius", "Of a thermal zone", labels=["zone"])
-        for zone, degrees in read_conditions(self._root).temperatures_c.items():
-            heat.add_metric([zone], degrees)
-        return [thresholds, budget, heat]
-
-
-def _library() -> Any:
-    need("the MetricsExporter", "prometheus_client")
-    import prometheus_client
-    import prometheus_client.core
-
-    return prometheus_client

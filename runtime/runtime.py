@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from typing_extensions import Self
@@ -14,14 +14,12 @@ from typing_extensions import Self
 from dvt_edge.bundle.bundle import open_source
 from dvt_edge.bundle.costs import Costs, load_costs
 from dvt_edge.errors import ClosedError, DataError
-from dvt_edge.policy.certificate import Certificate
-from dvt_edge.policy.choose import Chosen, choose_thresholds
-from dvt_edge.policy.solver import Solution, replay
+from dvt_edge.policy.choose import choose_thresholds
+from dvt_edge.policy.solver import Certificate, Solution, replay
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.progress import Progress, silent
-from dvt_edge.runtime.backends.opening import open_loop
 from dvt_edge.runtime.backends.protocol import Backend, machine_name
-from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import CostsRefused, Event
 from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, measure_costs
 from dvt_edge.runtime.prediction import Prediction
@@ -40,7 +38,7 @@ class Runtime:
     ``source`` is a profile (a :class:`~dvt_edge.profile.Profile` or the path of its YAML file),
     whose ``output`` names the bundle and whose budget is kept, or the folder of a bundle, whose
     own budget is kept. ``backend`` executes the stages instead of the one that the bundle asks for.
-    What happened is in :attr:`events`, also what happened while it opened; :meth:`watch` tells of
+    What happened is in :attr:`events`, also what happened while it opened; :meth:`watch` reports
     what comes. Safe to use from several threads; frames are then worked on in turn.
 
         with dvt_edge.Runtime("demo-cpu.yaml") as runtime:
@@ -51,48 +49,34 @@ class Runtime:
     :class:`~dvt_edge.errors.BudgetError` for a budget below the first exit's cost.
     """
 
-    def __init__(
-        self,
-        source: str | Path | Profile,
-        *,
-        backend: Backend | None = None,
-    ) -> None:
+    def __init__(self, source: str | Path | Profile, *, backend: Backend | None = None) -> None:
         self._lock = threading.Lock()
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         """What happened lately: thresholds changed, an audit failed, logits were not finite, stored
         costs were not used."""
         self._watchers: tuple[tuple[OnAnswer | None, OnEvent | None], ...] = ()
-        self._untold: deque[Event] = deque()
+        self._unreported: deque[Event] = deque()
         self.bundle, self.budget = open_source(source)
         self._loop: CascadeLoop | None = open_loop(self.bundle, backend)
         try:
             self.records = self.bundle.records()
             """Answers of all exits to the calibration images."""
             machine = machine_name(self._loop.backend)
-            self._costs = load_costs(self.bundle, machine, self._refuse) or measure_costs(
+            self.costs = load_costs(self.bundle, machine, self._refuse) or measure_costs(
                 self._loop, self.bundle.manifest, QUICK_MEASUREMENT_S
             )
-            self._loop.energy_mj = self._costs.energy_mj
+            """Measured latency of leaving at each exit on this machine."""
+            self._loop.energy_mj = self.costs.energy_mj
             self.set_budget(self.budget)
-            self._untold.clear()  # nobody could listen yet; it stays in events
+            self._unreported.clear()  # no one could listen yet; it stays in events
         except BaseException:
             self.close()
             raise
 
     @property
-    def solution(self) -> Solution:
-        """Thresholds in force and what they give on the calibration records."""
-        return self._chosen.solution
-
-    @property
     def thresholds(self) -> tuple[float, ...]:
         """[K]: in force at this moment; the solution's, unless adapting or an audit moved them."""
         return self._session.thresholds
-
-    @property
-    def costs(self) -> Costs:
-        """Measured latency of leaving at each exit on this machine."""
-        return self._costs
 
     @property
     def backend(self) -> Backend:
@@ -102,7 +86,7 @@ class Runtime:
     @property
     def certificate(self) -> Certificate | None:
         """What holds for unseen frames, where the budget has a ``confidence_level``."""
-        return self._chosen.certificate
+        return self.solution.certificate
 
     def set_budget(self, budget: BudgetConfig | None = None, /, **changes: Any) -> Solution:
         """Choose the thresholds for another budget; takes effect with the next frame.
@@ -113,17 +97,19 @@ class Runtime:
         """
         config = (budget or self.budget).changed(**changes)
         recorded = self.bundle.manifest.recorded_thresholds
-        self._put_in_force(choose_thresholds(self.records, self._costs, config, recorded), config)
+        self._put_in_force(choose_thresholds(self.records, self.costs, config, recorded), config)
         self.budget = config
-        return self._chosen.solution
+        return self.solution
 
-    def _put_in_force(self, chosen: Chosen, budget: BudgetConfig | None) -> None:
-        self._session = Session(self.records, self._costs, chosen.thresholds, budget, self._report)
-        self._chosen = chosen
+    def _put_in_force(self, solution: Solution, budget: BudgetConfig | None) -> None:
+        thresholds = tuple(solution.thresholds.tolist())
+        self._session = Session(self.records, self.costs, thresholds, budget, self._report)
+        self.solution = solution
+        """Thresholds in force and what they give on the calibration records."""
 
     def use(self, solution: Solution) -> None:
         """Leave by the thresholds of ``solution``, whatever the budget; from the next frame on."""
-        self._put_in_force(Chosen(solution, None), None)
+        self._put_in_force(replace(solution, certificate=None), None)
 
     def replay(self, thresholds: Sequence[float], cost: Sequence[float] | None = None) -> Solution:
         """What ``thresholds`` [K] give on the stored records, without running anything.
@@ -131,7 +117,7 @@ class Runtime:
         ``cost`` [K] is that of leaving at each exit elsewhere, such as another power mode's; this
         machine's where absent.
         """
-        return replay(self.records, self._costs.mean_ms if cost is None else cost, thresholds)
+        return replay(self.records, self.costs.mean_ms if cost is None else cost, thresholds)
 
     def classify(
         self,
@@ -145,7 +131,7 @@ class Runtime:
         Its layout is the profile's (OpenCV's BGR by default) unless ``color_order`` says
         otherwise. With ``deadline_ms``, counted from this call's start of work, a stage is started
         only if its p99 fits the time left; otherwise the best answer so far is given, marked
-        ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is no frame,
+        ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is not a frame,
         :class:`~dvt_edge.errors.BudgetError` for a deadline that is not positive and
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
@@ -155,7 +141,7 @@ class Runtime:
                 loop = self._open_loop()
                 answers.append(self._session.classify(loop, frame, color_order, deadline_ms))
         finally:
-            self._tell(answers)
+            self._notify(answers)
         return answers[0]
 
     def classify_batch(
@@ -180,7 +166,7 @@ class Runtime:
                     part = frames[start : start + size]
                     answers += loop.run_many(part, self._session.thresholds, color_order)
         finally:
-            self._tell(answers)
+            self._notify(answers)
         return answers
 
     def watch(
@@ -189,8 +175,8 @@ class Runtime:
         """Call ``on_answer`` and ``on_event`` with every answer and event from now on.
 
         The classifying thread calls them and waits; other threads may classify meanwhile, and they
-        may use the Runtime themselves. The result ends that. A Runtime that nobody watches loses no
-        time by it.
+        may use the Runtime themselves. The result ends that. A Runtime without
+        watchers loses no time by it.
         """
         watcher = (on_answer, on_event)
         with self._lock:
@@ -217,19 +203,14 @@ class Runtime:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _report(self, event: Event) -> None:
         self.events.append(event)
-        self._untold.append(event)
+        self._unreported.append(event)
 
-    def _tell(self, answers: Sequence[Prediction] = ()) -> None:
+    def _notify(self, answers: Sequence[Prediction] = ()) -> None:
         """Call the watchers with ``answers`` and what was reported; without the lock, so that they
         may classify."""
         watchers = self._watchers
@@ -237,9 +218,9 @@ class Runtime:
             if on_answer is not None:
                 for answer in answers:
                     on_answer(answer)
-        while self._untold:
+        while self._unreported:
             try:
-                event = self._untold.popleft()
+                event = self._unreported.popleft()
             except IndexError:  # another thread was faster
                 return
             for _, on_event in watchers:

@@ -10,8 +10,9 @@ from time import perf_counter
 import numpy as np
 
 from dvt_edge.bundle.costs import Costs
+from dvt_edge.errors import BudgetError
+from dvt_edge.policy import deadline
 from dvt_edge.policy.budget import allowed_exits
-from dvt_edge.policy.deadline import Deadline, check_deadline
 from dvt_edge.policy.live.audit import Audit, early_agreement, raised
 from dvt_edge.policy.live.controller import Controller
 from dvt_edge.policy.live.video import VideoPolicy, thumbnail
@@ -47,7 +48,7 @@ class Session:
     ) -> None:
         self.thresholds = thresholds
         self._report = report
-        self._deadline = Deadline(costs.stage_p99_ms)
+        self._stage_p99_ms = costs.stage_p99_ms
         self._deadline_ms = budget.deadline_ms if budget else None
         self._controller: Controller | None = None
         self._audit: Audit | None = None
@@ -56,6 +57,8 @@ class Session:
         if budget is None:
             return
         exits = self._exits = allowed_exits(costs.latency, budget)
+        self._all_allowed = tuple(closed_before(len(thresholds), exits - 1).tolist())
+        """[K] thresholds with which every stage that the budget allows runs."""
         self._records, allowed = records.first_exits(exits), np.array(thresholds[:exits])
         if budget.adapt and budget.latency_ms is not None:
             self._controller = Controller(
@@ -75,12 +78,19 @@ class Session:
         deadline_ms: float | None,
     ) -> Prediction:
         """Answer one frame by all that is in force."""
-        limit = self._deadline_ms if deadline_ms is None else check_deadline(deadline_ms)
+        limit = self._deadline_ms if deadline_ms is None else deadline_ms
+        if limit is not None and not limit > 0:  # NaN too
+            raise BudgetError(
+                f"a deadline is a positive number of milliseconds, found {limit}; leave it out to "
+                "run without one"
+            )
         audit = self._audit is not None and self._audit.due()
         video = None if audit else self._video
         started, look_ms = perf_counter(), 0.0
         if video is not None:
-            look = thumbnail(loop.picture(frame, order)) if video.wants_thumbnail else None
+            look = None
+            if video.wants_thumbnail:
+                look = thumbnail(loop.preprocess.picture(frame, order))
             now = perf_counter()
             look_ms = 1e3 * (now - started)
             reason = video.keep(look, 1e3 * now, look_ms)
@@ -95,7 +105,7 @@ class Session:
                     energy_mj=None,
                 )
         in_force = self.thresholds
-        thresholds = self._all_allowed() if audit else in_force
+        thresholds = self._all_allowed if audit else in_force
         may_start = None if limit is None else self._within(limit)
         answer = loop.run_one(frame, thresholds, order, may_start=may_start, started=started)
         if audit:
@@ -109,13 +119,10 @@ class Session:
             self._last = answer
         return answer
 
-    def _all_allowed(self) -> tuple[float, ...]:
-        """[K] thresholds with which every stage that the budget allows runs."""
-        return tuple(closed_before(len(self.thresholds), self._exits - 1).tolist())
-
     def _within(self, limit_ms: float) -> MayStart:
         slowdown = self._controller.slowdown if self._controller else ()
-        return lambda stage, spent_ms: self._deadline.refuse(stage, limit_ms - spent_ms, slowdown)
+        p99 = self._stage_p99_ms
+        return lambda stage, spent_ms: deadline.refused(p99, stage, limit_ms - spent_ms, slowdown)
 
     def _learn(self, answer: Prediction, audit: bool) -> None:
         for at, confidence in enumerate(answer.confidences):

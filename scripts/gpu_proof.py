@@ -42,7 +42,7 @@ from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.converters.quantizing.calibration import activation_ranges
-from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_inputs, quantize
+from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_layers, quantize
 from dvt_edge.errors import DvtEdgeError
 from dvt_edge.machine.driver import read_driver
 from dvt_edge.models import Cascade
@@ -275,9 +275,9 @@ def _graphs(model: str, precision: str) -> tuple[list[onnx.ModelProto], npt.NDAr
     for i in range(len(config.stages)):
         graph = stage_graph_from_cascade(cascade, i, target="tensorrt")
         if precision == "int8":
-            names = quantizable_inputs(graph, TENSORRT_OPS)
+            layers = quantizable_layers(graph, TENSORRT_OPS)
             feeds = Chain(stages).next_feeds(images[:4].astype(np.float32))
-            graph = quantize(graph, activation_ranges(graph, names, [feeds]), TENSORRT_OPS)
+            graph = quantize(graph, activation_ranges(graph, layers.values(), [feeds]), layers)
         stages.append(graph)
     return [fp16_body(stage) for stage in stages], images
 
@@ -288,7 +288,6 @@ def _request(graph: Path, plan: Path) -> Request:
         plan=str(plan),
         largest_batch=max(BATCHES),
         workspace_bytes=1 << 30,
-        quantized=True,
     )
 
 

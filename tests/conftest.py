@@ -1,15 +1,21 @@
-"""What several test modules share: a bundle of the demo cascade, and tiny random cascades."""
+"""What several test modules share: a bundle of the demo cascade, tiny random cascades, random
+records, a clock that takes no time. Fixtures are asked for by name; plain functions and classes are
+imported from here."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import pytest
 import yaml
@@ -17,12 +23,18 @@ from hypothesis import settings
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs, ExitCost
-from dvt_edge.bundle.manifest import COSTS
+from dvt_edge.bundle.manifest import COSTS, MANIFEST
 from dvt_edge.machine.board import processor_name
+from dvt_edge.machine.driver import Driver, Gpu
+from dvt_edge.machine.platform import Platform
 from dvt_edge.models.config import CascadeConfig, StageConfig
-from dvt_edge.profile import Profile
+from dvt_edge.policy import Records
+from dvt_edge.profile import ExitsConfig, Profile
 
 if TYPE_CHECKING:
+    import onnx
+
+    from dvt_edge.converters.graphs.stage_graph import Target
     from dvt_edge.models.cascade import Cascade
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -47,6 +59,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def samples() -> Path:
     """The repository's ``samples`` folder; tests only read it."""
     return REPOSITORY / "samples"
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +104,79 @@ def demo_profile(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A YAML profile whose ``output`` is :func:`demo_bundle`."""
-    path = tmp_path_factory.mktemp("profile") / "demo.yaml"
     values = demo_profile_values(output=str(demo_bundle))
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    return path
+    return write_yaml(tmp_path_factory.mktemp("profile") / "demo.yaml", values)
+
+
+@pytest.fixture
+def write_profile(demo_profile: Path, own_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function writing the demo profile for :func:`own_bundle`, under a mean latency of 2 ms;
+    keywords replace sections."""
+
+    def write(**changes: Any) -> Path:
+        values = yaml.safe_load(demo_profile.read_text(encoding="utf-8"))
+        values |= {"output": str(own_bundle), "budget": {"latency_ms": 2.0}} | changes
+        return write_yaml(tmp_path / "profile.yaml", values)
+
+    return write
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let ``change`` alter the values of a bundle's manifest."""
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def made_records(
+    count: int = 300, exits: int = 3, seed: int = 0, *, classes: int = 5, labelled: bool = True
+) -> Records:
+    """Random records like those of a trained cascade: the surer an exit is, the more often it is
+    right, and later exits are surer."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random((count, 1))
+    logits = (np.linspace(0.6, 0.95, exits) - hard) * 8 + rng.normal(0, 0.8, (count, exits))
+    confidence = 1 / (1 + np.exp(-logits))
+    wrong = rng.random((count, exits)) > confidence
+    label = rng.integers(0, classes, count).astype(np.int32)
+    prediction = (label[:, None] + wrong) % classes
+    return Records(
+        confidence.astype(np.float32), prediction.astype(np.int32), label if labelled else None
+    )
+
+
+@dataclass
+class HandClock:
+    """A :class:`~dvt_edge.machine.clock.Clock`, and a ``perf_counter`` when called: it stands still
+    unless a test moves it or somebody sleeps. Nobody may sample by it."""
+
+    ms: float = 0.0
+    slept_s: list[float] = field(default_factory=list)
+
+    def __call__(self) -> float:
+        return self.ms / 1e3
+
+    def now(self) -> float:
+        return self()
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.ms += 1e3 * seconds
+
+    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
+        raise AssertionError("nobody samples")
+
+
+def random_pixels(*shape: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Noise of any level."""
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def idx_bytes(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
+    """``array`` as an IDX file, the format of MNIST; ``kind`` 8 stands for uint8."""
+    head = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.tobytes()
 
 
 def _tiny_config(**changes: Any) -> CascadeConfig:
@@ -142,6 +228,25 @@ def random_cascade() -> Callable[..., Cascade]:
     return make
 
 
+UNEQUAL = (
+    StageConfig(grid=2, width=8, depth=1, heads=1, mlp_ratio=1),
+    StageConfig(grid=3, width=24, depth=3, heads=4, mlp_ratio=2.5),
+    StageConfig(grid=4, width=12, depth=2, heads=3, mlp_ratio=3),
+    StageConfig(grid=7, width=16, depth=1, heads=2, mlp_ratio=2),
+)
+"""Stages of unequal widths, depths and heads."""
+
+
+def stage_graphs(
+    cascade: Cascade, exits: ExitsConfig | None = None, target: Target = "onnxruntime"
+) -> list[onnx.ModelProto]:
+    """The graphs of all stages, in float32."""
+    from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
+
+    stages = range(len(cascade.stages))
+    return [stage_graph_from_cascade(cascade, i, exits, target) for i in stages]
+
+
 _BOARDS: dict[str, dict[str, str]] = {
     "orin-nano": {
         "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit\0",
@@ -157,7 +262,7 @@ _BOARDS: dict[str, dict[str, str]] = {
     "agx-orin": {
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
         "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0",
-        "etc/nv_tegra_release": "# R36 (release), REVISION: 3.0, GCID: 36191598, BOARD: generic\n",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic\n",
         "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=30W >\n"
         "< PM_CONFIG DEFAULT=2 >\n",
     },
@@ -192,7 +297,7 @@ _BOARDS: dict[str, dict[str, str]] = {
 def board_root(tmp_path: Path) -> Callable[..., Path]:
     """A function ``(kind, files=None)`` that writes a machine's files and gives their root.
 
-    ``kind`` is ``orin-nano`` (JetPack 6.2), ``agx-orin`` (6.0), ``thor`` (7.0), ``xavier``,
+    ``kind`` is ``orin-nano`` (JetPack 6.2), ``agx-orin`` (6.1), ``thor`` (7.0), ``xavier``,
     ``orin-jetpack-5``, ``pc`` or ``empty``; ``files`` maps more paths to their text.
     """
 
@@ -206,6 +311,42 @@ def board_root(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+ORIN = Driver("12.6", (Gpu("Orin", "8.7"),))
+"""The driver of ``orin-nano``."""
+
+
+def orin_platform(**changes: Any) -> Platform:
+    """What engines are built with on ``orin-nano``; keywords replace fields."""
+    values: dict[str, Any] = {
+        "backend": "tensorrt",
+        "version": "10.3.0",
+        "compute_capabilities": ("8.7",),
+        "device": "Orin",
+        "cuda": "12.6.68",
+        "l4t": "36.4.3",
+        "power_mode": "MAXN_SUPER",
+    }
+    return Platform(**(values | changes))
+
+
+def write_onnx(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    output: onnx.ValueInfoProto,
+    **weights: npt.NDArray[Any],
+) -> Path:
+    """A model of any kind, as people export them."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "graph", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
 
 
 MACHINE = f"{processor_name()}, ONNX Runtime {onnxruntime.__version__}"

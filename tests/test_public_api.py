@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,23 +14,73 @@ import pytest
 import dvt_edge
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNTIME = sorted((ROOT / "runtime").rglob("*.py"))
-POLICY = sorted((ROOT / "dvt_edge" / "policy").rglob("*.py"))
-BACKENDS = [*(ROOT / "runtime" / "backends").glob("*.py")]
+
+LAYERS = (
+    "dvt_edge.errors",
+    "dvt_edge.requirements",
+    "dvt_edge.progress",
+    "dvt_edge.files",
+    "dvt_edge.policy",
+    "dvt_edge.machine",
+    "dvt_edge.profile",
+    "dvt_edge.bundle",
+    "dvt_edge.energy",
+    "dvt_edge.runtime.native",
+    "dvt_edge.runtime.preprocess",
+    "dvt_edge.runtime.prediction",
+    "dvt_edge.runtime.backends",
+    "dvt_edge.runtime.cascade_loop",
+    "dvt_edge.runtime.measuring",
+    "dvt_edge.runtime",
+    "dvt_edge.models",
+    "dvt_edge.converters",
+    "dvt_edge.evaluation",
+    "dvt_edge.report",
+    "dvt_edge.doctor",
+    "dvt_edge.cli",
+)
+"""From the bottom up, as ``docs/architecture.md`` lists them: each imports only those before it."""
 
 
-def _ids(paths: list[Path]) -> list[str]:
-    return [str(path.relative_to(ROOT)) for path in paths]
+def _modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the product."""
+    found = {}
+    for folder in ("dvt_edge", "converters", "runtime"):
+        package = () if folder == "dvt_edge" else ("dvt_edge",)
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = (*package, *path.relative_to(ROOT).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Dotted names that a source file imports anywhere, with what ``from`` imports take."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+MODULES = _modules()
+
+
+def _inside(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _imported(module: str) -> Iterator[str]:
+    """Dotted names that a module imports anywhere, with what ``from`` imports take."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative imports hide what is imported"
+            assert node.level == 0, f"{module}: relative imports hide what is imported"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _imported_modules(module: str) -> set[str]:
+    """The product's modules among those names, less the root package, which holds the version."""
+    names = {n if n in MODULES else n.rpartition(".")[0] for n in _imported(module)}
+    return {name for name in names if name in MODULES and name not in ("dvt_edge", module)}
+
+
+def _layer(module: str) -> int:
+    """Position of the longest entry of :data:`LAYERS` that ``module`` belongs to."""
+    fitting = [layer for layer in LAYERS if _inside(module, (layer,))]
+    assert fitting, f"{module} is in no layer; add it to LAYERS and docs/architecture.md"
+    return LAYERS.index(max(fitting, key=len))
 
 
 def test_all_is_pinned() -> None:
@@ -101,29 +152,71 @@ def test_bare_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", RUNTIME, ids=_ids(RUNTIME))
-def test_runtime_never_imports_torch(path: Path) -> None:
+INNER = sorted(name for name in MODULES if name != "dvt_edge")
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_no_import_points_upward(module: str) -> None:
+    """Nor inside a function. Within a layer see :func:`test_no_import_circle`."""
+    for name in _imported_modules(module):
+        assert _layer(name) <= _layer(module), f"{module} imports {name}"
+
+
+def test_no_import_circle() -> None:
+    """Of modules, counting imports inside functions."""
+    open_, done = [], set()
+
+    def visit(module: str) -> None:
+        assert module not in open_, f"circle: {' -> '.join([*open_, module])}"
+        if module in done:
+            return
+        open_.append(module)
+        for name in sorted(_imported_modules(module)):
+            visit(name)
+        done.add(open_.pop())
+
+    for module in INNER:
+        visit(module)
+
+
+def test_layers_are_documented() -> None:
+    """``docs/architecture.md`` names the layers in the same order."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\d+\. `([\w./]+)`", page, flags=re.MULTILINE)
+    assert names == [layer.removeprefix("dvt_edge.").replace(".", "/") for layer in LAYERS]
+
+
+@pytest.mark.parametrize("module", [m for m in INNER if _inside(m, ("dvt_edge.runtime",))])
+def test_runtime_never_imports_torch(module: str) -> None:
     """Not even inside a function; nor what imports torch."""
     banned = ("torch", "onnx", "dvt_edge.models", "dvt_edge.converters")
-    for name in _imported(path):
-        assert not any(name == b or name.startswith(f"{b}.") for b in banned), name
+    for name in _imported(module):
+        assert not _inside(name, banned), name
 
 
-@pytest.mark.parametrize("path", POLICY, ids=_ids(POLICY))
-def test_policy_is_numpy_only(path: Path) -> None:
+@pytest.mark.parametrize("module", [m for m in INNER if _inside(m, ("dvt_edge.policy",))])
+def test_policy_is_numpy_only(module: str) -> None:
     """The policy is pure: no I/O libraries, no backend, no configuration models."""
-    for name in _imported(path):
-        ours = ("dvt_edge.policy", "dvt_edge.errors")
+    for name in _imported(module):
         if name.startswith("dvt_edge"):
-            assert any(name == o or name.startswith(f"{o}.") for o in ours), name
+            assert _inside(name, ("dvt_edge.policy", "dvt_edge.errors")), name
         else:
             top = name.split(".", maxsplit=1)[0]
             assert top == "numpy" or top in sys.stdlib_module_names, name
 
 
-@pytest.mark.parametrize("path", BACKENDS, ids=_ids(BACKENDS))
-def test_backends_know_no_policy(path: Path) -> None:
+@pytest.mark.parametrize("module", [m for m in INNER if _inside(m, ("dvt_edge.runtime.backends",))])
+def test_backends_know_no_policy(module: str) -> None:
     """A backend executes stages; thresholds and budgets are not its business."""
-    for name in _imported(path):
+    for name in _imported(module):
         assert not name.startswith("dvt_edge.policy"), name
         assert "Budget" not in name, name
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in INNER if _inside(m, ("dvt_edge.converters.engines",))]
+)
+def test_engines_are_built_without_torch_and_onnx(module: str) -> None:
+    """On the device there is neither; ``converters/device.py`` is the other half of this rule."""
+    for name in (*_imported(module), *_imported("dvt_edge.converters.device")):
+        assert not _inside(name, ("torch", "onnx", "dvt_edge.models")), name

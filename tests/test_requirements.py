@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dvt_edge.errors import BuildError, ConfigError
-from dvt_edge.requirements import LIBRARIES, missing, need
+from dvt_edge.requirements import LIBRARIES, is_older, missing, need
 
 PACKAGES = {
     "tensorrt_rtx": "tensorrt-rtx-cu13",
@@ -47,3 +47,20 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(BuildError, match="needs torch"):
         need("that", "torch", error=BuildError)
+
+
+@pytest.mark.parametrize(
+    ("version", "older"),
+    [
+        ("10.3.0.26", False),
+        ("10.2.9", True),
+        ("9.9.0rc1", True),
+        ("11", False),
+        ("2.9.0+cpu", True),
+        ("nightly", False),
+        ("", False),
+    ],
+)
+def test_is_older(version: str, older: bool) -> None:
+    """Versions as they are written in the wild; one without a number passes."""
+    assert is_older(version, (10, 3)) == older

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import dvt_edge
@@ -23,7 +22,7 @@ KEPT = 64
 
 def engine_key(graph_sha256: str, request: Request, platform: Platform) -> str:
     """Hash of graph, target and settings; not of where files lie."""
-    settings = asdict(request) | {"graph": graph_sha256, "plan": ""}
+    settings = request.model_dump() | {"graph": graph_sha256, "plan": ""}
     machine = platform.model_dump(mode="json", exclude={"power_mode"})
     # Another version of ours may ask the builder for something else.
     text = json.dumps([settings, machine, dvt_edge.__version__], sort_keys=True)
@@ -31,20 +30,16 @@ def engine_key(graph_sha256: str, request: Request, platform: Platform) -> str:
 
 
 class EngineCache:
-    """A folder of engines; one that cannot be written caches nothing, one damaged is not used."""
+    """Engines in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``).
 
-    def __init__(self, folder: Path, *, reads: bool = True) -> None:
-        self.folder = folder
-        self._reads = reads
+    A folder that cannot be written caches nothing, a damaged engine is not used. Without ``reads``
+    every engine is built again, and then kept.
+    """
 
-    @classmethod
-    def default(cls, *, reads: bool = True) -> EngineCache:
-        """In the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``).
-
-        Without ``reads`` every engine is built anew, and then kept.
-        """
+    def __init__(self, *, reads: bool = True) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return cls(Path(base) / "dvt-edge" / "engines", reads=reads)
+        self.folder = Path(base) / "dvt-edge" / "engines"
+        self._reads = reads
 
     def fetch(self, key: str, target: Path) -> Built | None:
         """Copy the engine of ``key`` to ``target``; None where there is none."""
@@ -56,7 +51,7 @@ class EngineCache:
             if file_sha256(plan) != values.pop("sha256"):
                 return None
             shutil.copyfile(plan, target)
-            built = Built.from_values(values)
+            built = Built.model_validate(values)
             os.utime(notes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BundleError):
             return None
@@ -69,7 +64,7 @@ class EngineCache:
             with replaced_file(plan) as temporary:
                 shutil.copyfile(source, temporary)
             with replaced_file(notes) as temporary:
-                values = asdict(built) | {"sha256": file_sha256(plan)}
+                values = built.model_dump() | {"sha256": file_sha256(plan)}
                 temporary.write_text(json.dumps(values), encoding="utf-8")
             self._forget_oldest()
 

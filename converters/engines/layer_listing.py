@@ -5,45 +5,29 @@ TensorRT-RTX logs one message per engine, a kernel a line; ``kind`` is the plann
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-_BYTES = {"Half": 2, "Float": 4, "Int8": 1, "Int32": 4, "Int64": 8, "Bool": 1}
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[.*?\], )?Outputs: \[(?P<outputs>.*?)\], "
     r"TacticName: .*?Metadata: ?(?P<onnx>.*)$"
 )
-_TENSOR = re.compile(r"Dimensions: \[([\d,-]*)\].*?Datatype: (\w+)")
 _SYNCHRONISATION = ("signal", "wait")
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """What a kernel reads or writes."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """The planner's name, such as ``Half`` or ``Int8``."""
-
-    @property
-    def bytes(self) -> int:
-        return _BYTES[self.dtype] * math.prod(self.shape)
-
-
-@dataclass(frozen=True)
 class Kernel:
-    """One kernel of an engine."""
+    """One kernel of an engine, in the planner's words."""
 
     name: str
     kind: str
     """Such as ``gemm``, ``correlation`` (a convolution), ``kgen`` (a generated kernel)."""
-    inputs: tuple[Tensor, ...]
-    """Activations; constants are left out."""
-    outputs: tuple[Tensor, ...]
-    onnx_nodes: tuple[str, ...]
+    inputs: str
+    """Activations with ``Dimensions`` and ``Datatype``; constants are left out."""
+    outputs: str
+    onnx: str
     """Nodes of the graph that went into it, as far as the planner says."""
 
     @property
@@ -58,27 +42,16 @@ class Kernel:
 
     @property
     def computes(self) -> str:
-        """Type of its activations, for products and convolutions."""
-        return self.inputs[0].dtype if self.inputs else ""
+        """Type of its activations, such as ``Half`` or ``Int8``; empty without any."""
+        match = re.search(r"Datatype: (\w+)", self.inputs)
+        return match[1] if match else ""
 
 
 def kernels_from_listing(text: str) -> list[Kernel]:
     """The kernels of a listing, in order, without synchronisation between streams."""
-    kernels = []
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match is None or match["kind"] in _SYNCHRONISATION:
-            continue
-        kernels.append(
-            Kernel(
-                match["name"],
-                match["kind"],
-                _tensors(match["inputs"]),
-                _tensors(match["outputs"]),
-                tuple(re.findall(r"ONNX Layer: ([^\]]*)\]", match["onnx"])),
-            )
-        )
-    return kernels
+    matches = filter(None, map(_LINE.match, text.splitlines()))
+    kernels = [Kernel(**match.groupdict()) for match in matches]
+    return [kernel for kernel in kernels if kernel.kind not in _SYNCHRONISATION]
 
 
 def counts_by_kind(kernels: list[Kernel]) -> dict[str, int]:
@@ -94,10 +67,3 @@ def counts_by_kind(kernels: list[Kernel]) -> dict[str, int]:
         else:
             counts["other"] += 1
     return dict(counts)
-
-
-def _tensors(text: str) -> tuple[Tensor, ...]:
-    return tuple(
-        Tensor(tuple(int(size) for size in shape.split(",") if size), dtype)
-        for shape, dtype in _TENSOR.findall(text)
-    )

@@ -5,8 +5,8 @@ torch would hold: so this process imports ``tensorrt`` or ``tensorrt_rtx`` and l
 request comes as JSON on standard input; events leave as JSON lines on standard output, the last one
 being ``{"done": ...}`` or ``{"error": ...}``.
 
-One code path serves TensorRT 8.6 to 11 and TensorRT-RTX: what a version may lack is looked up by
-name. Precision is in the graph; only 8.x, which has no strong typing, needs flags as well.
+Serves TensorRT from 10.3 on and TensorRT-RTX. Networks are strongly typed: the graph says in which
+precision each layer computes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ class BuilderError(Exception):
 
 
 class _Logger(trt.ILogger):
-    """Keeps what the builder says; it returns None on failure and tells why only here."""
+    """Keeps what the builder says; it returns None on failure and gives its reasons only here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,13 +64,39 @@ class _Logger(trt.ILogger):
             self.warnings.append(msg)
 
 
+class _Monitor(trt.IProgressMonitor):
+    """Emits the builder's phases, a few times a second."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__()
+        self._emit = emit
+        self._steps: dict[str, int] = {}
+        self._emitted = 0.0
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        self._steps[phase_name] = num_steps
+        self._report(phase_name, 0)
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        self._report(phase_name, step + 1)
+        return True
+
+    def phase_finish(self, phase_name: str) -> None:
+        self._steps.pop(phase_name, None)
+
+    def _report(self, phase: str, step: int) -> None:
+        now = time.monotonic()
+        if now - self._emitted >= PROGRESS_SECONDS:
+            self._emitted = now
+            self._emit({"phase": phase, "step": step, "steps": self._steps.get(phase, 0)})
+
+
 def build_engine(request: Request, emit: Emit) -> Built:
     """Build the engine and write it; raises :class:`BuilderError`."""
     logger = _Logger()
     started = time.monotonic()
     builder = trt.Builder(logger)
-    flags: list[str] = []
-    network = builder.create_network(_network_flags(flags))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(Path(request.graph).read_bytes()):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
@@ -79,72 +104,40 @@ def build_engine(request: Request, emit: Emit) -> Built:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _set_precision(config, request, flags)
-    _set_targets(config, request)
-    _share_profiles(config, flags)
+    config.clear_flag(trt.BuilderFlag.TF32)  # the exit is float32 because its confidence must be
+    config.progress_monitor = _Monitor(emit)
+    if request.compute_capabilities:
+        _set_targets(config, request.compute_capabilities)
     _add_profiles(builder, network, config, request.largest_batch)
-    monitor = _monitor(emit)
-    if monitor is not None:
-        config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuilderError("; ".join(logger.errors) or "the builder gave no reason")
     with open(request.plan, "wb") as file:
         file.write(plan)
-    seconds = time.monotonic() - started
-    return Built(trt.__version__, seconds, tuple(flags), tuple(logger.warnings), logger.listing)
+    return Built(
+        version=trt.__version__,
+        seconds=time.monotonic() - started,
+        warnings=tuple(logger.warnings),
+        listing=logger.listing,
+    )
 
 
-def _network_flags(flags: list[str]) -> int:
-    """Strong typing where there is a choice; explicit batch where it is not the only way."""
-    known = trt.NetworkDefinitionCreationFlag.__members__
-    bits = 0
-    for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):
-        if name in known and not flags:
-            flags.append(name)
-            bits |= 1 << int(known[name])
-    return bits
-
-
-def _set_precision(config: trt.IBuilderConfig, request: Request, flags: list[str]) -> None:
-    known = trt.BuilderFlag.__members__
-    if "TF32" in known:  # the exit is float32 because its confidence must be
-        config.clear_flag(known["TF32"])
-    if "STRONGLY_TYPED" in flags:
-        return
-    for name in ("FP16", "INT8") if request.quantized else ("FP16",):
-        if name in known:
-            config.set_flag(known[name])
-            flags.append(name)
-
-
-def _share_profiles(config: trt.IBuilderConfig, flags: list[str]) -> None:
-    """Let contexts of several batch sizes use one profile, which 8.6 must be asked for."""
-    name = "PROFILE_SHARING_0806"
-    known = getattr(getattr(trt, "PreviewFeature", None), "__members__", {})
-    if name in known and "STRONGLY_TYPED" not in flags:
-        config.set_preview_feature(known[name], True)
-        flags.append(name)
-
-
-def _set_targets(config: Any, request: Request) -> None:
+def _set_targets(config: Any, capabilities: tuple[int, ...]) -> None:
     """Compute capabilities, which TensorRT-RTX alone can build for without having them."""
-    if not request.compute_capabilities:
-        return
     known = {
         name.removeprefix("SM"): value
         for name, value in vars(trt)["ComputeCapability"].__members__.items()
         if name.startswith("SM")
     }
-    unknown = [str(c) for c in request.compute_capabilities if str(c) not in known]
+    unknown = [str(c) for c in capabilities if str(c) not in known]
     if unknown:
         raise BuilderError(
             f"compute capability {', '.join(unknown)} is not known to {trt.__name__} "
             f"{trt.__version__}, which builds for {', '.join(known)}; change "
             "engine.compute_capabilities"
         )
-    config.num_compute_capabilities = len(request.compute_capabilities)
-    for index, capability in enumerate(request.compute_capabilities):
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
         config.set_compute_capability(known[str(capability)], index)
 
 
@@ -167,37 +160,6 @@ def _add_profiles(
             return
 
 
-def _monitor(emit: Emit) -> Any:
-    """Reports the builder's phases; None for versions that cannot (8.x)."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps: dict[str, int] = {}
-            self.told = 0.0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-            self._tell(phase_name, 0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.steps.pop(phase_name, None)
-
-        def _tell(self, phase: str, step: int) -> None:
-            now = time.monotonic()
-            if now - self.told >= PROGRESS_SECONDS:
-                self.told = now
-                emit({"phase": phase, "step": step, "steps": self.steps.get(phase, 0)})
-
-    return Monitor()
-
-
 def main() -> int:
     """Serve one request."""
     events = os.fdopen(_EVENTS, "w", encoding="utf-8")
@@ -206,11 +168,11 @@ def main() -> int:
         print(json.dumps(event), file=events, flush=True)
 
     try:
-        built = build_engine(Request.from_json(sys.stdin.read()), emit)
+        built = build_engine(Request.model_validate_json(sys.stdin.read()), emit)
     except BuilderError as error:
         emit({"error": str(error)})
         return 1
-    emit({"done": asdict(built)})
+    emit({"done": built.model_dump()})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Runs one engine build in its own process and tells how it goes."""
+"""Runs one engine build in its own process and reports how it goes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from dvt_edge.converters.engines.request import MODULE_VARIABLE, Built, Request
 from dvt_edge.errors import BuildError
 
 TICK_SECONDS = 1.0
-"""How often the elapsed time is told while the builder says nothing."""
+"""How often the elapsed time is reported while the builder says nothing."""
 
 
-def run_build(module: str, request: Request, tell: Callable[[str], None]) -> Built:
-    """Build ``request`` with ``module``; ``tell`` gets a line of progress about every second.
+def run_build(module: str, request: Request, report: Callable[[str], None]) -> Built:
+    """Build ``request`` with ``module``; ``report`` gets a line of progress about every second.
 
     The process ends with this call, also on Ctrl-C. Raises
     :class:`~dvt_edge.errors.BuildError` with what the builder said, or how it died.
     """
-    started = monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvt_edge.converters.engines.process"],
@@ -45,9 +44,9 @@ def run_build(module: str, request: Request, tell: Callable[[str], None]) -> Bui
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
         try:
-            process.stdin.write(request.to_json())
+            process.stdin.write(request.model_dump_json())
             process.stdin.close()
-            last = _follow(lines, lambda phase: tell(_line(started, phase)))
+            last = _follow(lines, report)
             process.wait()
         except BrokenPipeError:  # it died before it had read the request
             process.wait()
@@ -60,7 +59,7 @@ def run_build(module: str, request: Request, tell: Callable[[str], None]) -> Bui
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
         if "done" in last:
-            return Built.from_values(last["done"])
+            return Built.model_validate(last["done"])
         if "error" in last:
             raise BuildError(f"{module} refused {request.graph}: {last['error']}")
         words.seek(0)
@@ -74,27 +73,21 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def _follow(lines: queue.Queue[str | None], tell: Callable[[str], None]) -> dict[str, Any]:
+def _follow(lines: queue.Queue[str | None], report: Callable[[str], None]) -> dict[str, Any]:
     """Take events from ``lines`` until None; the last one."""
+    started = monotonic()
     last: dict[str, Any] = {}
     phase = ""
     while True:
-        try:
+        with contextlib.suppress(queue.Empty):
             line = lines.get(timeout=TICK_SECONDS)
-        except queue.Empty:
-            tell(phase)
-            continue
-        if line is None:
-            return last
-        last = json.loads(line)
-        if "phase" in last:
-            phase = f"{last['phase']} {last['step']}/{last['steps']}"
-            tell(phase)
-
-
-def _line(started: float, phase: str) -> str:
-    elapsed = f"{monotonic() - started:.0f} s so far"
-    return f"{elapsed}, {phase}" if phase else elapsed
+            if line is None:
+                return last
+            last = json.loads(line)
+            if "phase" not in last:
+                continue
+            phase = f", {last['phase']} {last['step']}/{last['steps']}"
+        report(f"{monotonic() - started:.0f} s so far{phase}")
 
 
 def _death(module: str, request: Request, code: int, words: str) -> str:

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
-"""What ONNX Runtime and TensorRT 8.6 both read; LayerNormalization needs it."""
+"""The first with LayerNormalization."""
 
 Shape = Sequence[int | str]
 
@@ -33,7 +33,7 @@ class GraphBuilder:
 
     def output(self, name: str, source: str, shape: Shape, dtype: int = TensorProto.FLOAT) -> None:
         """Declare that ``source`` leaves the graph under ``name``."""
-        self.node("Identity", [source], name=f"output/{name}", output=name)
+        self.node("Identity", [source], name=f"output/{name}", outputs=[name])
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def constant(self, name: str, value: npt.ArrayLike) -> str:
@@ -50,12 +50,11 @@ class GraphBuilder:
         inputs: Sequence[str],
         *,
         name: str,
-        output: str | None = None,
-        outputs: Sequence[str] | None = None,
+        outputs: Sequence[str] = (),
         **attributes: Any,
     ) -> str:
         """Add a node; its (first) output is called after it unless said otherwise."""
-        names = list(outputs or [output or f"{name}:0"])
+        names = list(outputs or [f"{name}:0"])
         self._nodes.append(helper.make_node(op, list(inputs), names, name=name, **attributes))
         return names[0]
 
@@ -139,10 +138,10 @@ class GraphBuilder:
         self.node("Split", [x, lengths], name=name, outputs=parts, axis=axis)
         return parts
 
-    def first_token(self, x: str, name: str) -> str:
-        """Row 0 of axis 1, the axis kept."""
+    def first_token(self, x: str, name: str, axis: int = 1) -> str:
+        """Row 0 of ``axis``, the axis kept."""
         bounds = [
-            self.constant(f"bound_{value}", np.asarray([value], np.int64)) for value in (0, 1, 1)
+            self.constant(f"bound_{value}", np.asarray([value], np.int64)) for value in (0, 1, axis)
         ]
         return self.node("Slice", [x, *bounds], name=name)
 

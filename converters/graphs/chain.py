@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 
 from dvt_edge.bundle.manifest import handed_on
 from dvt_edge.policy.records import Records
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
 
-Images = npt.NDArray[np.float32]
-"""[n, C, S, S], normalised."""
+Images = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+"""[n, C, S, S], normalised, in the graphs' own type."""
 Tensors = dict[str, npt.NDArray[Any]]
 BATCH = 16
+
+
+def open_graph(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session that uses all cores."""
+    return open_session(model.SerializeToString(), threads=0)
+
+
+def run_graph(session: ort.InferenceSession, feeds: Tensors) -> Tensors:
+    """All outputs for those of ``feeds`` that the graph reads."""
+    names = [output.name for output in session.get_outputs()]
+    values = session.run(names, {value.name: feeds[value.name] for value in session.get_inputs()})
+    return dict(zip(names, values, strict=True))
 
 
 class Chain:
     """Sessions over the first stages of a cascade."""
 
     def __init__(self, models: Sequence[onnx.ModelProto]) -> None:
-        self._sessions = [open_session(m.SerializeToString(), threads=0) for m in models]
+        self._sessions = [open_graph(model) for model in models]
 
-    def run(self, images: Images | npt.NDArray[np.float16]) -> Iterator[Tensors]:
-        """All outputs of stage after stage for ``images`` [n, C, S, S], in the graphs' own type."""
+    def run(self, images: Images) -> Iterator[Tensors]:
+        """All outputs of stage after stage for ``images``."""
         handed: Tensors = {}
         for session in self._sessions:
-            feeds = {"image": images, **handed}
-            names = [output.name for output in session.get_outputs()]
-            wanted = [value.name for value in session.get_inputs()]
-            values = session.run(names, {name: feeds[name] for name in wanted})
-            outputs: Tensors = dict(zip(names, values, strict=True))
+            outputs = run_graph(session, {"image": images, **handed})
             handed = handed_on(outputs)
             yield outputs
 
@@ -52,17 +61,7 @@ class Chain:
         return Records(np.concatenate(confidence), np.concatenate(prediction), label)
 
 
-def model_outputs(model: onnx.ModelProto, feeds: Iterable[Tensors]) -> Iterator[Tensors]:
-    """All outputs of one stage for one set of inputs after another."""
-    session = open_session(model.SerializeToString(), threads=0)
-    names = [output.name for output in session.get_outputs()]
-    wanted = [value.name for value in session.get_inputs()]
-    for given in feeds:
-        values = session.run(names, {name: given[name] for name in wanted})
-        yield dict(zip(names, values, strict=True))
-
-
-def batches(images: Images, size: int = BATCH) -> Iterator[Images]:
+def batches(images: Images) -> Iterator[Images]:
     """Consecutive parts of ``images``."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]

@@ -32,16 +32,14 @@ _CLASSES = {
 """Class of a layer by the first of these that is part of its name."""
 
 
-def stage_spec(model: onnx.ModelProto, file: str) -> StageSpec:
+def stage_spec(model: onnx.ModelProto, file: str = "") -> StageSpec:
     """Tensor names, shapes and counts of one stage graph, whatever its precision."""
     graph = model.graph
     layers = layer_precisions(model)
     found = {precision for counts in layers.values() for precision in counts}
-    precision: Precision = "fp32"
+    precision: Precision = "fp16" if _half_inputs(model) else "fp32"
     if "int8" in found:
         precision = "int8"
-    elif any(_TYPES[v.type.tensor_type.elem_type] == "float16" for v in graph.input):
-        precision = "fp16"
     return StageSpec(
         file=file,
         inputs=tuple(_tensor(value) for value in graph.input),

@@ -1,6 +1,6 @@
-"""Stage graph -> the same graph with an FP16 body, for strongly typed builders.
+"""Stage graph -> the same graph with an FP16 body, for TensorRT.
 
-TensorRT 10 and later take types from the graph: a float32 scale would leave float32 products and
+Strongly typed networks take types from the graph: a float32 scale would leave float32 products and
 attention in pieces. Images, reuse tensors, weights and Q/DQ scales become float16. What rounding
 would spoil stays float32: the exit, whose confidence is compared with thresholds, and the variances
 of the ``t2t`` tokenizer, small differences of large squares.
@@ -29,8 +29,8 @@ _FLOAT32_OUTPUTS = ("logits", "confidence")
 def fp16_body(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` (float32, with or without Q/DQ) with a float16 body, inputs and reuse outputs.
 
-    A graph with Q/DQ is written in opset :data:`FP16_OPSET`, another in the opset it has, which
-    TensorRT 8.6 reads too. ``logits`` and ``confidence`` stay float32.
+    A graph with Q/DQ is written in opset :data:`FP16_OPSET`, another in the opset it has.
+    ``logits`` and ``confidence`` stay float32.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -65,7 +65,6 @@ class _Fp16Body:
         self.graph = graph
         self.constants = {t.name: t for t in graph.initializer}
         self.types: dict[str, int] = {}
-        self.ready: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.kept: dict[str, onnx.TensorProto] = {}
 
@@ -79,17 +78,15 @@ class _Fp16Body:
             if tensor.elem_type == TensorProto.FLOAT and value.name not in _FLOAT32_OUTPUTS:
                 tensor.elem_type = TensorProto.FLOAT16
         for node in graph.node:
-            float32 = _FLOAT32_NODES.match(node.name) is not None
-            self._node(node, TensorProto.FLOAT if float32 else TensorProto.FLOAT16)
+            float32 = _FLOAT32_NODES.match(node.name)
+            dtype = TensorProto.FLOAT if float32 else TensorProto.FLOAT16
+            node.input[:] = [self._as(name, dtype) for name in node.input]
+            self.nodes.append(node)
+            for name in node.output:
+                self.types[name] = self._result_type(node, dtype)
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend(self.kept.values())
-
-    def _node(self, node: onnx.NodeProto, dtype: int) -> None:
-        node.input[:] = [self._as(name, dtype) for name in node.input]
-        self.nodes.append(node)
-        for name in node.output:
-            self.types[name] = self._result_type(node, dtype)
 
     def _result_type(self, node: onnx.NodeProto, dtype: int) -> int:
         if node.op_type == "Cast":
@@ -107,24 +104,17 @@ class _Fp16Body:
         """Name under which the floating-point tensor ``name`` has the type ``dtype``."""
         if name in self.constants:
             return self._constant(name, dtype)
-        if self.types[name] == dtype or self.types[name] not in (
-            TensorProto.FLOAT,
-            TensorProto.FLOAT16,
-        ):
+        if self.types[name] in (dtype, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64):
             return name
-        if (name, dtype) not in self.ready:
-            cast = f"{name}/as_{TensorProto.DataType.Name(dtype).lower()}"
+        cast = f"{name}/as_{TensorProto.DataType.Name(dtype).lower()}"
+        if cast not in self.types:
             self.nodes.append(helper.make_node("Cast", [name], [cast], cast, to=dtype))
             self.types[cast] = dtype
-            self.ready[name, dtype] = cast
-        return self.ready[name, dtype]
+        return cast
 
     def _constant(self, name: str, dtype: int) -> str:
         tensor = self.constants[name]
-        if tensor.data_type != TensorProto.FLOAT:
-            self.kept[name] = tensor
-            return name
-        if dtype == TensorProto.FLOAT:
+        if tensor.data_type != TensorProto.FLOAT or dtype == TensorProto.FLOAT:
             self.kept[name] = tensor
             return name
         half = f"{name}/float16"

@@ -20,7 +20,7 @@ What differs from the PyTorch model, and changes nothing but rounding:
   projection's (softmax rows sum to one); k's bias is left out where only softmax reads the logits;
 - all layers' feature-reuse MLPs share one normalisation and one first GEMM, their LayerNorm's
   affine part being folded into it, and one upsampling product;
-- a stage whose tokens nobody reads computes its last layer for the class token only.
+- a stage whose tokens are not read computes its last layer for the class token only.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class _StageGraph:
         assert self.upstream is not None
         matrix = relation_matrix(self.upstream.grid, self.stage.grid)
         if class_only:  # the class token's row is its own upstream row
-            rows = self._class_row(coarse, name)
+            rows = g.first_token(coarse, f"{name}/class_relations", axis=2)
         else:
             left = g.constant("relation_rows", matrix)
             rows = g.node("MatMul", [left, coarse], name=f"{name}/relation_rows")
@@ -318,14 +318,6 @@ class _StageGraph:
             for i, part in enumerate(g.split(x, [1] * parts, 0, f"{name}/split"))
         ]
 
-    def _class_row(self, reused: str, name: str) -> str:
-        g = self.g
-        start, end = (
-            g.constant(f"bound_{value}", np.asarray([value], np.int64)) for value in (0, 1)
-        )
-        axis = g.constant("axis_2", np.asarray([2], np.int64))
-        return g.node("Slice", [reused, start, end, axis], name=f"{name}/class_relations")
-
     def _exit(self, x: str) -> None:
         g, classes = self.g, self.config.classes
         x = self._norm(g.first_token(x, "exit/class_token"), "norm")
@@ -338,36 +330,30 @@ class _StageGraph:
         g.output("class_id", winner, [BATCH], TensorProto.INT32)
 
     def _confidence(self, logits: str) -> str:
-        """(N, classes) -> (N): as ``dvt_edge.policy.confidence`` defines it."""
+        """(N, classes) -> (N): what ``exits.confidence`` says."""
         g, classes = self.g, self.config.classes
         if self.exits.fit_temperature:
             one = g.constant(TEMPERATURE, np.float32(1))
             logits = g.node("Div", [logits, one], name="exit/cooled")
         p = g.node("Softmax", [logits], name="exit/softmax", axis=-1)
         if self.exits.confidence == "max_softmax":
-            best = g.node("ReduceMax", [p], name="exit/best", axes=[-1], keepdims=1)
-            return g.reshape(self._nan_unless_finite(best, logits), [-1], "exit/confidence")
-        if self.exits.confidence == "margin":
+            sure = g.node("ReduceMax", [p], name="exit/best", axes=[-1], keepdims=1)
+        elif self.exits.confidence == "margin":
             two = g.constant("two", np.asarray([2], np.int64))
             best = g.node("TopK", [p, two], name="exit/best", outputs=["best", "best_at"])
             first, second = g.split(best, [1, 1], 1, "exit/best_two")
-            margin = g.node("Sub", [first, second], name="exit/margin")
-            return g.reshape(self._nan_unless_finite(margin, logits), [-1], "exit/confidence")
-        tiny = g.constant("tiny", np.float32(np.finfo(np.float32).tiny))
-        logs = g.node("Log", [g.node("Max", [p, tiny], name="exit/positive")], name="exit/log")
-        terms = g.node("Mul", [p, logs], name="exit/terms")
-        scale = g.constant("entropy_scale", np.full((classes, 1), 1 / math.log(classes)))
-        lack = g.node("MatMul", [terms, scale], name="exit/entropy")  # (N, 1), -1..0
-        one = g.constant("one", np.float32(1))
-        sure = g.node("Add", [lack, one], name="exit/sure")
-        return g.reshape(self._nan_unless_finite(sure, logits), [-1], "exit/confidence")
-
-    def _nan_unless_finite(self, confidence: str, logits: str) -> str:
-        """(N, 1): NaN for rows whose logits are not all finite, so that they leave nowhere early.
-
-        Zero times infinity is NaN. Softmax alone would hide a logit of minus infinity.
-        """
-        g = self.g
-        zeros = g.constant("exit/zeros", np.zeros((self.config.classes, 1), np.float32))
+            sure = g.node("Sub", [first, second], name="exit/margin")
+        else:
+            tiny = g.constant("tiny", np.float32(np.finfo(np.float32).tiny))
+            logs = g.node("Log", [g.node("Max", [p, tiny], name="exit/positive")], name="exit/log")
+            terms = g.node("Mul", [p, logs], name="exit/terms")
+            scale = g.constant("entropy_scale", np.full((classes, 1), 1 / math.log(classes)))
+            lack = g.node("MatMul", [terms, scale], name="exit/entropy")  # (N, 1), -1..0
+            one = g.constant("one", np.float32(1))
+            sure = g.node("Add", [lack, one], name="exit/sure")
+        # Rows whose logits are not all finite become NaN, so that they do not leave early: zero
+        # times infinity is NaN. Softmax alone would hide a logit of minus infinity.
+        zeros = g.constant("exit/zeros", np.zeros((classes, 1), np.float32))
         none = g.node("MatMul", [logits, zeros], name="exit/not_finite")  # (N, 1), 0 or NaN
-        return g.node("Add", [confidence, none], name="exit/checked")
+        checked = g.node("Add", [sure, none], name="exit/checked")
+        return g.reshape(checked, [-1], "exit/confidence")

@@ -42,11 +42,7 @@ def tokens_from_image(
 
     ``weights`` are the stage's tensors by their names in the stage.
     """
-    own = {
-        name.removeprefix("patch_embed."): value
-        for name, value in weights.items()
-        if name.startswith("patch_embed.")
-    }
+    own = _below("patch_embed.", weights)
     if config.tokenizer == "patch":
         return _patch_product(g, image, own, config, index)
     if config.tokenizer == "t2t":
@@ -62,6 +58,11 @@ def tokens_from_image(
         x = g.conv(x, weight, bias, "patch_embed.proj", stride=kernel, padding=padding)
     x = g.reshape(x, [0, config.stages[index].width, -1], "patch_embed/flatten")
     return g.transpose(x, [0, 2, 1], "patch_embed/tokens")  # (N, grid^2, D)
+
+
+def _below(prefix: str, weights: Weights) -> Weights:
+    """Tensors whose names begin with ``prefix``, by the rest of the name."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def _patch_product(
@@ -107,7 +108,7 @@ def _performer(
 ) -> str:
     """Unfold and performer: [N, C, n', n'] -> [N, 64, n, n]; ``unfold`` is C, kernel, stride,
     padding, n."""
-    w = {k.removeprefix(f"{layer}."): v for k, v in weights.items() if k.startswith(f"{layer}.")}
+    w = _below(f"{layer}.", weights)
     name = f"patch_embed.{layer}"
     k, q, v = _keys_queries_values(g, x, w, name, epsilon, unfold)
     side = unfold[-1]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from dvt_edge.converters.graphs.chain import open_graph
 from dvt_edge.converters.quantizing.insert_qdq import INT8_MAX
-from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
 
 BINS = 2048
 _CANDIDATES = np.linspace(0.2, 1.0, 81)
@@ -50,18 +50,17 @@ class MagnitudeHistogram:
 
 
 def activation_ranges(
-    model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds]
+    model: onnx.ModelProto, names: Iterable[str], batches: Iterable[Feeds]
 ) -> dict[str, float]:
     """Clipping value of every activation in ``names`` over all ``batches`` of inputs."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
-    given = {value.name for value in model.graph.input}
-    for name in names:
-        if name not in given:
-            tapped.graph.output.add().name = name
-    session = open_session(tapped.SerializeToString(), threads=0)
-    inner = [name for name in names if name not in given]
     histograms = {name: MagnitudeHistogram() for name in names}
+    given = {value.name for value in model.graph.input}
+    inner = [name for name in histograms if name not in given]
+    for name in inner:
+        tapped.graph.output.add().name = name
+    session = open_graph(tapped)
     for feeds in batches:
         values = dict(feeds)
         if inner:  # without names, ONNX Runtime computes every output

@@ -7,8 +7,7 @@ GELU and the residual additions stay as they are: quantizing those is what costs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -18,59 +17,34 @@ from onnx import helper, numpy_helper
 INT8_MAX = 127
 
 
-@dataclass(frozen=True)
-class QuantizedOps:
-    """Which layers are quantized: the operators that a backend runs faster in INT8, less some."""
-
-    ops: frozenset[str]
-    float_layers: frozenset[str] = frozenset()
-    """Names of layers left as they are."""
-
-    def without(self, layers: Iterable[str]) -> QuantizedOps:
-        """The same, with more ``layers`` left as they are."""
-        return QuantizedOps(self.ops, self.float_layers | frozenset(layers))
-
-    def covers(self, node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
-        """Whether ``node`` is one of the stage's own layers and of a covered kind.
-
-        The head stays in float: it is tiny and every threshold reads its output. So do the
-        relation convolutions, whose few channels do not fill an INT8 unit.
-        """
-        return (
-            node.op_type in self.ops
-            and node.name not in self.float_layers
-            and len(node.input) > 1
-            and node.input[1] == f"{node.name}.weight"
-            and node.input[1] in weights
-            and not node.name.startswith(("head", "relation_reuse"))
-        )
-
-
-ONNXRUNTIME_OPS = QuantizedOps(frozenset({"MatMul"}))
+ONNXRUNTIME_OPS = ("MatMul",)
 """ONNX Runtime's INT8 convolution wants a quantized bias, which TensorRT refuses; the two small
 patch convolutions stay in float there."""
-TENSORRT_OPS = QuantizedOps(frozenset({"MatMul", "Conv"}))
+TENSORRT_OPS = ("MatMul", "Conv")
 
 
-def quantizable_inputs(model: onnx.ModelProto, ops: QuantizedOps) -> list[str]:
-    """Names of the activations that a quantized graph needs ranges for, in graph order."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = [node.input[0] for node in model.graph.node if ops.covers(node, weights)]
-    return list(dict.fromkeys(names))
+def quantizable_layers(model: onnx.ModelProto, ops: Collection[str]) -> dict[str, str]:
+    """Name of every layer that INT8 makes faster -> the activation that it reads, in graph order.
 
-
-def quantizable_layers(model: onnx.ModelProto, ops: QuantizedOps) -> list[str]:
-    """Names of the layers that :func:`quantize` covers, in graph order."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if ops.covers(node, weights)]
+    These are the stage's own layers among the operators ``ops``. The head stays in float: it is
+    tiny and every threshold reads its output. So do the relation convolutions, whose few channels
+    do not fill an INT8 unit.
+    """
+    return {
+        node.name: node.input[0]
+        for node in model.graph.node
+        if node.op_type in ops
+        and node.input[1] == f"{node.name}.weight"
+        and not node.name.startswith(("head", "relation_reuse"))
+    }
 
 
 def quantize(
-    model: onnx.ModelProto, ranges: Mapping[str, float], ops: QuantizedOps
+    model: onnx.ModelProto, ranges: Mapping[str, float], layers: Collection[str]
 ) -> onnx.ModelProto:
-    """Insert Q/DQ pairs before every layer that ``ops`` covers.
+    """Insert Q/DQ pairs before all ``layers``, which :func:`quantizable_layers` names.
 
-    ``ranges`` gives the clipping value (> 0) of every activation of :func:`quantizable_inputs`.
+    ``ranges`` gives the clipping value (> 0) of every activation that they read.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -79,7 +53,7 @@ def quantize(
     nodes: list[onnx.NodeProto] = []
     ready: dict[str, str] = {}
     for node in graph.node:
-        if ops.covers(node, weights):
+        if node.name in layers:
             source = node.input[0]
             if source not in ready:
                 ready[source] = _activation_pair(graph, nodes, source, ranges[source])

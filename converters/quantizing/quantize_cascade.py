@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,24 +10,22 @@ import numpy.typing as npt
 import onnx
 
 from dvt_edge.bundle.manifest import ExitFigures, QuantizationFigures
-from dvt_edge.converters.graphs.chain import Chain, Images, batches
+from dvt_edge.converters.graphs.chain import Chain, Images, Tensors, batches, open_graph, run_graph
 from dvt_edge.converters.graphs.facts import count_macs
 from dvt_edge.converters.graphs.stage_graph import set_temperature
 from dvt_edge.converters.quantizing.calibration import activation_ranges
 from dvt_edge.converters.quantizing.insert_qdq import (
     ONNXRUNTIME_OPS,
     TENSORRT_OPS,
-    QuantizedOps,
-    quantizable_inputs,
+    quantizable_layers,
     quantize,
 )
-from dvt_edge.converters.quantizing.sensitivity import most_sensitive
 from dvt_edge.errors import BuildError
 from dvt_edge.files.datasets import spread_rows
 from dvt_edge.policy import Records, Solution, solve
 from dvt_edge.policy.confidence import fit_temperature
 from dvt_edge.profile import EngineConfig, Profile
-from dvt_edge.progress import Progress
+from dvt_edge.progress import Progress, silent
 
 RANGE_IMAGES = 512
 """Images per stage that set the activation ranges; more do not move them."""
@@ -53,7 +51,7 @@ class QuantizedCascade:
     reference: Records
     """Answers of ``graphs``."""
     provisional: Solution
-    """Thresholds that about halve the work, to tell what decisions change."""
+    """Thresholds that about halve the work, to see which decisions change."""
     temperatures: tuple[float, ...] | None
 
 
@@ -63,10 +61,13 @@ class _Stage:
 
     graph: onnx.ModelProto
     ranges: dict[str, float]
-    ops: QuantizedOps
+    layers: list[str]
+    """That INT8 makes faster."""
+    float_layers: tuple[str, ...] = ()
+    """Those of ``layers`` left in float all the same."""
 
     def quantized(self) -> onnx.ModelProto:
-        return quantize(self.graph, self.ranges, self.ops)
+        return quantize(self.graph, self.ranges, set(self.layers).difference(self.float_layers))
 
 
 def quantize_cascade(
@@ -93,7 +94,7 @@ def quantize_cascade(
         parts = _quantize_stages(profile.engine, graphs, images, reference, provisional, progress)
         records = _repair(profile, parts, images, label, reference, progress)
         stages = [part.quantized() for part in parts]
-        float_layers = [tuple(sorted(part.ops.float_layers)) for part in parts]
+        float_layers = [tuple(sorted(part.float_layers)) for part in parts]
     result = QuantizedCascade(
         stages, list(graphs), float_layers, records, reference, provisional, None
     )
@@ -107,16 +108,18 @@ def provisional_thresholds(graphs: Sequence[onnx.ModelProto], records: Records) 
     """Thresholds that halve the work on ``records``.
 
     Which images reach which stage is known only once costs are measured; these are close enough to
-    choose calibration images by, and to tell whether decisions change.
+    choose calibration images by, and to see whether decisions change.
     """
     work = np.cumsum([count_macs(graph) for graph in graphs])
     return solve(records, work, (work[0] + work[-1]) / 2)
 
 
 def figures(
-    profile: Profile, before: Records, after: Records, provisional: Solution
+    profile: Profile, cascade: QuantizedCascade, fp16_same_class: tuple[float, ...] | None
 ) -> QuantizationFigures:
-    """What went from records ``before`` to ``after``."""
+    """What went from the FP32 graphs to the stages of ``cascade``."""
+    before, after = cascade.reference, cascade.records
+    thresholds = cascade.provisional.thresholds
     exits = tuple(
         ExitFigures(
             accuracy_before=float(before.accuracy[k]),
@@ -124,12 +127,13 @@ def figures(
         )
         for k in range(before.exits)
     )
-    leaves_before, leaves_after = (r.exits_taken(provisional.thresholds) for r in (before, after))
+    changed = before.exits_taken(thresholds) != after.exits_taken(thresholds)
     return QuantizationFigures(
         precision=profile.engine.precision,
         exits=exits,
-        changed_decisions=float((leaves_before != leaves_after).mean()),
+        changed_decisions=float(changed.mean()),
         tolerance_points=profile.calibration.tolerance_points,
+        fp16_same_class=fp16_same_class,
     )
 
 
@@ -172,14 +176,15 @@ def _quantize_stages(
     reaching = np.ones(len(images), bool)
     for i, graph in enumerate(graphs):
         rows = np.flatnonzero(reaching)
-        if not len(rows):  # nobody gets here: any image is better than none
+        if not len(rows):  # none gets here: any image is better than none
             rows = np.arange(len(images))
         upstream = Chain([part.quantized() for part in parts])
         chosen = images[rows[spread_rows(len(rows), RANGE_IMAGES)]]
         feeds = (upstream.next_feeds(part) for part in batches(chosen))
         progress("quantization", 2 + 2 * i, total)
-        ranges = activation_ranges(graph, quantizable_inputs(graph, ops), feeds)
-        parts.append(_Stage(graph, ranges, ops))
+        layers = quantizable_layers(graph, ops)
+        ranges = activation_ranges(graph, layers.values(), feeds)
+        parts.append(_Stage(graph, ranges, list(layers)))
         progress("quantization", 3 + 2 * i, total)
         reaching &= records.confidence[:, i] < provisional.thresholds[i]
     return parts
@@ -203,13 +208,13 @@ def _repair(
         few = images[spread_rows(len(images), SENSITIVITY_IMAGES)]
         upstream = Chain([p.quantized() for p in parts[:k]])
         feeds = [upstream.next_feeds(some) for some in batches(few)]
-        order = most_sensitive(part.graph, part.ranges, part.ops, feeds, progress)
-        most, count, everything = int(MOST_FLOAT_LAYERS * len(order)), 0, part.ops
+        order = most_sensitive(part.graph, part.ranges, part.layers, feeds, progress)
+        most, count = int(MOST_FLOAT_LAYERS * len(order)), 0
         while drop > tolerance:
             if count == most:
                 raise BuildError(_too_much(k, drop, reference, tolerance, count))
             count = min(most, max(1, 2 * count))
-            part.ops = everything.without(order[:count])
+            part.float_layers = tuple(order[:count])
             exits = Chain([p.quantized() for p in parts[: k + 1]]).records(images, label)
             drop = _drop(exits.prediction[:, k], reference, k)
         records = Chain([p.quantized() for p in parts]).records(images, label)
@@ -231,3 +236,29 @@ def _too_much(k: int, drop: float, reference: Records, tolerance: float, count: 
         "images, raise the tolerance, or set engine.precision to fp32 (ONNX Runtime) or fp16 "
         "(TensorRT)"
     )
+
+
+def most_sensitive(
+    graph: onnx.ModelProto,
+    ranges: Mapping[str, float],
+    layers: Sequence[str],
+    feeds: Sequence[Tensors],
+    progress: Progress = silent,
+) -> list[str]:
+    """``layers``, the one whose quantization moves the logits most first.
+
+    Each layer is quantized alone, on ``feeds``, the stage's inputs for a few images; what counts is
+    the mean squared change of the logits.
+    """
+    expected = _logits(graph, feeds)
+    damage = []
+    for done, layer in enumerate(layers):
+        found = _logits(quantize(graph, ranges, [layer]), feeds)
+        damage.append(float(np.mean((found - expected) ** 2)))
+        progress("sensitive layers", done + 1, len(layers))
+    return [layers[i] for i in np.argsort(damage, kind="stable")[::-1]]
+
+
+def _logits(model: onnx.ModelProto, feeds: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+    session = open_graph(model)
+    return np.concatenate([run_graph(session, given)["logits"] for given in feeds])

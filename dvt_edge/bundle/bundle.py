@@ -7,12 +7,11 @@ costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to
 measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
 
 For TensorRT it is written in two halves. The portable one, made on any host, holds each stage in
-the serialisations that builders read and a few calibration images:
+the precisions that engines may be built in and a few calibration images:
 
-stage1.int8.onnx        float32 body and scales, opset 17: ONNX Runtime, TensorRT 8.6
-stage1.int8-fp16.onnx   float16 body and scales, opset 19: TensorRT 10 and later, TensorRT-RTX
-stage1.fp16.onnx        float16, nothing quantized
-parity.npz              images that engines are compared on
+stage1.int8.onnx    INT8 with a float16 body and scales, opset 19
+stage1.fp16.onnx    float16, nothing quantized, opset 17
+parity.npz          images that engines are compared on
 
 The device adds stage1.plan ..., raw engines that ``trtexec --loadEngine`` opens.
 """
@@ -43,7 +42,7 @@ from dvt_edge.profile import BudgetConfig, Profile
 class Bundle:
     """An opened bundle: checked against its manifest.
 
-    Raises :class:`~dvt_edge.errors.BundleError` when the folder is no bundle, was written by
+    Raises :class:`~dvt_edge.errors.BundleError` when the folder is not a bundle, was written by
     another schema version, or a file was changed.
     """
 
@@ -149,7 +148,8 @@ def write_records(path: Path, records: Records) -> None:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside ``folder`` that takes its place when the block succeeds.
 
-    On failure or Ctrl-C the old folder stays as it was. A folder that is no bundle is not replaced.
+    On failure or Ctrl-C the old folder stays as it was. Only bundles and empty folders are
+    replaced.
     """
     if folder.exists() and not (
         (folder / MANIFEST).exists() or (folder.is_dir() and not any(folder.iterdir()))

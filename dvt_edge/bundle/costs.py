@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import get_args
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import COSTS, Manifest
-from dvt_edge.bundle.measurement import ExitTiming, Measurement, PacedTiming, Spread
+from dvt_edge.bundle.measurement import EnergyFigures, Measurement, PacedTiming, Spread
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.policy.budget import ExitLatency
-from dvt_edge.policy.statistic import Statistic
+from dvt_edge.policy.statistic import TAIL_SHARE
 
 _STEP = 1 + 1e-6  # between exits that noise made equal or reversed
 
@@ -28,9 +28,9 @@ class ExitCost(Spread):
     """Mean of each stage that ran, part of ``mean_ms``."""
 
     @model_validator(mode="after")
-    def _takes_time(self) -> Self:
-        if min(self.mean_ms, self.p50_ms) <= 0:
-            raise ValueError("an exit takes more than no time")
+    def _consistent(self) -> Self:
+        if not (self.mean_ms > 0 and 0 < self.p50_ms <= self.p95_ms <= self.p99_ms <= self.max_ms):
+            raise ValueError("expected a positive mean and 0 < p50 <= p95 <= p99 <= max")
         return self
 
 
@@ -66,8 +66,8 @@ class Costs(Document):
     @property
     def latency(self) -> ExitLatency:
         """The same with percentiles, for budgets on other statistics than the mean."""
-        rows = {name: [cost.statistic(name) for cost in self.exits] for name in get_args(Statistic)}
-        return ExitLatency(**rows | {"mean": self.mean_ms})  # type: ignore[arg-type]
+        tails = [[getattr(cost, f"{name}_ms") for cost in self.exits] for name in TAIL_SHARE]
+        return ExitLatency(np.array(self.mean_ms), *np.array(tails))
 
 
 def costs_from_measurement(measurement: Measurement, *, paced: bool = False) -> Costs:
@@ -79,19 +79,13 @@ def costs_from_measurement(measurement: Measurement, *, paced: bool = False) -> 
     timing = measurement.paced if paced else measurement.back_to_back
     if timing is None:
         raise BundleError("nothing was timed at a camera's pace; measure with --pace FPS")
-    energy = measurement.energy
     return costs_from_timing(
         measurement.machine,
         measurement.content_hash,
         measurement.measured_at,
         measurement.frame_shape,
         timing,
-    ).model_copy(
-        update={
-            "energy_mj": energy.gross_mj and tuple(_increasing(energy.gross_mj)),
-            "energy_source": energy.source if energy.gross_mj else None,
-            "energy_declared": energy.declared,
-        }
+        measurement.energy,
     )
 
 
@@ -101,16 +95,27 @@ def costs_from_timing(
     measured_at: str,
     frame_shape: tuple[int, int],
     timing: PacedTiming,
+    energy: EnergyFigures,
 ) -> Costs:
-    """Costs without energy."""
+    """What the solver reads of ``timing`` and the gross ``energy``."""
     return Costs(
         machine=machine,
         content_hash=content_hash,
         measured_at=measured_at,
         runs_per_exit=min(exit_.latency.runs for exit_ in timing.exits),
         frame_shape=frame_shape,
-        exits=tuple(_exit_cost(exit_) for exit_ in timing.exits),
+        exits=tuple(
+            ExitCost(
+                **exit_.latency.model_dump(include=set(Spread.model_fields)),
+                preprocess_ms=exit_.preprocess.mean_ms,
+                stage_ms=tuple(stage.mean_ms for stage in exit_.stages),
+            )
+            for exit_ in timing.exits
+        ),
         stage_p99_ms=tuple(stage.p99_ms for stage in timing.exits[-1].stages),
+        energy_mj=energy.gross_mj and tuple(_increasing(energy.gross_mj)),
+        energy_source=energy.source if energy.gross_mj else None,
+        energy_declared=energy.declared,
         paced_fps=timing.fps,
     )
 
@@ -171,11 +176,3 @@ def _increasing(values: Sequence[float]) -> list[float]:
     for value in values:
         result.append(max(value, result[-1] * _STEP) if result else value)
     return result
-
-
-def _exit_cost(timing: ExitTiming) -> ExitCost:
-    return ExitCost(
-        **timing.latency.model_dump(include=set(Spread.model_fields)),
-        preprocess_ms=timing.preprocess.mean_ms,
-        stage_ms=tuple(stage.mean_ms for stage in timing.stages),
-    )

@@ -32,11 +32,11 @@ class PrecisionFigures(Document):
 
     stage: int = Field(ge=1)
     precision: Precision
-    latency_ms: float | None
-    """Median of the stage alone at batch 1; None where nothing could run it."""
-    same_class: float | None
+    latency_ms: float | None = None
+    """Median of the stage alone at batch 1; None, as the next two, where nothing could run it."""
+    same_class: float | None = None
     """Share of the parity images that keep their class at this exit, 0..1."""
-    same_exit: float | None
+    same_exit: float | None = None
     """Share that decides at this exit as before: leaves or goes on."""
     chosen: bool
     remark: str
@@ -47,8 +47,8 @@ class Engines(Document):
     """The device half of a build."""
 
     platform: Platform
-    flags: tuple[str, ...]
-    """Network and builder flags, by TensorRT's names."""
+    flags: tuple[str, ...] = ("STRONGLY_TYPED",)
+    """Network flags, by TensorRT's names."""
     workspace_mb: int
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     built_at: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Literal, TypeVar
@@ -15,7 +16,7 @@ from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfi
 
 Value = TypeVar("Value")
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 MANIFEST = "manifest.json"
 RECORDS = "records.npz"
 COSTS = "costs.json"
@@ -30,13 +31,15 @@ class TensorSpec(Document):
 
     name: str
     shape: tuple[int | str, ...]
-    """``"N"`` stands for the batch."""
+    """``"N"`` is the batch."""
     dtype: Literal["float32", "float16", "int32"]
+
+    def shape_at(self, batch: int) -> tuple[int, ...]:
+        return tuple(batch if isinstance(size, str) else size for size in self.shape)
 
     @property
     def bytes_per_image(self) -> int:
-        width = 2 if self.dtype == "float16" else 4
-        return width * math.prod(size for size in self.shape if isinstance(size, int))
+        return math.prod(self.shape_at(1)) * (2 if self.dtype == "float16" else 4)
 
 
 def handed_on(tensors: Mapping[str, Value]) -> dict[str, Value]:
@@ -64,8 +67,6 @@ class StageSpec(Document):
     """How many layers of each class compute in each precision."""
     float_layers: tuple[str, ...] = ()
     """Layers left in float because INT8 cost this exit too much."""
-    graphs: dict[str, str] = Field(default_factory=dict)
-    """Serialisations in a bundle for TensorRT: ``int8``, ``int8-fp16``, ``fp16`` -> file."""
 
     @property
     def handed_on_bytes(self) -> int:
@@ -99,7 +100,7 @@ class QuantizationFigures(Document):
 class Manifest(Document):
     """``manifest.json``."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     build_key: str
     """Hash of everything that decided the contents; the same key rebuilds nothing."""
     device: str
@@ -118,10 +119,11 @@ class Manifest(Document):
     quantization: QuantizationFigures
     choices: tuple[PrecisionFigures, ...] = ()
     """Every precision that was tried, stage by stage, with ``precision: auto``."""
-    portable_stages: tuple[StageSpec, ...] | None = None
-    """The stages before the device half, from which it can be built again."""
+    graphs: tuple[tuple[StageSpec, ...], ...] = ()
+    """For TensorRT: every stage in each precision that its engine may be built in."""
     engines: Engines | None = None
-    """The device half; None before it, and where there are no engines."""
+    """The device half; None before it, when ``stages`` are the first of ``graphs``, and where there
+    are no engines."""
     files: dict[str, str]
     """SHA-256 of every file but the manifest, the costs and the measurement."""
     versions: dict[str, str]
@@ -129,8 +131,8 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _every_file_has_a_hash(self) -> Manifest:
-        graphs = [file for stage in self.stages for file in stage.graphs.values()]
-        for name in (*(stage.file for stage in self.stages), *graphs, RECORDS):
+        stages = [*self.stages, *itertools.chain(*self.graphs)]
+        for name in (*(stage.file for stage in stages), RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")
         return self

@@ -117,7 +117,7 @@ class Measurement(Document):
     """Images, reuse tensors and answers that the backend holds, without weights."""
     process_bytes: int | None = None
     """Memory of the whole process that is in use, libraries and weights included; None where the
-    system does not tell."""
+    system does not report it."""
     back_to_back: PacedTiming
     paced: PacedTiming | None
     energy: EnergyFigures

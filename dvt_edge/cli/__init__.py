@@ -48,7 +48,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(dvt_edge.__version__, prog_name="dvt-edge")
 def cli() -> None:
-    """Dynamic Vision Transformers on edge devices, within a latency budget."""
+    """Deploy Dynamic Vision Transformers on edge devices, within a latency or energy budget."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -70,6 +70,6 @@ def run(args: Sequence[str] | None = None) -> int:
         click.echo("interrupted; what was there before is unchanged", err=True)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nobody is left to tell
+        sys.stderr.close()  # the reader of our output has gone
         return 1
     return result if isinstance(result, int) else 0

@@ -13,11 +13,11 @@ from dvt_edge.bundle.costs import Costs, stored_costs
 from dvt_edge.cli.options import FILE, json_option, profile_option
 from dvt_edge.cli.output import (
     certificate_line,
-    new_table,
     note,
-    open_console,
     percent,
     print_json,
+    show,
+    show_table,
     solution_values,
     threshold_list,
 )
@@ -34,16 +34,24 @@ FRONTIER_LINES = 12
 
 @click.command("budget")
 @profile_option
-@click.option("--latency-ms", type=float, help="Another limit of the latency per frame.")
-@click.option("--statistic", type=click.Choice(get_args(Statistic)))
-@click.option("--energy-mj", type=float, help="Limit of the mean energy per frame.")
-@click.option("--min-accuracy", type=float, help="Cheapest thresholds of this accuracy, 0..1.")
-@click.option("--max-stage", type=int, help="No stage after this one, from 1.")
-@click.option("--confidence-level", type=float, help="Certify, such as 0.95.")
-@click.option("--plot", type=FILE, help="Write the frontier as a picture (PNG, SVG, PDF).")
+@click.option("--latency-ms", type=float, help="Limit on the latency per frame.")
+@click.option(
+    "--statistic",
+    type=click.Choice(get_args(Statistic)),
+    help="Which statistic of the latency is limited.",
+)
+@click.option("--energy-mj", type=float, help="Limit on the mean energy per frame.")
+@click.option(
+    "--min-accuracy", type=float, help="Find the cheapest thresholds with this accuracy, 0..1."
+)
+@click.option("--max-stage", type=int, help="Last stage that may run, from 1.")
+@click.option(
+    "--confidence-level", type=float, help="Certify the budget with this probability, such as 0.95."
+)
+@click.option("--plot", type=FILE, help="Write the frontier as a picture (PNG, SVG or PDF).")
 @json_option
 def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any) -> None:
-    """Show what a budget gives, from the stored records; options replace the profile's keys."""
+    """Show what a budget gives on the stored records; options override the profile's keys."""
     profile = Profile.from_yaml(profile_file)
     bundle, own_budget = open_source(profile)
     given = {key: value for key, value in changes.items() if value is not None}
@@ -51,8 +59,8 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
     records, costs = bundle.records(), stored_costs(bundle)
     if not costs.machine.startswith(processor_name()):
         note(f"latencies are those measured on '{costs.machine}', not this machine's")
-    chosen = choose_thresholds(records, costs, budget, bundle.manifest.recorded_thresholds)
-    solution, certificate = chosen.solution, chosen.certificate
+    solution = choose_thresholds(records, costs, budget, bundle.manifest.recorded_thresholds)
+    certificate = solution.certificate
     curve = frontier(records, costs.mean_ms)
     if plot is not None:
         _plot(records, costs, solution, curve, plot)
@@ -66,22 +74,22 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
             }
         )
         return
-    console = open_console()
-    console.print(
+    show(
         f"Thresholds {threshold_list(solution)}: mean {solution.cost:.3f} ms, accuracy "
-        f"{100 * solution.accuracy:.2f} % on {len(records)} records, exits "
-        f"{percent(solution.exit_fraction)}"
+        f"{percent(solution.accuracy, digits=2)} on {len(records)} records, exits "
+        f"{percent(*solution.exit_fraction)}"
     )
     if certificate:
-        console.print(f"Certificate: {certificate_line(certificate)}")
-    table = new_table(
-        "Frontier: the highest accuracy for each mean latency", "mean ms", "accuracy", "exits"
+        show(f"Certificate: {certificate_line(certificate)}")
+    points = (curve[i] for i in spread_rows(len(curve), FRONTIER_LINES))
+    show_table(
+        "Frontier: the highest accuracy for each mean latency",
+        ["mean ms", "accuracy", "exits"],
+        (
+            [f"{p.cost:.3f}", percent(p.accuracy, digits=2), percent(*p.exit_fraction)]
+            for p in points
+        ),
     )
-    for point in (curve[i] for i in spread_rows(len(curve), FRONTIER_LINES)):
-        table.add_row(
-            f"{point.cost:.3f}", f"{100 * point.accuracy:.2f} %", percent(point.exit_fraction)
-        )
-    console.print(table)
 
 
 def _plot(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from dvt_edge.bundle.engine_records import Engines
 from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.cli.options import json_option, profile_option
-from dvt_edge.cli.output import choice_table, engine_table, new_table, open_console, print_json
+from dvt_edge.cli.output import percent, print_json, show, show_choices, show_engines, show_table
 from dvt_edge.cli.progress import shown_progress
 from dvt_edge.converters.build import Phase, build
 from dvt_edge.profile import Profile
@@ -23,9 +21,9 @@ from dvt_edge.profile import Profile
     type=click.Choice(["auto", "host", "device"]),
     default="auto",
     show_default=True,
-    help="host: checkpoint to portable bundle; device: from there to engines.",
+    help="host: from the checkpoint to a portable bundle; device: from there to engines.",
 )
-@click.option("--force", is_flag=True, help="Build everything, even if nothing changed.")
+@click.option("--force", is_flag=True, help="Build everything, even if nothing has changed.")
 @json_option
 def command(profile_file: Path, phase: Phase, force: bool, as_json: bool) -> None:
     """Build the bundle: one quantized graph or engine per stage, records, manifest."""
@@ -45,56 +43,52 @@ def command(profile_file: Path, phase: Phase, force: bool, as_json: bool) -> Non
         }
         print_json(values)
         return
-    console = open_console()
     if result.rebuilt:
-        _show_quantization(console, manifest)
-        if manifest.choices:
-            console.print(choice_table(manifest.choices))
+        _show_quantization(manifest)
+        show_choices(manifest.choices)
         if manifest.engines:
-            console.print(engine_table(manifest.engines))
-            _show_warnings(console, manifest.engines)
+            show_engines(manifest.engines)
+            stages: dict[str, list[str]] = {}  # that the builder gave each warning for
+            for k, plan in enumerate(manifest.engines.plans, start=1):
+                for warning in plan.warnings:
+                    stages.setdefault(warning, []).append(str(k))
+            for warning, where in stages.items():
+                show(f"builder warning, stage {', '.join(where)}: {warning}")
     else:
-        console.print(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
-    console.print(f"Bundle: {result.bundle.folder}")
+        show(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
+    show(f"Bundle: {result.bundle.folder}")
     if result.unfinished:
         what = "Portable." if manifest.portable else "Engines of other settings."
-        console.print(
+        show(
             f"{what} Copy it and the profile to the device and finish it there with 'dvt-edge "
             f"build --phase device --profile {profile_file}' (not here: {result.unfinished})",
             soft_wrap=True,
         )
 
 
-def _show_warnings(console: Console, engines: Engines) -> None:
-    """What the builder warned of, each text once."""
-    stages: dict[str, list[str]] = {}
-    for k, plan in enumerate(engines.plans):
-        for warning in plan.warnings:
-            stages.setdefault(warning, []).append(str(k + 1))
-    for warning, where in stages.items():
-        console.print(f"builder warning, stage {', '.join(where)}: {warning}")
-
-
-def _show_quantization(console: Console, manifest: Manifest) -> None:
+def _show_quantization(manifest: Manifest) -> None:
     figures = manifest.quantization
-    table = new_table(
+    show_table(
         f"{manifest.device}: top-1 on the calibration images",
-        *("exit", "FP32 graph", f"{figures.precision} stage", "MMACs", "file"),
+        ["exit", "FP32 graph", f"{figures.precision} stage", "MMACs", "file"],
+        (
+            [
+                str(k),
+                percent(exit_.accuracy_before, digits=2),
+                percent(exit_.accuracy_after, digits=2),
+                f"{stage.macs / 1e6:.1f}",
+                stage.file,
+            ]
+            for k, (exit_, stage) in enumerate(
+                zip(figures.exits, manifest.stages, strict=True), start=1
+            )
+        ),
     )
-    for k, (exit_, stage) in enumerate(zip(figures.exits, manifest.stages, strict=True)):
-        table.add_row(
-            str(k + 1),
-            f"{100 * exit_.accuracy_before:.2f} %",
-            f"{100 * exit_.accuracy_after:.2f} %",
-            f"{stage.macs / 1e6:.1f}",
-            stage.file,
-        )
-    console.print(table)
-    console.print(
-        f"{100 * figures.changed_decisions:.2f} % of the images leave at another exit than before "
-        "quantization."
+    show(
+        f"{percent(figures.changed_decisions, digits=2)} of the images leave at another exit than "
+        "before quantization."
     )
-    for k, stage in enumerate(manifest.stages):
+    for k, stage in enumerate(manifest.stages, start=1):
         if stage.float_layers:
             layers = ", ".join(stage.float_layers)
-            console.print(f"Stage {k + 1} keeps its most sensitive layers in float: {layers}")
+            show(f"Stage {k} keeps its most sensitive layers in float: {layers}")

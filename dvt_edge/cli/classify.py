@@ -21,8 +21,8 @@ from dvt_edge.runtime.runtime import Runtime
 @click.command("classify")
 @profile_option
 @click.argument("paths", nargs=-1, required=True)
-@click.option("--deadline-ms", type=float, help="Best answer within this time, per image.")
-@click.option("--explain", is_flag=True, help="Say why each image left where it did.")
+@click.option("--deadline-ms", type=float, help="Give the best answer within this time, per image.")
+@click.option("--explain", is_flag=True, help="Explain why each image left where it did.")
 @json_option
 def command(
     profile_file: Path,
@@ -33,7 +33,7 @@ def command(
 ) -> int:
     """Classify image files and folders; '-' reads a list of paths from standard input.
 
-    A bad image is reported and the others are classified. Where the images stand in folders named
+    A bad image is reported and the others are classified. Where the images are in folders named
     like classes, the summary also says how many answers agree with the folder.
     """
     answers: list[tuple[Path, Prediction]] = []

@@ -7,10 +7,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from dvt_edge.cli.options import FILE, PATH, duration_option, json_option
-from dvt_edge.cli.output import new_table, open_console, percent, print_json, watched
+from dvt_edge.cli.output import (
+    counted,
+    figure,
+    percent,
+    print_json,
+    show,
+    show_table,
+    watched,
+)
 from dvt_edge.cli.progress import shown_progress
 from dvt_edge.errors import DataError
 from dvt_edge.evaluation.compare import Cascade, Comparison, Contender, Interval, Side, compare
@@ -31,9 +38,9 @@ NOISE = "noise"
 @click.option(
     "--data",
     type=PATH,
-    help="Images, by class for accuracy [default: A's calibration images, or noise].",
+    help="Images; one folder per class gives accuracy [default: A's calibration images, or noise].",
 )
-@duration_option("Seconds at least; every image is given once in any case.")
+@duration_option("Minimum seconds; every image is classified once in any case.")
 @json_option
 def command(
     a: Path,
@@ -43,9 +50,9 @@ def command(
     duration_s: float,
     as_json: bool,
 ) -> None:
-    """Compare A with B, or with any ONNX classifier, in turns on the same images.
+    """Compare A with B, or with any ONNX classifier, taking turns on the same images.
 
-    A and B are profiles (YAML) or folders of bundles; each keeps its own budget.
+    A and B are profiles (YAML) or bundle folders; each keeps its own budget.
     """
     if b is None and against is None:
         raise click.UsageError("give B, or --against model.onnx, to compare A with")
@@ -75,7 +82,7 @@ def command(
     if as_json:
         print_json({"machine": machine, "data": what, **result.model_dump(mode="json")})
     else:
-        _show(open_console(), result, what, machine)
+        _show(result, what, machine)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -85,7 +92,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _images(source: Path, runtime: Runtime, data: Path | None) -> tuple[ImageDataset, str]:
-    """The images to give to everybody, and what to call them."""
+    """The images to give to all contenders, and what to call them."""
     manifest = runtime.bundle.manifest
     if data is None and source.is_file():
         calibration = Profile.from_yaml(source).calibration.data
@@ -99,54 +106,50 @@ def _images(source: Path, runtime: Runtime, data: Path | None) -> tuple[ImageDat
     return images, str(data)
 
 
-def _show(console: Console, result: Comparison, what: str, machine: str) -> None:
-    counts = f"{_count(result.images, 'image')}, {_count(result.frames, 'frame')} in turns"
-    names = [side.name for side in result.sides]
-    table = new_table(f"{what}: {counts}", "", *names, left=[""])
-    table.caption = machine
-    rows: list[tuple[str, Callable[[Side], str]]] = [
-        ("mean ms", lambda s: f"{s.latency.mean_ms:.3f}"),
-        ("p50 ms", lambda s: f"{s.latency.p50_ms:.3f}"),
-        ("p95 ms", lambda s: f"{s.latency.p95_ms:.3f}"),
-        ("exits", lambda s: percent(s.exit_fraction)),
-        ("accuracy", lambda s: "-" if s.accuracy is None else f"{100 * s.accuracy:.2f} %"),
-        ("energy", lambda s: "-" if s.energy_mj is None else f"{s.energy_mj:.3f} mJ (estimate)"),
-        ("engine", lambda s: s.engine),
-        ("precision", lambda s: s.precision),
-        ("files", lambda s: f"{s.size_bytes / 1e6:.2f} MB"),
-    ]
-    for name, text in rows:
-        table.add_row(name, *(text(side) for side in result.sides))
-    console.print(table)
+def _show(result: Comparison, what: str, machine: str) -> None:
+    rows: dict[str, Callable[[Side], str]] = {
+        "mean ms": lambda s: f"{s.latency.mean_ms:.3f}",
+        "p50 ms": lambda s: f"{s.latency.p50_ms:.3f}",
+        "p95 ms": lambda s: f"{s.latency.p95_ms:.3f}",
+        "exits": lambda s: percent(*s.exit_fraction),
+        "accuracy": lambda s: "-" if s.accuracy is None else percent(s.accuracy, digits=2),
+        "energy": lambda s: figure(s.energy_mj, ".3f", " mJ (estimate)"),
+        "engine": lambda s: s.engine,
+        "precision": lambda s: s.precision,
+        "files": lambda s: f"{s.size_bytes / 1e6:.2f} MB",
+    }
+    counts = f"{counted(result.images, 'image')}, {counted(result.frames, 'frame')} in turns"
+    show_table(
+        f"{what}: {counts}",
+        ["", *(side.name for side in result.sides)],
+        ([name, *map(text, result.sides)] for name, text in rows.items()),
+        left=[""],
+        caption=machine,
+    )
     for difference in result.differences:
-        ratio = difference.latency_ratio
-        parts = [
+        ratio, points = difference.latency_ratio, difference.accuracy_points
+        text = (
             f"{difference.name} takes {ratio.value:.3g} times as long as {difference.to} "
             f"({_range(ratio, '.3g')})"
-        ]
-        points = difference.accuracy_points
+        )
         if points is not None:
-            parts.append(f"accuracy {points.value:+.2f} points ({_range(points, '+.2f')})")
-        console.print("; ".join(parts))
+            text += f"; accuracy {points.value:+.2f} points ({_range(points, '+.2f')})"
+        show(text)
     for side in result.sides:
         if side.accuracy_unavailable and result.labelled:
-            console.print(f"{side.name}: no accuracy: {side.accuracy_unavailable}")
+            show(f"{side.name}: no accuracy: {side.accuracy_unavailable}")
     if what == NOISE:
-        console.print(
+        show(
             "Noise leaves where it happens to, and has no accuracy; give --data FOLDER, or A as a "
             "profile whose calibration images are here"
         )
     elif not result.labelled:
-        console.print("No accuracy: the images have no labels; give --data with a folder per class")
+        show("No accuracy: the images have no labels; give --data with a folder per class")
     if not result.settled:
-        console.print(
+        show(
             "Warning: the latencies had not settled before; end other programs and try again",
             style="yellow",
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _range(interval: Interval, form: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ import click
 from dvt_edge.bundle.bundle import open_source
 from dvt_edge.bundle.costs import load_costs
 from dvt_edge.cli.options import PATH, json_option, profile_option
-from dvt_edge.cli.output import new_table, note, open_console, print_json
+from dvt_edge.cli.output import note, percent, print_json, show, show_table
 from dvt_edge.cli.progress import shown_progress
-from dvt_edge.evaluation.evaluate import Evaluation, evaluate
+from dvt_edge.evaluation.evaluate import WORKERS, Evaluation, evaluate
 from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.choose import finite_thresholds
 from dvt_edge.policy.curve import CurvePoint, budgeted_curve
 from dvt_edge.profile import Profile
-from dvt_edge.runtime.backends.opening import open_loop
 from dvt_edge.runtime.backends.protocol import machine_name
+from dvt_edge.runtime.cascade_loop import open_loop
 from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, measure_costs
 
 CURVE_LINES = 8
@@ -32,15 +33,21 @@ CURVE_LINES = 8
 @click.command("eval")
 @profile_option
 @click.option(
-    "--data", type=PATH, required=True, help="Folder with one subfolder per class, as ImageNet's."
+    "--data", type=PATH, required=True, help="Folder with one subfolder per class, as in ImageNet."
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the results and, while it runs, the progress [default: beside the bundle].",
+    help="Folder for the results, and for progress while it runs [default: beside the bundle].",
 )
-@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=WORKERS,
+    show_default=True,
+    help="Processes that decode images.",
+)
 @json_option
 def command(
     profile_file: Path, data: Path, output: Path | None, workers: int, as_json: bool
@@ -51,16 +58,11 @@ def command(
     bundle, _ = open_source(profile)
     manifest, records = bundle.manifest, bundle.records()
     loop = open_loop(bundle)
-    try:
+    with closing(loop.backend), shown_progress() as progress:
         costs = load_costs(bundle, machine_name(loop.backend), note) or measure_costs(
             loop, manifest, QUICK_MEASUREMENT_S
         )
-        with shown_progress() as progress:
-            result = evaluate(
-                bundle, loop.backend, data, folder, workers=workers, progress=progress
-            )
-    finally:
-        loop.backend.close()
+        result = evaluate(bundle, loop.backend, data, folder, workers=workers, progress=progress)
     curve = budgeted_curve(
         records,
         result.records,
@@ -82,7 +84,7 @@ def command(
 def _values(result: Evaluation, curve: list[CurvePoint]) -> dict[str, Any]:
     return {
         "images": len(result.records),
-        "unreadable": list(result.unreadable),
+        "unreadable": result.unreadable,
         "images_per_second": result.images_per_second,
         "top1": result.records.accuracy.tolist(),
         "top5": result.top5.mean(axis=0).tolist(),
@@ -93,48 +95,46 @@ def _values(result: Evaluation, curve: list[CurvePoint]) -> dict[str, Any]:
 
 
 def _print(result: Evaluation, curve: list[CurvePoint], output: Path) -> None:
-    console = open_console()
-    title = f"{len(result.records)} images, {result.images_per_second:.1f} a second"
-    table = new_table(title, "exit", "top-1", "top-5")
-    rows = zip(result.records.accuracy, result.top5.mean(axis=0), strict=True)
-    for k, (top1, top5) in enumerate(rows, start=1):
-        table.add_row(str(k), f"{100 * top1:.2f} %", f"{100 * top5:.2f} %")
-    console.print(table)
-    by_rule: dict[str, list[CurvePoint]] = {}
-    for point in curve:
-        by_rule.setdefault(point.rule, []).append(point)
-    table = new_table(
-        "Budgeted: thresholds from the calibration records, judged on these images",
-        *("GFLOPs", "ms", "mJ", "top-1", "rule"),
+    tops = zip(result.records.accuracy, result.top5.mean(axis=0), strict=True)
+    show_table(
+        f"{len(result.records)} images, {result.images_per_second:.1f} a second",
+        ["exit", "top-1", "top-5"],
+        ([str(k), *(percent(top, digits=2) for top in row)] for k, row in enumerate(tops, start=1)),
     )
-    for rule, points in by_rule.items():
-        for point in points[:: max(1, len(points) // CURVE_LINES)]:
-            table.add_row(
+    by_rule = [
+        [p for p in curve if p.rule == rule] for rule in dict.fromkeys(q.rule for q in curve)
+    ]
+    show_table(
+        "Budgeted: thresholds from the calibration records, judged on these images",
+        ["GFLOPs", "ms", "mJ", "top-1", "rule"],
+        (
+            [
                 f"{point.gflops:.4g}",
                 f"{point.latency_ms:.3f}",
                 "unavailable" if point.energy_mj is None else f"{point.energy_mj:.3f}",
-                f"{100 * point.accuracy:.2f} %",
-                rule,
-            )
-    console.print(table)
+                percent(point.accuracy, digits=2),
+                point.rule,
+            ]
+            for points in by_rule
+            for point in points[:: max(1, len(points) // CURVE_LINES)]
+        ),
+    )
     if result.unreadable:
-        console.print(f"{len(result.unreadable)} images could not be read: {result.unreadable[0]}")
-    console.print(f"All points: {output / 'curve.csv'}, {output / 'evaluation.json'}")
+        show(f"{len(result.unreadable)} images could not be read: {result.unreadable[0]}")
+    show(f"All points: {output / 'curve.csv'}, {output / 'evaluation.json'}")
 
 
 def _csv(curve: Sequence[CurvePoint]) -> str:
     """The curve as comma-separated values with a header line."""
     text = io.StringIO()
     writer = csv.writer(text)
-    exits = len(curve[0].exit_fraction)
-    numbered = range(1, exits + 1)
+    numbered = range(1, len(curve[0].exit_fraction) + 1)
     writer.writerow(
         ["rule", "point", "gflops", "latency_ms", "energy_mj", "accuracy"]
         + [f"exit_{k}" for k in numbered]
         + [f"threshold_{k}" for k in numbered]
     )
     for p in curve:
-        energy = "" if p.energy_mj is None else p.energy_mj
-        means = (p.gflops, p.latency_ms, energy, p.accuracy)
+        means = (p.gflops, p.latency_ms, p.energy_mj, p.accuracy)
         writer.writerow([p.rule, p.point, *means, *p.exit_fraction, *p.thresholds])
     return text.getvalue()

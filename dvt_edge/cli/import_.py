@@ -15,11 +15,13 @@ from dvt_edge.requirements import HOST_MODULES, need
 
 @click.command("import")
 @click.argument("file", type=FILE, required=False)
-@click.option("--architecture", "name", help="Its name; without it the tensors tell.")
-@click.option("-o", "--output", type=FILE, required=True, help="The .safetensors to write.")
-@click.option("--stage-from", type=FILE, help="A ViT or DeiT that starts a new cascade.")
-@click.option("--classes", type=click.IntRange(2), help="Of the new cascade.")
-@click.option("--image-size", type=click.IntRange(4), help="Of the new cascade, in pixels.")
+@click.option("--architecture", "name", help="Its name [default: recognised from the tensors].")
+@click.option("-o", "--output", type=FILE, required=True, help="The .safetensors file to write.")
+@click.option("--stage-from", type=FILE, help="A ViT or DeiT to start a new cascade from.")
+@click.option("--classes", type=click.IntRange(2), help="Classes of the new cascade.")
+@click.option(
+    "--image-size", type=click.IntRange(4), help="Image side length of the new cascade, in pixels."
+)
 @json_option
 def command(
     file: Path | None,
@@ -33,7 +35,7 @@ def command(
     """Import a checkpoint of the authors' release, or start a cascade from one backbone.
 
     FILE is the authors' .pth.tar, a state dict, or a model fine-tuned from either. With
-    --stage-from there is no FILE; --architecture says what the new cascade is.
+    --stage-from there is no FILE, and --architecture names what the new cascade is.
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"the output is a .safetensors file, found '{output.name}'")

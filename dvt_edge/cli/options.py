@@ -14,7 +14,7 @@ PATH = click.Path(path_type=Path)
 profile_option = click.option(
     "--profile", "profile_file", type=FILE, required=True, help="The profile (YAML)."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 def duration_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dvt_edge.runtime.runtime import Runtime
 
 WIDTH = 100
-"""Columns where the output is no terminal that tells its own."""
+"""Columns where standard output is not a terminal, which has a width of its own."""
 
 
 def print_json(values: Any) -> None:
@@ -26,10 +26,40 @@ def print_json(values: Any) -> None:
     click.echo(json.dumps(values, allow_nan=False))
 
 
-def open_console() -> Console:
-    """For tables and lines on standard output."""
+def show(what: str | Table, *, style: str | None = None, soft_wrap: bool = False) -> None:
+    """Print text, whose brackets are no markup, or a table on standard output."""
     console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(what, style=style, soft_wrap=soft_wrap)
+
+
+def show_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: Sequence[str] = (),
+    caption: str | None = None,
+) -> None:
+    """Print a table whose columns are aligned right, as figures are, but for those named ``left``.
+
+    A row without cells is a line across the table.
+    """
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    for row in rows:
+        if row:
+            table.add_row(*row)
+        else:
+            table.add_section()
+    show(table)
+
+
+def note(text: str) -> None:
+    """Something that a person should know, on standard error."""
+    click.echo(f"note: {text}", err=True)
 
 
 def watched(runtime: Runtime) -> Runtime:
@@ -40,22 +70,24 @@ def watched(runtime: Runtime) -> Runtime:
     return runtime
 
 
-def note(text: str) -> None:
-    """Something that a person should know, on standard error."""
-    click.echo(f"note: {text}", err=True)
+def numbered(what: str, count: int) -> list[str]:
+    """``exit 1``, ``exit 2`` ... for the heads of columns."""
+    return [f"{what} {k + 1}" for k in range(count)]
 
 
-def new_table(title: str, *columns: str, left: Sequence[str] = ()) -> Table:
-    """A table whose columns are aligned right, as figures are, but for those named ``left``."""
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right")
-    return table
+def counted(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def percent(shares: Iterable[float], digits: int = 1) -> str:
+def percent(*shares: float, digits: int = 1) -> str:
     """``12.3 % / 45.6 %``."""
     return " / ".join(f"{100 * share:.{digits}f} %" for share in shares)
+
+
+def figure(value: float | None, form: str = ".3f", unit: str = "") -> str:
+    """``value`` as ``form`` says, with its unit; a dash where there is none."""
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def solution_values(solution: Solution) -> dict[str, Any]:
@@ -82,50 +114,55 @@ def certificate_line(found: Certificate) -> str:
     )
 
 
-def choice_table(choices: tuple[PrecisionFigures, ...]) -> Table:
-    """Every precision that was tried."""
-    table = new_table(
+def show_choices(choices: Sequence[PrecisionFigures]) -> None:
+    """Every precision that was tried, where some were."""
+    if not choices:
+        return
+    show_table(
         "Precision per stage, measured here",
-        *("stage", "precision", "median ms", "same class", "same decision", ""),
+        ["stage", "precision", "median ms", "same class", "same decision", ""],
+        (
+            [
+                str(row.stage),
+                row.precision,
+                figure(row.latency_ms),
+                figure(row.same_class, ".1%"),
+                figure(row.same_exit, ".1%"),
+                f"{'kept: ' if row.chosen else ''}{row.remark}",
+            ]
+            for row in choices
+        ),
         left=[""],
     )
-    for row in choices:
-        table.add_row(
-            str(row.stage),
-            row.precision,
-            *(
-                "-" if value is None else text.format(value)
-                for value, text in (
-                    (row.latency_ms, "{:.3f}"),
-                    (row.same_class, "{:.1%}"),
-                    (row.same_exit, "{:.1%}"),
-                )
-            ),
-            f"{'kept: ' if row.chosen else ''}{row.remark}",
-        )
-    return table
 
 
-def engine_table(engines: Engines) -> Table:
+def show_engines(engines: Engines) -> None:
     """How the engines were built."""
     platform = engines.platform
-    targets = ", ".join(platform.compute_capabilities)
-    table = new_table(
-        f"{platform.backend} {platform.version} for compute capability {targets}",
-        *("stage", "precision", "built in", "kernels at batch 1", "warnings"),
+    machine = {
+        "": platform.device or "built ahead of time, without a GPU",
+        "CUDA ": platform.cuda,
+        "L4T ": platform.l4t,
+        "power mode ": platform.power_mode,
+    }
+    show_table(
+        f"{platform.backend} {platform.version} for compute capability "
+        + ", ".join(platform.compute_capabilities),
+        ["stage", "precision", "built in", "kernels at batch 1", "warnings"],
+        (
+            [
+                str(k),
+                plan.precision,
+                f"{plan.seconds:.1f} s{' (cached)' if plan.cached else ''}",
+                ", ".join(f"{n} {kind}" for kind, n in (plan.planned or {}).items())
+                or "not listed",
+                str(len(plan.warnings)),
+            ]
+            for k, plan in enumerate(engines.plans, start=1)
+        ),
         left=["kernels at batch 1"],
+        caption=(
+            f"{', '.join(engines.flags)}; workspace {engines.workspace_mb} MiB; "
+            + ", ".join(f"{name}{value}" for name, value in machine.items() if value)
+        ),
     )
-    table.caption = (
-        f"{', '.join(engines.flags)}; workspace {engines.workspace_mb} MiB; "
-        f"{platform.device or 'built ahead of time, without a GPU'}"
-    )
-    for k, plan in enumerate(engines.plans):
-        kernels = ", ".join(f"{n} {kind}" for kind, n in (plan.planned or {}).items())
-        table.add_row(
-            str(k + 1),
-            plan.precision,
-            f"{plan.seconds:.1f} s{' (cached)' if plan.cached else ''}",
-            kernels or "not listed",
-            str(len(plan.warnings)),
-        )
-    return table

@@ -3,182 +3,153 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, get_args
+from statistics import fmean
+from typing import get_args
 
-from rich.console import Console
-from rich.table import Table
-
-from dvt_edge.bundle.measurement import (
-    DataFigures,
-    Distribution,
-    EnergyFigures,
-    Measurement,
-    PacedTiming,
-)
-from dvt_edge.cli.output import new_table, percent, threshold_list
+from dvt_edge.bundle.costs import Costs
+from dvt_edge.bundle.measurement import DataFigures, Distribution, EnergyFigures, Measurement
+from dvt_edge.cli.output import counted, figure, numbered, percent, show, show_table, threshold_list
 from dvt_edge.machine.conditions import Conditions
+from dvt_edge.policy import Solution
 from dvt_edge.policy.statistic import Statistic
-
-if TYPE_CHECKING:
-    from dvt_edge.cli.profile import Outcome
+from dvt_edge.profile import BudgetConfig
 
 FIGURES: tuple[Statistic, ...] = get_args(Statistic)
 CLASSES_SHOWN = 20
 
 
-def show_measurement(console: Console, outcome: Outcome) -> None:
+def show_measurement(
+    measured: Measurement, costs: Costs, budget: BudgetConfig, solution: Solution | None
+) -> None:
     """Print tables and lines of at most 100 columns."""
-    measured, solution = outcome.measurement, outcome.solution
-    console.print(_exit_table(measured))
-    console.print(_stage_table(measured))
-    if measured.energy.gross_mj:
-        console.print(_energy_table(measured.energy))
-    lines = [*_energy_lines(measured.energy), _memory_line(measured), _warm_up_line(measured)]
-    for line in lines:
-        console.print(line)
-    for line in _conditions_lines(measured.before, measured.after):
-        console.print(line)
+    show_table(
+        "Latency of classify at batch 1, ms",
+        ["exit", "frames", "runs", *FIGURES],
+        _exit_rows(measured),
+        caption=measured.machine,
+    )
+    show_table(
+        "Parts of the last exit, ms",
+        ["part", "frames", *FIGURES],
+        _part_rows(measured),
+        left=["part"],
+    )
+    _show_energy(measured.energy)
+    process = measured.process_bytes
+    whole = "" if process is None else f"; the process {process / 2**20:.0f} MiB"
+    held = f"{measured.bytes_resident / 2**20:.1f} MiB"
+    show(f"Memory: images and reuse tensors {held} resident{whole}")
+    ended = "settled" if measured.settled else "not settled"
+    show(f"Warm-up: {measured.warm_up_runs} runs, {ended}; {measured.seconds:.1f} s measured")
+    show(f"Conditions before -> after: {_conditions(measured.before, measured.after)}")
     for warning in measured.warnings:
-        console.print(f"Warning: {warning}", style="yellow")
+        show(f"Warning: {warning}", style="yellow")
     if solution is not None:
-        fps = outcome.costs.paced_fps
-        pace = "" if fps is None else f" at {fps:g} fps"
-        console.print(
-            f"Budget ({outcome.profile.budget}): expected mean {solution.cost:.3f} ms{pace}, "
-            f"accuracy {100 * solution.accuracy:.2f} % on the calibration records; exits "
-            f"{percent(solution.exit_fraction)}; thresholds {threshold_list(solution)}"
+        pace = "" if costs.paced_fps is None else f" at {costs.paced_fps:g} fps"
+        show(
+            f"Budget ({budget}): expected mean {solution.cost:.3f} ms{pace}, "
+            f"accuracy {percent(solution.accuracy, digits=2)} on the calibration records; exits "
+            f"{percent(*solution.exit_fraction)}; thresholds {threshold_list(solution)}"
         )
     if measured.data is not None:
-        _show_data(console, measured.data)
+        _show_data(measured.data)
 
 
-def _timings(measured: Measurement) -> list[PacedTiming]:
-    return [measured.back_to_back, *filter(None, (measured.paced,))]
+def _exit_rows(measured: Measurement) -> Iterator[list[str]]:
+    for timing in filter(None, (measured.back_to_back, measured.paced)):
+        for k, exit_ in enumerate(timing.exits, start=1):
+            runs = str(exit_.latency.runs)
+            yield [str(k), _pace(timing.fps), runs, *_figures(exit_.latency)]
+        yield []
 
 
-def _pace(timing: PacedTiming) -> str:
-    return "back to back" if timing.fps is None else f"{timing.fps:g} fps"
+def _part_rows(measured: Measurement) -> Iterator[list[str]]:
+    """The parts of frames that run all stages."""
+    for timing in filter(None, (measured.back_to_back, measured.paced)):
+        longest = timing.exits[-1]
+        parts = {
+            "preprocess": longest.preprocess,
+            **dict(zip(numbered("stage", len(longest.stages)), longest.stages, strict=True)),
+            "decision": longest.decision,
+            "of stages: transfer": longest.transfer,
+        }
+        for name, times in parts.items():
+            if times is not None:
+                yield [name, _pace(timing.fps), *_figures(times)]
+        yield []
+
+
+def _pace(fps: float | None) -> str:
+    return "back to back" if fps is None else f"{fps:g} fps"
 
 
 def _figures(times: Distribution) -> list[str]:
     return [f"{times.statistic(name):.3f}" for name in FIGURES]
 
 
-def _exit_table(measured: Measurement) -> Table:
-    table = new_table("Latency of classify at batch 1, ms", "exit", "frames", "runs", *FIGURES)
-    table.caption = measured.machine
-    for timing in _timings(measured):
-        for k, exit_ in enumerate(timing.exits):
-            last = k + 1 == len(timing.exits)
-            runs = str(exit_.latency.runs)
-            table.add_row(
-                str(k + 1), _pace(timing), runs, *_figures(exit_.latency), end_section=last
-            )
-    return table
-
-
-def _stage_table(measured: Measurement) -> Table:
-    """The parts of frames that run all stages."""
-    table = new_table("Parts of the last exit, ms", "part", "frames", *FIGURES, left=["part"])
-    for timing in _timings(measured):
-        longest = timing.exits[-1]
-        parts: list[tuple[str, Distribution | None]] = [
-            ("preprocess", longest.preprocess),
-            *((f"stage {k + 1}", stage) for k, stage in enumerate(longest.stages)),
-            ("decision", longest.decision),
-            ("of stages: transfer", longest.transfer),
+def _show_energy(energy: EnergyFigures) -> None:
+    if energy.gross_mj:
+        columns = [
+            _with_errors(energy.gross_mj, energy.gross_error_mj),
+            _with_errors(energy.net_mj or [None] * len(energy.gross_mj), energy.net_error_mj),
         ]
-        known = [(name, times) for name, times in parts if times is not None]
-        for name, times in known:
-            table.add_row(name, _pace(timing), *_figures(times), end_section=name == known[-1][0])
-    return table
-
-
-def _energy_table(energy: EnergyFigures) -> Table:
-    title = "Declared energy per frame, mJ" if energy.declared else "Energy, mJ"
-    table = new_table(title, "exit", "gross", "net of idle")
-    assert energy.gross_mj is not None
-    for k in range(len(energy.gross_mj)):
-        table.add_row(
-            str(k + 1),
-            _with_error(energy.gross_mj, energy.gross_error_mj, k),
-            _with_error(energy.net_mj, energy.net_error_mj, k),
+        show_table(
+            "Declared energy per frame, mJ" if energy.declared else "Energy, mJ",
+            ["exit", "gross", "net of idle"],
+            ([str(k), *row] for k, row in enumerate(zip(*columns, strict=True), start=1)),
         )
-    return table
-
-
-def _with_error(values: Sequence[float] | None, errors: Sequence[float] | None, k: int) -> str:
-    if values is None:
-        return "-"
-    return f"{values[k]:.3f}" + (f" ± {errors[k]:.3f}" if errors else "")
-
-
-def _energy_lines(energy: EnergyFigures) -> Iterator[str]:
     if energy.unavailable is not None:
-        yield f"Energy: unavailable: {energy.unavailable}"
+        show(f"Energy: unavailable: {energy.unavailable}")
         return
     idle = "" if energy.idle_mw is None else f"; idle {energy.idle_mw / 1e3:.3f} W"
     read = "" if energy.seconds is None else f"; {energy.seconds:.0f} s read"
-    yield f"Energy: {energy.source}{idle}{read}"
+    show(f"Energy: {energy.source}{idle}{read}")
 
 
-def _memory_line(measured: Measurement) -> str:
-    process = measured.process_bytes
-    whole = "" if process is None else f"; the process {process / 2**20:.0f} MiB"
-    held = f"{measured.bytes_resident / 2**20:.1f} MiB"
-    return f"Memory: images and reuse tensors {held} resident{whole}"
+def _with_errors(values: Sequence[float | None], errors: Sequence[float] | None) -> list[str]:
+    shown = [figure(value) for value in values]
+    return [f"{v} ± {e:.3f}" for v, e in zip(shown, errors, strict=True)] if errors else shown
 
 
-def _warm_up_line(measured: Measurement) -> str:
-    ended = "settled" if measured.settled else "not settled"
-    return f"Warm-up: {measured.warm_up_runs} runs, {ended}; {measured.seconds:.1f} s measured"
-
-
-def _conditions_lines(before: Conditions, after: Conditions) -> Iterator[str]:
+def _conditions(before: Conditions, after: Conditions) -> str:
     """Power mode, governor, clocks and temperatures, before and after."""
 
-    def clock(cores: Sequence[float]) -> str | None:
-        return f"{sum(cores) / len(cores):.0f} MHz" if cores else None
+    def read(found: Conditions) -> dict[str, str | None]:
+        cpu_mhz = fmean(found.cpu_mhz) if found.cpu_mhz else None
+        return {
+            "power mode": found.power_mode,
+            "governor": found.governor,
+            "CPU": None if cpu_mhz is None else f"{cpu_mhz:.0f} MHz",
+            "GPU": None if found.gpu_mhz is None else f"{found.gpu_mhz:.0f} MHz",
+            **{zone: f"{degrees:.0f} degC" for zone, degrees in found.temperatures_c.items()},
+        }
 
-    def gpu(mhz: float | None) -> str | None:
-        return None if mhz is None else f"{mhz:.0f} MHz"
-
-    pairs: list[tuple[str, str | None, str | None]] = [
-        ("power mode", before.power_mode, after.power_mode),
-        ("governor", before.governor, after.governor),
-        ("CPU", clock(before.cpu_mhz), clock(after.cpu_mhz)),
-        ("GPU", gpu(before.gpu_mhz), gpu(after.gpu_mhz)),
-        *(
-            (zone, f"{before.temperatures_c.get(zone, degrees):.0f}", f"{degrees:.0f} degC")
-            for zone, degrees in after.temperatures_c.items()
-        ),
-    ]
+    old, new = read(before), read(after)
     shown = [
-        f"{what} {old} -> {new}" if old != new else f"{what} {new}"
-        for what, old, new in pairs
-        if old is not None or new is not None
+        f"{what} {old.get(what) or 'unknown'} -> {value or 'unknown'}"
+        if old.get(what) != value
+        else f"{what} {value}"
+        for what, value in new.items()
+        if value or old.get(what)
     ]
-    yield "Conditions before -> after: " + (
-        "; ".join(shown) or "this machine tells neither clocks nor temperatures"
-    )
+    return "; ".join(shown) or "this machine reports neither clocks nor temperatures"
 
 
-def _show_data(console: Console, data: DataFigures) -> None:
-    accuracy = "no labels" if data.accuracy is None else f"{100 * data.accuracy:.2f} % right"
-    shares = percent(data.exit_fraction)
-    images = "1 image" if data.images == 1 else f"{data.images} images"
-    console.print(f"{data.folder}: {images}, {accuracy}, exits {shares}")
+def _show_data(data: DataFigures) -> None:
+    right = "no labels" if data.accuracy is None else f"{percent(data.accuracy, digits=2)} right"
+    images = counted(data.images, "image")
+    show(f"{data.folder}: {images}, {right}, exits {percent(*data.exit_fraction)}")
     if data.unreadable:
-        console.print(f"{data.unreadable} images could not be read", style="yellow")
+        show(f"{counted(data.unreadable, 'image')} could not be read", style="yellow")
     if data.exit_accuracy is not None:
-        console.print(f"Each exit on all of them: {percent(data.exit_accuracy)} right")
-    if not data.class_exit_fraction:
-        return
-    exits = [f"exit {k + 1}" for k in range(len(data.exit_fraction))]
-    table = new_table("Exits by class", "class", *exits, left=["class"])
+        show(f"Each exit on all of them: {percent(*data.exit_accuracy)} right")
     rows = sorted(data.class_exit_fraction.items(), key=lambda row: -row[1][0])
-    for name, fraction in rows[:CLASSES_SHOWN]:
-        table.add_row(name, *(f"{100 * share:.1f} %" for share in fraction))
-    if len(rows) > CLASSES_SHOWN:
-        table.caption = f"the {CLASSES_SHOWN} easiest of {len(rows)} classes; --json has all"
-    console.print(table)
+    caption = f"the {CLASSES_SHOWN} easiest of {len(rows)} classes; --json has all"
+    if rows:
+        show_table(
+            "Exits by class",
+            ["class", *numbered("exit", len(data.exit_fraction))],
+            ([name, *map(percent, shares)] for name, shares in rows[:CLASSES_SHOWN]),
+            left=["class"],
+            caption=caption if len(rows) > CLASSES_SHOWN else None,
+        )

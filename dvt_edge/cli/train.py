@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option("--config", "config_file", type=FILE, required=True, help="The training YAML.")
+@click.option("--config", "config_file", type=FILE, required=True, help="The training file (YAML).")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @json_option
 def command(config_file: Path, resume: bool, as_json: bool) -> None:
-    """Train a cascade: one run, one loss over all exits; one line of results per epoch."""
+    """Train a cascade in one run, with one loss over all exits; prints one line per epoch."""
     need("'dvt-edge train'", *HOST_MODULES, error=BuildError)
     from dvt_edge.models.training import Trainer
     from dvt_edge.models.training_config import TrainingConfig

@@ -18,19 +18,8 @@
 Other Jetsons' figures never include the carrier board: camera, disk and fan come on top.
 """  # noqa: E501
 
-from dvt_edge.energy.declared import declared_exit_mj
 from dvt_edge.energy.meter import Meter, UnavailableMeter, Window
 from dvt_edge.energy.opening import open_meter
-from dvt_edge.energy.regression import ExitEnergy, IdlePower, Mix, energy_per_exit
+from dvt_edge.energy.regression import ExitEnergy, energy_per_exit
 
-__all__ = [
-    "ExitEnergy",
-    "IdlePower",
-    "Meter",
-    "Mix",
-    "UnavailableMeter",
-    "Window",
-    "declared_exit_mj",
-    "energy_per_exit",
-    "open_meter",
-]
+__all__ = ["ExitEnergy", "Meter", "UnavailableMeter", "Window", "energy_per_exit", "open_meter"]

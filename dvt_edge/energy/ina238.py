@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dvt_edge.energy.ina3221 import find_rails, probe
-from dvt_edge.energy.sampling import Rail, SampledMeter
-from dvt_edge.energy.sensor_files import i2c_devices, i2c_folder, read_text
+from dvt_edge.energy.ina3221 import find_rails
+from dvt_edge.energy.polling import SampledMeter
+from dvt_edge.energy.sensor_files import I2C, Rail, i2c_devices
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.board import read_text
 from dvt_edge.machine.clock import Clock
 
 INPUT = "VIN"
@@ -32,10 +33,8 @@ def open_ina238(root: Path, clock: Clock | None = None) -> SampledMeter:
     """The INA238 at the board's input; raises EnergyError where none can be read."""
     rail = find_input(root)
     if rail is None:
-        raise EnergyError(f"none labelled {INPUT} below {i2c_folder(root)}")
-    problem = probe(rail)
-    if problem:
-        raise EnergyError(problem)
-    rails, skipped = find_rails(root, taken=(INPUT,))
+        raise EnergyError(f"none labelled {INPUT} below {root / I2C}")
+    rail.read_mw()
+    rails, _ = find_rails(root, taken=INPUT)
     source = f"INA238 {INPUT} (board input, carrier board included)"
-    return SampledMeter(source, [rail, *rails], (INPUT,), skipped, clock)
+    return SampledMeter(source, [rail, *rails], (INPUT,), clock)

@@ -8,19 +8,14 @@ in any figure, but on boards with ``CVB`` rails, which are shown and not added.
 
 from __future__ import annotations
 
-from itertools import count
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from dvt_edge.energy.sampling import Rail, SampledMeter
-from dvt_edge.energy.sensor_files import (
-    denied,
-    explain,
-    i2c_devices,
-    i2c_folder,
-    read_once,
-    read_text,
-)
+from dvt_edge.energy.polling import SampledMeter
+from dvt_edge.energy.sensor_files import I2C, DeniedError, Rail, i2c_devices
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.board import read_text
 from dvt_edge.machine.clock import Clock
 
 TOTALS = ("VDD_IN", "POM_5V_IN")
@@ -29,6 +24,7 @@ INSIDE = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rail -> the rail that supplies it (AGX Orin's memory); adding both counts it twice."""
 CARRIER_BOARD = "CVB_"
 """How the names of rails outside the module begin."""
+NOT_CONNECTED = "NC"
 
 
 def open_ina3221(root: Path, clock: Clock | None = None) -> SampledMeter:
@@ -36,87 +32,56 @@ def open_ina3221(root: Path, clock: Clock | None = None) -> SampledMeter:
     rails, skipped = find_rails(root)
     names = [rail.name for rail in rails]
     if not names:
-        found = f"; not read: {'; '.join(skipped)}" if skipped else ""
-        raise EnergyError(f"no channel below {i2c_folder(root)}{found}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        found = f"; not read: {reasons}" if reasons else ""
+        raise EnergyError(f"no channel below {root / I2C}{found}")
     for total in TOTALS:
         if total in names:
-            return SampledMeter(f"INA3221 {total} (module total)", rails, (total,), skipped, clock)
-        lost = [reason for reason in skipped if reason.startswith(f"{total}:")]
-        if lost:  # the rest would pass for the module's power, and is a part of it
-            raise EnergyError(lost[0])
-    added = [name for name in names if not _is_inside(name, names)]
+            return SampledMeter(f"INA3221 {total} (module total)", rails, (total,), clock)
+        if total in skipped:  # the rest would pass for the module's power, and is a part of it
+            raise EnergyError(f"{total}: {skipped[total]}")
+    on_module = [name for name in names if not name.startswith(CARRIER_BOARD)]
+    added = tuple(name for name in on_module if INSIDE.get(name) not in names)
     if not added:
         raise EnergyError(f"only rails of the carrier board: {', '.join(names)}")
     source = f"INA3221 sum of {' + '.join(added)} (no total rail on this board)"
-    return SampledMeter(source, rails, tuple(added), skipped, clock)
+    return SampledMeter(source, rails, added, clock)
 
 
-def find_rails(root: Path, taken: tuple[str, ...] = ()) -> tuple[list[Rail], tuple[str, ...]]:
-    """All readable channels, and the others as ``name: reason``.
+def find_rails(root: Path, taken: str = "") -> tuple[list[Rail], dict[str, str]]:
+    """All readable channels, and why the others cannot be read, by name.
 
-    Names that are ``taken`` or come twice are numbered. Raises EnergyError where rights are
+    A name that is ``taken`` or comes twice is numbered. Raises EnergyError where rights are
     missing, which can be mended.
     """
-    names = list(taken)
     rails: list[Rail] = []
-    skipped = []
+    skipped: dict[str, str] = {}
+    uses = Counter([taken])
     for device in i2c_devices(root, "ina3221"):
-        for rail in _channels(device):
-            problem = probe(rail)
-            if problem:
-                skipped.append(problem)
+        for label, files, mw_per_unit in _channels(device):
+            name = read_text(label) or NOT_CONNECTED
+            if name.upper() == NOT_CONNECTED:
+                continue
+            numbered = f"{name} ({uses[name] + 1})" if uses[name] else name
+            rail = Rail(numbered, files, mw_per_unit)
+            try:
+                rail.read_mw()
+            except DeniedError:
+                raise
+            except EnergyError as error:
+                skipped[name] = str(error)
             else:
-                names.append(_unused(rail.name, names))
-                rails.append(Rail(names[-1], rail.files, rail.mw_per_unit))
-    return rails, tuple(skipped)
+                uses[name] += 1
+                rails.append(rail)
+    return rails, skipped
 
 
-def probe(rail: Rail) -> str | None:
-    """Why ``rail`` cannot be read, as ``name: reason``; None where it can.
-
-    Raises EnergyError where rights are missing.
-    """
-    for path in rail.files:
-        try:
-            read_once(path)
-        except OSError as error:
-            if denied(error):
-                raise EnergyError(explain(path, error)) from None
-            return f"{rail.name}: {explain(path, error)}"
-        except EnergyError as error:
-            return f"{rail.name}: {error}"
-    return None
-
-
-def _channels(device: Path) -> list[Rail]:
-    """Connected channels of one sensor, readable or not."""
-    rails = []
+def _channels(device: Path) -> Iterator[tuple[Path, tuple[Path, ...], float]]:
+    """One sensor's channels, connected or not: label, files, milliwatts per unit."""
     for folder in sorted(device.glob("hwmon/hwmon*")):
         for i in (1, 2, 3):
-            name = _connected(folder / f"in{i}_label")
-            if name:
-                files = folder / f"in{i}_input", folder / f"curr{i}_input"
-                rails.append(Rail(name, files, 1e-3))  # mV * mA = uW
+            files = folder / f"in{i}_input", folder / f"curr{i}_input"
+            yield folder / f"in{i}_label", files, 1e-3  # mV * mA = uW
     for folder in sorted(device.glob("iio:device*")):
         for i in (0, 1, 2):
-            name = _connected(folder / f"rail_name_{i}")
-            if name:
-                rails.append(Rail(name, (folder / f"in_power{i}_input",), 1.0))
-    return rails
-
-
-def _connected(label: Path) -> str | None:
-    """The channel's name, or None where nothing is connected to it."""
-    name = read_text(label)
-    return None if not name or name.upper() == "NC" else name
-
-
-def _unused(name: str, names: list[str]) -> str:
-    """``name``, or ``name (2)`` and so on where it is in ``names``."""
-    numbered = (name if n == 1 else f"{name} ({n})" for n in count(1))
-    return next(candidate for candidate in numbered if candidate not in names)
-
-
-def _is_inside(name: str, names: list[str]) -> bool:
-    """Whether adding ``name`` to the others would count power twice, or power off the module."""
-    return INSIDE.get(name) in names or name.startswith(CARRIER_BOARD)
+            yield folder / f"rail_name_{i}", (folder / f"in_power{i}_input",), 1.0

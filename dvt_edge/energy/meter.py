@@ -5,6 +5,7 @@ What cannot be measured has no figure, and a reason instead: energy is never 0 b
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +14,6 @@ from typing import Protocol
 
 from dvt_edge.errors import EnergyError
 from dvt_edge.machine.clock import Clock, RealClock
-
-STILL_OPEN = "the window is still open; read its figures after the with block"
 
 
 @dataclass
@@ -29,15 +28,8 @@ class Window:
     """Gross energy in millijoules, idle power included; None where ``unavailable`` says why."""
     rails_mj: Mapping[str, float] | None = None
     """The same by rail. A rail may contain others, so these do not add up to ``energy_mj``."""
-    samples: int | None = None
-    """Readings of the power in the window; None for meters that do not sample."""
-    unavailable: str | None = STILL_OPEN
+    unavailable: str | None = "the window is still open; read its figures after the with block"
     """Why there are no figures, and what to do about it; None where there are."""
-
-    @property
-    def mean_mw(self) -> float | None:
-        """Mean power in milliwatts."""
-        return None if self.energy_mj is None else self.energy_mj / self.seconds
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,6 @@ class Counted:
 
     seconds: float
     rails_mj: Mapping[str, float]
-    samples: int | None = None
 
 
 class Count(Protocol):
@@ -63,20 +54,16 @@ class Meter(ABC):
     """Shorter windows have no figures: the meter cannot resolve them."""
     refresh_hz: float | None = None
     """How often the power is sampled, or the counter moves; None where that has no meaning."""
+    unavailable: str | None = None
+    """Why nothing can be measured, and what to do about it; None where it can."""
 
     def __init__(
-        self,
-        source: str,
-        total_rails: tuple[str, ...] = (),
-        unavailable: str | None = None,
-        clock: Clock | None = None,
+        self, source: str, total_rails: tuple[str, ...] = (), clock: Clock | None = None
     ) -> None:
         self.source = source
         """What is measured, for people."""
         self.total_rails = total_rails
         """Names of the rails that add up to a window's ``energy_mj``."""
-        self.unavailable = unavailable
-        """Why nothing can be measured, and what to do about it; None where it can."""
         self.clock: Clock = clock or RealClock()
 
     @abstractmethod
@@ -89,13 +76,11 @@ class Meter(ABC):
 
         Never raises: a window that could not be measured says so in ``unavailable``.
         """
-        window = Window(self.source)
-        count, problem = None, self.unavailable
-        if problem is None:
-            try:
-                count = self.start()
-            except EnergyError as error:
-                problem = str(error)
+        window, count = Window(self.source), None
+        try:
+            count = self.start()
+        except EnergyError as error:
+            window.unavailable = str(error)
         started = self.clock.now()
         try:
             yield window
@@ -103,31 +88,33 @@ class Meter(ABC):
             window.seconds = self.clock.now() - started
             if count is not None:
                 try:
-                    problem = self._fill(window, count.stop())
+                    self._fill(window, count.stop())
                 except EnergyError as error:
-                    problem = str(error)
-            window.unavailable = problem
+                    window.unavailable = str(error)
 
-    def _fill(self, window: Window, counted: Counted) -> str | None:
-        """Enter what was counted into ``window``, or say why it is worth nothing."""
-        window.seconds, window.samples = counted.seconds, counted.samples
+    def _fill(self, window: Window, counted: Counted) -> None:
+        """Enter what was counted into ``window``; raises EnergyError where it is worth nothing."""
+        window.seconds = counted.seconds
         if counted.seconds < self.min_seconds:
-            return (
+            raise EnergyError(
                 f"a window of {counted.seconds:.2g} s is too short for {self.source}: repeat the "
                 f"work until it takes at least {self.min_seconds:g} s"
             )
         energy = sum(counted.rails_mj[name] for name in self.total_rails)
-        if energy <= 0:
-            return f"{self.source} counted no energy: the sensor answers, but measures nothing here"
-        window.energy_mj, window.rails_mj = energy, dict(counted.rails_mj)
-        return None
+        if not 0 < energy < math.inf:
+            raise EnergyError(
+                f"{self.source} counted no energy: the sensor answers, but measures nothing here"
+            )
+        window.energy_mj, window.rails_mj = energy, counted.rails_mj
+        window.unavailable = None
 
 
 class UnavailableMeter(Meter):
     """Stands where nothing can be measured; its windows hold the reason."""
 
     def __init__(self, reason: str, clock: Clock | None = None) -> None:
-        super().__init__("unavailable", unavailable=reason, clock=clock)
+        super().__init__("unavailable", clock=clock)
+        self.unavailable = reason
 
     def start(self) -> Count:
         raise EnergyError(str(self.unavailable))

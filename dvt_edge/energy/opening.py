@@ -10,11 +10,10 @@ from dvt_edge.energy.ina238 import find_input, open_ina238
 from dvt_edge.energy.ina3221 import open_ina3221
 from dvt_edge.energy.meter import Meter, UnavailableMeter
 from dvt_edge.energy.nvml import NvmlMeter
-from dvt_edge.energy.rapl import open_rapl
+from dvt_edge.energy.rapl import RaplMeter
 from dvt_edge.errors import EnergyError
 from dvt_edge.machine.clock import Clock
 
-Processor = Literal["cpu", "gpu"]
 OR_DECLARE = "; or declare the power with energy.watts"
 """How the reason ends where nothing can be measured."""
 
@@ -22,15 +21,15 @@ OR_DECLARE = "; or declare the power with energy.watts"
 def open_meter(
     root: str | Path = "/",
     *,
-    runs_on: Processor | None = None,
+    runs_on: Literal["cpu", "gpu"] | None = None,
     clock: Clock | None = None,
 ) -> Meter:
     """The meter that sees most of what this machine uses.
 
     In this order: the input of a Jetson Thor (INA238), the rails of other Jetsons (INA3221), an
-    NVIDIA GPU's counter (NVML), the processor's (RAPL). ``runs_on`` leaves out
-    those that do not see the work: ``cpu`` a GPU's counter, ``gpu`` the processor's. Where nothing
-    can be measured the meter's ``unavailable`` says what was looked for, and why not.
+    NVIDIA GPU's counter (NVML), the processor's (RAPL). ``runs_on`` leaves out those that do not
+    see the work: ``cpu`` a GPU's counter, ``gpu`` the processor's. Where nothing can be measured
+    the meter's ``unavailable`` says what was looked for, and why not.
 
     ``root`` is the file system to look in, so that a recorded tree can stand in for a machine; NVML
     is asked only for ``/``.
@@ -42,7 +41,7 @@ def open_meter(
     if folder == Path("/") and runs_on != "cpu":
         meters.append(("NVML", lambda: NvmlMeter(clock=clock)))
     if runs_on != "gpu":
-        meters.append(("RAPL", lambda: open_rapl(folder, clock)))
+        meters.append(("RAPL", lambda: RaplMeter(folder, clock)))
     reasons = []
     for name, open_one in meters:
         try:

@@ -1,106 +1,77 @@
-"""Files of sysfs: small integers that the kernel works out anew at every read."""
+"""Files of sysfs: small integers that the kernel computes at every read."""
 
 from __future__ import annotations
 
-import errno
+import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from dvt_edge.errors import EnergyError
+from dvt_edge.machine.board import read_text
+
+I2C = "sys/bus/i2c/devices"
+"""Where the kernel lists I2C devices, below the root."""
 
 
-class SensorFile:
-    """One open sensor file; reading it again costs no path lookup.
-
-    Raises :class:`OSError` when it cannot be opened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self) -> int:
-        """The value now; raises OSError, or EnergyError where it is not an integer."""
-        text = os.pread(self._descriptor, 64, 0)
-        try:
-            return int(text)
-        except ValueError:
-            found = text.decode(errors="replace").strip()
-            raise EnergyError(
-                f"{self.path}: expected an integer, found '{found}'; the driver is not one that "
-                "dvt-edge knows"
-            ) from None
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+class UnreadableError(EnergyError):
+    """A sensor's file cannot be read."""
 
 
-def read_once(path: Path) -> int:
-    """The value of a file that is read only now; raises as :class:`SensorFile` does."""
-    file = SensorFile(path)
-    try:
-        return file.read()
-    finally:
-        file.close()
+class DeniedError(UnreadableError):
+    """Rights are all that is missing to read ``files``; tells the command that gives them."""
 
-
-def read_text(path: Path) -> str | None:
-    """Content without surrounding space; None where the file cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
-
-
-def denied(error: OSError) -> bool:
-    """Whether rights are all that is missing."""
-    return error.errno in (errno.EACCES, errno.EPERM)
-
-
-def explain(path: Path, error: OSError) -> str:
-    """Why ``path`` cannot be read and how to mend that."""
-    if denied(error):
-        return (
-            f"no permission to read {path}; allow it until the next start with: "
-            f"sudo chmod o+r {path}"
+    def __init__(self, *files: Path) -> None:
+        names = " ".join(map(str, files))
+        super().__init__(
+            f"no permission to read {names}; allow it until the next start with: "
+            f"sudo chmod o+r {names}"
         )
-    return f"{path} cannot be read ({error.strerror or error})"
 
 
-def open_file(path: Path, opened: ExitStack) -> SensorFile:
-    """A sensor that answered before, closed with ``opened``; raises EnergyError."""
+def read_sensor(path: Path) -> int:
+    """The value now.
+
+    Raises :class:`UnreadableError`, and plain EnergyError where the file holds no integer.
+    """
     try:
-        file = SensorFile(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            text = os.pread(descriptor, 64, 0)
+        finally:
+            os.close(descriptor)
+    except PermissionError:
+        raise DeniedError(path) from None
     except OSError as error:
-        raise _vanished(path, error) from None
-    opened.callback(file.close)
-    return file
-
-
-def read_file(file: SensorFile) -> int:
-    """The value now of a sensor that answered before; raises EnergyError."""
+        raise UnreadableError(f"{path} cannot be read ({error.strerror or error})") from None
     try:
-        return file.read()
-    except OSError as error:
-        raise _vanished(file.path, error) from None
+        return int(text)
+    except ValueError:
+        found = text.decode(errors="replace").strip()
+        raise EnergyError(
+            f"{path}: expected an integer, found '{found}'; the driver is not one that dvt-edge "
+            "knows"
+        ) from None
 
 
-def _vanished(path: Path, error: OSError) -> EnergyError:
-    return EnergyError(
-        f"the sensor vanished while measuring: {explain(path, error)}; measure again, and if it "
-        "happens again look for its driver in the kernel's log (sudo dmesg)"
-    )
+@dataclass(frozen=True)
+class Rail:
+    """A supply whose power is the product of what its files hold."""
 
+    name: str
+    files: tuple[Path, ...]
+    """Voltage and current, or the power alone."""
+    mw_per_unit: float
+    """Milliwatts per unit of the product: 1e-3 for mV and mA, and for a power in uW."""
 
-def i2c_folder(root: Path) -> Path:
-    """Where the kernel lists I2C devices."""
-    return root / "sys/bus/i2c/devices"
+    def read_mw(self) -> float:
+        """The power now; raises EnergyError as :func:`read_sensor` does."""
+        return self.mw_per_unit * math.prod(map(read_sensor, self.files))
 
 
 def i2c_devices(root: Path, chip: str) -> Iterator[Path]:
     """Folders of the I2C devices whose name contains ``chip``, by address."""
-    for name in sorted(i2c_folder(root).glob("*/name")):
+    for name in sorted((root / I2C).glob("*/name")):
         if chip in (read_text(name) or ""):
             yield name.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import sqrt
 from typing import Protocol
 
@@ -30,6 +29,9 @@ TWO_SIDED_95 = 2.045
 KEPT_BYTES = 256e6
 """Images up to so many bytes in all are decoded once."""
 
+Right = npt.NDArray[np.bool_] | str
+"""[images]: whether each answer is right, or why that cannot be said."""
+
 
 class Contender(Protocol):
     """One of those that are compared."""
@@ -39,9 +41,8 @@ class Contender(Protocol):
     precision: str
     size_bytes: int
     exits: int
-    class_names: Sequence[str] | None
-    """None where only their number is known."""
-    classes: int
+    classes: Sequence[str] | int
+    """Their names, or their number where names are not known."""
 
     def classify(self, image: Pixels, order: ColorOrder | None, /) -> Answer:
         """Answer and time one image."""
@@ -60,8 +61,7 @@ class Cascade:
         paths = (runtime.bundle.stage_path(k) for k in range(len(manifest.stages)))
         self.size_bytes = sum(path.stat().st_size for path in paths)
         self.exits = len(manifest.stages)
-        self.class_names: Sequence[str] | None = manifest.class_names
-        self.classes = len(manifest.class_names)
+        self.classes: Sequence[str] | int = manifest.class_names
 
     def classify(self, image: Pixels, order: ColorOrder | None) -> Answer:
         answer = self._runtime.classify(image, color_order=order)
@@ -118,40 +118,6 @@ class Comparison(Document):
     differences: tuple[Difference, ...]
 
 
-@dataclass
-class _Taken:
-    """What one contender answered, frame by frame."""
-
-    latency_ms: list[float] = field(default_factory=list)
-    exit_at: list[int] = field(default_factory=list)
-    class_id: list[int] = field(default_factory=list)
-    energy_mj: list[float] = field(default_factory=list)
-
-    def add(self, answer: Answer) -> None:
-        self.latency_ms.append(answer.latency_ms)
-        self.exit_at.append(answer.exit_stage - 1)
-        self.class_id.append(answer.class_id)
-        if answer.energy_mj is not None:
-            self.energy_mj.append(answer.energy_mj)
-
-
-class _WarmUpRound:
-    """Some images through everybody."""
-
-    def __init__(
-        self, contenders: Sequence[Contender], images: list[Pixels], order: ColorOrder | None
-    ) -> None:
-        self.count = len(contenders) * len(images)
-        self._contenders, self._images, self._order = contenders, images, order
-
-    def round_ms(self) -> float:
-        return sum(
-            contender.classify(image, self._order).latency_ms
-            for image in self._images
-            for contender in self._contenders
-        )
-
-
 def compare(
     contenders: Sequence[Contender],
     images: ImageDataset,
@@ -165,36 +131,41 @@ def compare(
 
     Who comes first changes from image to image. Each is timed by its own clock around its own work;
     decoding is not counted. ``images`` are labelled by the classes of the first contender, where
-    they are.
+    they are; that one knows their names.
     """
-    some = spread_rows(len(images), WARM_UP_IMAGES)
-    warm = warm_up(
-        _WarmUpRound(contenders, [images.image(int(i)) for i in some], order),
-        clock,
-        max(1.0, seconds),
-    )
-    get = _decoded_once(images)
-    taken = [_Taken() for _ in contenders]
+    some = [images.image(int(i)) for i in spread_rows(len(images), WARM_UP_IMAGES)]
+
+    def round_ms() -> float:
+        return sum(c.classify(image, order).latency_ms for image in some for c in contenders)
+
+    _, settled = warm_up(round_ms, clock, max(1.0, seconds))
+    get: Callable[[int], Pixels] = images.image
+    if images.image(0).nbytes * len(images) <= KEPT_BYTES:  # then no decoder runs between frames
+        get = [images.image(i) for i in range(len(images))].__getitem__
+    answers: list[list[Answer]] = [[] for _ in contenders]
     started, frames = clock.now(), 0
     while frames < max(len(images), BLOCKS) or clock.now() - started < seconds:
         image = get(frames % len(images))
         turn = range(len(contenders)) if frames % 2 else range(len(contenders) - 1, -1, -1)
         for k in turn:
-            taken[k].add(contenders[k].classify(image, order))
+            answers[k].append(contenders[k].classify(image, order))
         frames += 1
         progress("images", min(frames, len(images)), len(images))
-    rights = [_right(c, t, images, contenders[0]) for c, t in zip(contenders, taken, strict=True)]
+    first = contenders[0]
+    assert not isinstance(first.classes, int)
+    rights = [_right(c, a, images, first.classes) for c, a in zip(contenders, answers, strict=True)]
+    latency_ms = [[answer.latency_ms for answer in given] for given in answers]
     return Comparison(
         images=len(images),
         frames=frames,
         labelled=images.labels is not None,
-        settled=warm.settled,
-        sides=tuple(_side(c, t, r) for c, t, r in zip(contenders, taken, rights, strict=True)),
+        settled=settled,
+        sides=tuple(map(_side, contenders, answers, rights)),
         differences=tuple(
             Difference(
                 name=contenders[k].name,
-                to=contenders[0].name,
-                latency_ratio=ratio_of_means(taken[k].latency_ms, taken[0].latency_ms),
+                to=first.name,
+                latency_ratio=ratio_of_means(latency_ms[k], latency_ms[0]),
                 accuracy_points=_points(rights[k], rights[0]),
             )
             for k in range(1, len(contenders))
@@ -202,46 +173,36 @@ def compare(
     )
 
 
-def _decoded_once(images: ImageDataset) -> Callable[[int], Pixels]:
-    """Images by number; kept, where all of them fit, so that no decoder runs between frames."""
-    if images.image(0).nbytes * len(images) > KEPT_BYTES:
-        return images.image
-    kept = [images.image(i) for i in range(len(images))]
-    return lambda i: kept[i]
-
-
 def _right(
-    contender: Contender, taken: _Taken, images: ImageDataset, first: Contender
-) -> npt.NDArray[np.bool_] | str:
-    """[images]: whether each answer is right, or why that cannot be said."""
+    contender: Contender, given: list[Answer], images: ImageDataset, names: Sequence[str]
+) -> Right:
     if images.labels is None:
         return "the images have no labels"
-    answers = np.asarray(taken.class_id[: len(images)])
-    if contender.class_names is None:
-        if contender.classes != first.classes:
-            return f"it tells {contender.classes} classes apart, the labels are {first.classes}"
-    elif first.class_names is not None and contender.class_names != first.class_names:
-        number = {name: i for i, name in enumerate(first.class_names)}
-        if set(number) != set(contender.class_names):
+    answers = np.asarray([answer.class_id for answer in given[: len(images)]])
+    if isinstance(contender.classes, int):
+        if contender.classes != len(names):
+            return f"it has {contender.classes} classes, the labels have {len(names)}"
+    elif contender.classes != names:
+        number = {name: i for i, name in enumerate(names)}
+        if set(number) != set(contender.classes):
             return "its classes are others than the labels'"
-        answers = np.asarray([number[name] for name in contender.class_names])[answers]
+        answers = np.asarray([number[name] for name in contender.classes])[answers]
     return np.asarray(answers == np.asarray(images.labels))
 
 
-def _side(contender: Contender, taken: _Taken, right: npt.NDArray[np.bool_] | str) -> Side:
-    known = not isinstance(right, str)
-    exits = np.bincount(taken.exit_at, minlength=contender.exits) / len(taken.exit_at)
-    measured = len(taken.energy_mj) == len(taken.latency_ms)
+def _side(contender: Contender, answers: list[Answer], right: Right) -> Side:
+    exits = np.bincount([a.exit_stage - 1 for a in answers], minlength=contender.exits)
+    energy_mj = [a.energy_mj for a in answers if a.energy_mj is not None]
     return Side(
         name=contender.name,
         engine=contender.engine,
         precision=contender.precision,
         size_bytes=contender.size_bytes,
-        latency=distribution(taken.latency_ms),
-        exit_fraction=tuple(exits.tolist()),
-        accuracy=float(np.mean(right)) if known else None,  # type: ignore[arg-type]
-        accuracy_unavailable=None if known else str(right),
-        energy_mj=float(np.mean(taken.energy_mj)) if measured else None,
+        latency=distribution([answer.latency_ms for answer in answers]),
+        exit_fraction=tuple((exits / len(answers)).tolist()),
+        accuracy=None if isinstance(right, str) else float(np.mean(right)),
+        accuracy_unavailable=right if isinstance(right, str) else None,
+        energy_mj=float(np.mean(energy_mj)) if len(energy_mj) == len(answers) else None,
     )
 
 
@@ -257,7 +218,7 @@ def ratio_of_means(of: Sequence[float], to: Sequence[float]) -> Interval:
     return Interval(value=ratio, low=max(0.0, ratio - half), high=ratio + half)
 
 
-def _points(of: npt.NDArray[np.bool_] | str, to: npt.NDArray[np.bool_] | str) -> Interval | None:
+def _points(of: Right, to: Right) -> Interval | None:
     if isinstance(of, str) or isinstance(to, str):
         return None
     gain = 100.0 * (of.astype(float) - to.astype(float))

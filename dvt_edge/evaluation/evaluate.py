@@ -12,8 +12,9 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,34 +37,38 @@ from dvt_edge.runtime.preprocess import Pixels, Preprocessor
 PARTIAL = "evaluation.partial.npz"
 FINISHED = "evaluation.npz"
 SAVE_EVERY_S = 30.0
-_AHEAD = 4  # batches that the workers prepare in advance
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What all K exits answered to the N readable images."""
-
-    records: Records
-    """With labels."""
-    top5: npt.NDArray[np.bool_]
-    """[N, K]: whether the label is among the five most likely classes."""
-    unreadable: tuple[str, ...]
-    """Paths of images that could not be decoded; they are counted, not judged."""
-    images_per_second: float
-    """Of the run that finished the evaluation."""
+WORKERS = 2
+_AHEAD = 4  # batches that each worker prepares in advance
 
 
 @dataclass
-class _Answers:
-    """Answers so far: one array per batch in each list."""
+class Evaluation:
+    """What all K exits answered to the N readable images, so far or in the end."""
 
-    confidence: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    prediction: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    top5: list[npt.NDArray[np.bool_]] = field(default_factory=list)
-    label: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    batches: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
+    """``confidence`` and ``prediction`` [n, K]; with labels ``top5`` [n, K] and ``label`` [n]."""
     unreadable: list[str] = field(default_factory=list)
+    """Paths of images that could not be decoded; they are counted, not judged."""
     done: int = 0
     """Images taken from the list, unreadable ones included."""
+    images_per_second: float = 0.0
+    """Of this run."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All batches as one."""
+        names = self.batches[0] if self.batches else ()
+        return {name: np.concatenate([batch[name] for batch in self.batches]) for name in names}
+
+    @cached_property
+    def records(self) -> Records:
+        """Of the whole evaluation."""
+        arrays = self.arrays()
+        return Records(arrays["confidence"], arrays["prediction"], arrays.get("label"))
+
+    @cached_property
+    def top5(self) -> npt.NDArray[np.bool_]:
+        """[N, K]: whether the label is among the five most likely classes."""
+        return self.arrays()["top5"]
 
 
 def evaluate(
@@ -72,42 +77,29 @@ def evaluate(
     data: Path,
     output: Path,
     *,
-    workers: int = 2,
+    workers: int = WORKERS,
     progress: Progress = silent,
 ) -> Evaluation:
     """Run all stages on the images below ``data``, a folder with one subfolder per class.
 
     Answers are kept in ``output`` while it runs; an interrupted evaluation of the same bundle and
-    images goes on where it was. Raises :class:`~dvt_edge.errors.DataError` for a folder without
-    labelled images, or where none can be read.
+    images continues where it stopped. Raises :class:`~dvt_edge.errors.DataError` for a folder
+    without labelled images, or where none can be read.
     """
     images = open_folder(data, bundle.manifest.class_names)
     if images.labels is None:
         raise DataError(f"{data}: has no subfolders named like classes; evaluation needs labels")
-    key = _key(bundle, images)
+    listing = "\n".join(f"{path} {path.stat().st_size}" for path in images.paths)
+    key = hashlib.sha256((bundle.manifest.content_hash + listing).encode()).hexdigest()
     output.mkdir(parents=True, exist_ok=True)
-    state = _load(output / PARTIAL, key)
-    before, started, saved = state.done, time.monotonic(), time.monotonic()
-    preprocess = Preprocessor(bundle.manifest.input)
-    for chunk, crops in _prepared(images, bundle.manifest.input, state.done, backend, workers):
-        _run_batch(state, backend, preprocess, images, chunk, crops, len(bundle.manifest.stages))
-        now = time.monotonic()
-        rate = (state.done - before) / max(now - started, 1e-9)
-        progress("images", state.done, len(images), f"{rate:.1f}/s")
-        if now - saved > SAVE_EVERY_S:
+    state, saved = _load(output / PARTIAL, key), time.monotonic()
+    for _ in _run_stages(state, bundle, backend, images, data, workers, progress):
+        if time.monotonic() - saved > SAVE_EVERY_S:
             _save(output / PARTIAL, key, state)
-            saved = now
-    if not state.label:
-        raise DataError(f"{data}: none of the {len(images)} images could be read")
+            saved = time.monotonic()
     _save(output / FINISHED, key, state)
     (output / PARTIAL).unlink(missing_ok=True)
-    arrays = _arrays(state)
-    return Evaluation(
-        Records(arrays["confidence"], arrays["prediction"], arrays["label"]),
-        arrays["top5"],
-        tuple(state.unreadable),
-        (state.done - before) / max(time.monotonic() - started, 1e-9),
-    )
+    return state
 
 
 def judge(
@@ -117,25 +109,17 @@ def judge(
     folder: Path,
     thresholds: npt.ArrayLike,
     *,
-    workers: int = 2,
     progress: Progress = silent,
 ) -> DataFigures:
     """What ``thresholds`` [K] do on ``images``, labelled or not: exits, accuracy, exits by class.
 
     Raises :class:`~dvt_edge.errors.DataError` where no image can be read.
     """
-    state, started = _Answers(), time.monotonic()
-    preprocess = Preprocessor(bundle.manifest.input)
-    stages = len(bundle.manifest.stages)
-    for chunk, crops in _prepared(images, bundle.manifest.input, 0, backend, workers):
-        _run_batch(state, backend, preprocess, images, chunk, crops, stages)
-        rate = state.done / max(time.monotonic() - started, 1e-9)
-        progress("images", state.done, len(images), f"{rate:.1f}/s")
-    if not state.confidence:
-        raise DataError(f"{folder}: none of the {len(images)} images could be read")
-    label = np.concatenate(state.label) if images.labels is not None else None
-    records = Records(np.concatenate(state.confidence), np.concatenate(state.prediction), label)
-    at = records.exits_taken(thresholds)
+    state = Evaluation()
+    for _ in _run_stages(state, bundle, backend, images, folder, WORKERS, progress):
+        pass
+    records = state.records
+    at, label = records.exits_taken(thresholds), records.label
     by_class = {}
     if label is not None and images.class_names is not None:
         by_class = {
@@ -154,19 +138,51 @@ def judge(
     )
 
 
+def _run_stages(
+    state: Evaluation,
+    bundle: Bundle,
+    backend: Backend,
+    images: FolderDataset,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+) -> Iterator[None]:
+    """Add to ``state`` the answers that it lacks; yields after each batch."""
+    preprocess = Preprocessor(bundle.manifest.input)
+    before, started = state.done, time.monotonic()
+    for chunk, crops in _prepared(images, preprocess.config, state.done, backend, workers):
+        readable = {i: crop for i, crop in zip(chunk, crops, strict=True) if crop is not None}
+        state.unreadable += [str(images.paths[i]) for i in chunk if i not in readable]
+        state.done = chunk.stop
+        if readable:
+            buffer = backend.image_buffer(len(readable))
+            for row, crop in enumerate(readable.values()):
+                preprocess.normalise(crop, buffer[row])
+            label = None
+            if images.labels is not None:
+                label = np.asarray([images.labels[i] for i in readable], np.int32)
+            stages = range(len(bundle.manifest.stages))
+            state.batches.append(_answers(backend, stages, len(readable), label))
+        state.images_per_second = (state.done - before) / max(time.monotonic() - started, 1e-9)
+        progress("images", state.done, len(images), f"{state.images_per_second:.1f}/s")
+        yield
+    if not state.batches:
+        raise DataError(f"{folder}: none of the {len(images)} images could be read")
+
+
 def _prepared(
     images: FolderDataset, config: InputConfig, first: int, backend: Backend, workers: int
-) -> Iterator[tuple[range, list[Pixels | str]]]:
-    """Index ranges with their cropped images, or the reason why one cannot be read."""
+) -> Iterator[tuple[range, list[Pixels | None]]]:
+    """Index ranges with their cropped images, None for those that cannot be read."""
     chunks = (
         range(start, min(start + backend.max_batch, len(images)))
         for start in range(first, len(images), backend.max_batch)
     )
     # Spawned, not forked: the engine's threads are running already.
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        waiting: list[tuple[range, Any]] = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: list[tuple[range, Future[list[Pixels | None]]]] = []
         while True:
-            for chunk in islice(chunks, max(0, _AHEAD * max(1, workers) - len(waiting))):
+            for chunk in islice(chunks, _AHEAD * workers - len(waiting)):
                 paths = [images.paths[i] for i in chunk]
                 waiting.append((chunk, pool.submit(_crop_files, paths, config)))
             if not waiting:
@@ -175,85 +191,49 @@ def _prepared(
             yield chunk, future.result()
 
 
-def _crop_files(paths: list[Path], config: InputConfig) -> list[Pixels | str]:
-    """In a worker: decoded, resized and cropped images, or the error's text."""
+def _crop_files(paths: list[Path], config: InputConfig) -> list[Pixels | None]:
+    """In a worker: decoded, resized and cropped images, None for those that cannot be read."""
     preprocess = Preprocessor(config)
-    result: list[Pixels | str] = []
+    result: list[Pixels | None] = []
     for path in paths:
         try:
             result.append(preprocess.crop(load_image(path), "rgb").copy())
-        except DataError as error:
-            result.append(str(error))
+        except DataError:
+            result.append(None)
     return result
 
 
-def _run_batch(
-    state: _Answers,
-    backend: Backend,
-    preprocess: Preprocessor,
-    images: FolderDataset,
-    chunk: range,
-    crops: list[Pixels | str],
-    stages: int,
-) -> None:
-    state.done = chunk.stop
-    readable = [
-        (i, crop) for i, crop in zip(chunk, crops, strict=True) if not isinstance(crop, str)
-    ]
-    state.unreadable += [
-        str(images.paths[i]) for i, c in zip(chunk, crops, strict=True) if isinstance(c, str)
-    ]
-    if not readable:
-        return
-    buffer = backend.image_buffer(len(readable))
-    for row, (_, crop) in enumerate(readable):
-        preprocess.normalise(crop, buffer[row])
-    labels = images.labels
-    label = None if labels is None else np.asarray([labels[i] for i, _ in readable], np.int32)
-    confidence, prediction, top5 = [], [], []
-    for stage in range(stages):
-        answer = backend.run_stage(stage, len(readable))
-        confidence.append(answer.confidence.copy())
-        prediction.append(answer.class_id.copy())
+def _answers(
+    backend: Backend, stages: range, count: int, label: npt.NDArray[np.int32] | None
+) -> dict[str, npt.NDArray[Any]]:
+    """What all stages answer to the ``count`` images in the backend's buffer."""
+    found: dict[str, list[npt.NDArray[Any]]] = {"confidence": [], "prediction": [], "top5": []}
+    for stage in stages:
+        answer = backend.run_stage(stage, count)
+        found["confidence"].append(answer.confidence.copy())
+        found["prediction"].append(answer.class_id.copy())
         if label is not None:
-            best = np.argsort(-backend.logits(stage, len(readable)), axis=1)[:, :5]
-            top5.append((best == label[:, None]).any(axis=1))
-    state.confidence.append(np.stack(confidence, axis=1))
-    state.prediction.append(np.stack(prediction, axis=1))
-    if label is not None:
-        state.top5.append(np.stack(top5, axis=1))
-        state.label.append(label)
+            best = np.argsort(-backend.logits(stage, count), axis=1)[:, :5]
+            found["top5"].append((best == label[:, None]).any(axis=1))
+    arrays = {name: np.stack(rows, axis=1) for name, rows in found.items() if rows}
+    return arrays if label is None else arrays | {"label": label}
 
 
-def _key(bundle: Bundle, images: FolderDataset) -> str:
-    listing = "\n".join(f"{p} {p.stat().st_size}" for p in images.paths)
-    return hashlib.sha256((bundle.manifest.content_hash + listing).encode()).hexdigest()
-
-
-def _arrays(state: _Answers) -> dict[str, npt.NDArray[Any]]:
-    names = ("confidence", "prediction", "top5", "label")
-    return {name: np.concatenate(getattr(state, name)) for name in names}
-
-
-def _save(path: Path, key: str, state: _Answers) -> None:
+def _save(path: Path, key: str, state: Evaluation) -> None:
     header = {"key": key, "done": state.done, "unreadable": state.unreadable}
-    arrays = _arrays(state) if state.label else {}
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     with replaced_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, header=text, **arrays)
+        np.savez(file, allow_pickle=False, header=text, **state.arrays())
 
 
-def _load(path: Path, key: str) -> _Answers:
+def _load(path: Path, key: str) -> Evaluation:
     """Progress of an interrupted run, or none where there is none for this key."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            header = json.loads(archive["header"].tobytes())
-            if header["key"] != key:
-                return _Answers()
-            lists = {
-                name: [archive[name]] if name in archive.files else []
-                for name in ("confidence", "prediction", "top5", "label")
-            }
+            arrays = dict(archive)
+            header = json.loads(arrays.pop("header").tobytes())
+        if header["key"] == key:
+            return Evaluation([arrays] if arrays else [], header["unreadable"], header["done"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-        return _Answers()
-    return _Answers(**lists, unreadable=list(header["unreadable"]), done=int(header["done"]))
+        pass
+    return Evaluation()

@@ -20,7 +20,7 @@ from dvt_edge.runtime.preprocess import Preprocessor
 EXPECTED = "expected one float32 image input [N, C, H, W] and logits or probabilities [N, classes]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a classifier says of one image."""
 
@@ -40,8 +40,6 @@ class PlainClassifier:
 
     precision = "as exported"
     exits = 1
-    class_names: Sequence[str] | None = None
-    """Its file names no classes."""
 
     def __init__(self, path: Path, like: InputConfig, threads: int = 0) -> None:
         if not path.is_file():
@@ -50,9 +48,16 @@ class PlainClassifier:
             self._session = open_session(str(path), threads)
         except BackendError as error:
             raise BackendError(f"{path}: {str(error).replace('a stage', 'it')}") from None
-        size = _image_size(path, self._session.get_inputs(), like)
-        self._input = self._session.get_inputs()[0].name
-        self._output = _scores(path, self._session.get_outputs())
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        size = _image_size(path, inputs, like)
+        scores = [o.name for o in outputs if o.type == "tensor(float)" and len(o.shape) == 2]
+        if not scores:
+            found = ", ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
+            raise BackendError(
+                f"{path}: {EXPECTED}, found the outputs {found}; export it with the scores as an "
+                "output"
+            )
+        self._input, self._output = inputs[0].name, scores[0]
         resize = max(size, round(like.resize * size / like.crop))
         self._preprocess = Preprocessor(
             InputConfig.model_validate(like.model_dump() | {"crop": size, "resize": resize})
@@ -61,7 +66,8 @@ class PlainClassifier:
         self.path = path
         self.name = path.name
         self.engine = f"ONNX Runtime {onnxruntime.__version__}, CPU"
-        self.classes: int = self._run().shape[1]  # says now what it does not like
+        # How many: its file names none. Running it once shows now what it refuses.
+        self.classes: Sequence[str] | int = self._run().shape[1]
         beside = path.with_name(path.name + ".data")
         self.size_bytes = path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
         """Of the file and of weights beside it."""
@@ -104,14 +110,3 @@ def _image_size(path: Path, inputs: list[Any], like: InputConfig) -> int:
     if height != width or height < 4:
         raise refuse("only square images can be given")
     return int(height)
-
-
-def _scores(path: Path, outputs: list[Any]) -> str:
-    """Name of the output with a score per class."""
-    for output in outputs:
-        if output.type == "tensor(float)" and len(output.shape) == 2:
-            return str(output.name)
-    shown = ", ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
-    raise BackendError(
-        f"{path}: {EXPECTED}, found the outputs {shown}; export it with the scores as an output"
-    )

@@ -21,7 +21,7 @@ def _beside_document(path: Path, info: ValidationInfo) -> Path:
 
 
 DocumentPath = Annotated[Path, AfterValidator(_beside_document)]
-"""A path; a relative one is relative to the folder of the YAML file it stands in."""
+"""A path; a relative one is relative to the folder of the YAML file it is in."""
 
 
 class Document(BaseModel):
@@ -79,7 +79,7 @@ class Document(BaseModel):
 
 
 def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    """Keys that stand again in one mapping, of which YAML would take the last, and the first."""
+    """Keys given again in one mapping, of which YAML would take the last, and the first."""
     waiting, known = [root], {id(root)}  # aliases make a graph of it, even one with circles
     while waiting:
         node = waiting.pop()
@@ -144,7 +144,7 @@ def _locate(root: yaml.Node | None, path: list[int | str]) -> tuple[int, list[in
             found = next(iter(node.value[part : part + 1]), None)
             line = found.start_mark.line + 1 if found else line
         if found is None:
-            continue  # union tags and missing keys are no nodes
+            continue  # missing keys, and the types in a union, have no node
         known.append(part)
         node = found
     return line, known
@@ -152,26 +152,18 @@ def _locate(root: yaml.Node | None, path: list[int | str]) -> tuple[int, list[in
 
 def _valid_keys(model: type[Document], path: list[int | str]) -> list[str]:
     """Keys of the sub-model at ``path``, found by following the annotations."""
-    models: list[Any] = [model]
+    found: Any = model
     for part in path:
-        if isinstance(part, int):
-            continue
-        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        if fields:
-            models = [m for f in fields for m in _models_in(f)]
-        else:  # the tag of a union: keep the member it names
-            models = [m for m in models if part in m.__name__ or _is_tag(m, part)] or models
-    return sorted({key for m in models for key in m.model_fields})
+        if isinstance(part, str):
+            found = _model_in(found.model_fields[part].annotation)
+    return sorted(found.model_fields)
 
 
-def _is_tag(model: Any, tag: str) -> bool:
-    return any(tag in getattr(f.annotation, "__args__", ()) for f in model.model_fields.values())
-
-
-def _models_in(annotation: Any) -> list[Any]:
+def _model_in(annotation: Any) -> Any:
+    """The model in ``annotation``, such as ``tuple[Model, ...]`` or ``Model | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in getattr(annotation, "__args__", ()) for m in _models_in(arg)]
+        return annotation
+    return next(filter(None, map(_model_in, getattr(annotation, "__args__", ()))), None)
 
 
 def _kind(value: object) -> str:

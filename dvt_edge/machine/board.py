@@ -1,6 +1,6 @@
 """Which machine this is: module, JetPack, CUDA, power mode, memory, from files alone.
 
-Everything is read below a root folder, so that a recorded tree of another board can stand in.
+Everything is read below a root folder, so that a recorded tree of another board can be used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dvt_edge.errors import BackendError
 
-# By the module's p-number in the device tree; carrier boards (p3768, p3737, p4071) tell nothing.
+# By the module's p-number in the device tree; carrier boards (p3768, p3737, p4071) say nothing.
 _MODULES = {
     "p3767-0000": "Jetson Orin NX",
     "p3767-0001": "Jetson Orin NX",
@@ -56,7 +56,7 @@ _JETPACKS = {
     "39": "7",
     "39.2": "7.2",
 }
-_OLDEST_L4T = 36  # JetPack 6.0: the first with TensorRT 8.6 and Python 3.10
+_OLDEST_L4T = (36, 4)  # JetPack 6.1: the first with TensorRT 10
 _GET_JETPACK = "https://developer.nvidia.com/embedded/jetpack"
 
 
@@ -90,7 +90,7 @@ class Board:
 
 
 def read_board(root: str | Path = "/") -> Board:
-    """Read what the files below ``root`` tell; unreadable or malformed ones give None."""
+    """Read the files below ``root``; unreadable or malformed ones give None."""
     folder = Path(root)
     module, capability = _module(folder)
     l4t = _l4t(folder)
@@ -110,7 +110,7 @@ def read_board(root: str | Path = "/") -> Board:
 def check_jetpack(board: Board) -> None:
     """Raise :class:`~dvt_edge.errors.BackendError` for a Jetson that TensorRT stages cannot run on.
 
-    Machines that are no Jetson, and Jetsons that do not tell their L4T version, pass.
+    Machines other than Jetsons, and Jetsons that do not report their L4T version, pass.
     """
     if not board.is_jetson:
         return
@@ -118,14 +118,14 @@ def check_jetpack(board: Board) -> None:
         raise BackendError(
             f"{board.name} ({board.module}) has a GPU of compute capability "
             f"{board.compute_capability}, for which there is no JetPack 6; dvt-edge needs a Jetson "
-            f"Orin with JetPack 6.0 or later, or a Jetson Thor with JetPack 7.0 or later: use such "
+            f"Orin with JetPack 6.1 or later, or a Jetson Thor with JetPack 7.0 or later: use such "
             "a board"
         )
-    if board.l4t is not None and int(board.l4t.split(".")[0]) < _OLDEST_L4T:
+    if board.l4t is not None and tuple(map(int, board.l4t.split("."))) < _OLDEST_L4T:
         raise BackendError(
             f"{board.name} has JetPack {board.jetpack or 'of an unknown version'} (L4T "
-            f"{board.l4t}), whose TensorRT (8.5) and Python (3.8) are too old; dvt-edge needs "
-            "JetPack 6.0 or later, best 6.2: back up your files and flash it with SDK Manager or "
+            f"{board.l4t}), whose TensorRT is older than 10; dvt-edge needs "
+            "JetPack 6.1 or later, best 6.2: back up your files and flash it with SDK Manager or "
             f"the SD card image from {_GET_JETPACK}"
         )
 
@@ -199,7 +199,7 @@ def _module(root: Path) -> tuple[str | None, str | None]:
 
 def _l4t(root: Path) -> str | None:
     found = re.search(
-        r"#\s*R([0-9]{1,3}) \(release\), REVISION: ([0-9]+(?:\.[0-9]+)*)",
+        r"#\s*R([0-9]{1,3}) \(release\), REVISION: ([0-9]{1,3}(?:\.[0-9]{1,3})*)",
         read_text(root / "etc/nv_tegra_release") or "",
     )
     return f"{found[1]}.{found[2]}" if found else None

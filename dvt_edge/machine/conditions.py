@@ -21,7 +21,7 @@ _LOWEST_C = -100.0  # a gated sensor of older kernels reads -256
 
 
 class Conditions(Document):
-    """The state of the machine at one moment; None or empty for what it does not tell."""
+    """The state of the machine at one moment; None or empty for what it does not report."""
 
     power_mode: str | None = None
     """Name of the nvpmodel mode on a Jetson, such as ``MAXN_SUPER``."""
@@ -64,7 +64,7 @@ def read_conditions(root: str | Path = "/") -> Conditions:
 def changes(before: Conditions, after: Conditions) -> list[str]:
     """Warnings for people about what changed enough to move a measurement; empty if nothing did.
 
-    What only one of the two tells is not compared.
+    What only one of the two has is not compared.
     """
     warnings = []
     for what, old, new in (

@@ -50,11 +50,16 @@ def read_driver() -> Driver | None:
     version = f"{number.value // 1000}.{number.value % 1000 // 10}"
     status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if status not in (0, _NO_DEVICE):
-        text = ctypes.c_char_p()
-        cuda.cuGetErrorString(status, ctypes.byref(text))
-        reason = (text.value or b"unknown error").decode()
-        raise BackendError(f"for CUDA up to {version}; cuInit fails: {reason} ({status})")
+        reason = cuda_error(cuda, status)
+        raise BackendError(f"for CUDA up to {version}; cuInit fails: {reason}")
     return Driver(version, tuple(_gpu(cuda, index) for index in range(count.value)))
+
+
+def cuda_error(cuda: ctypes.CDLL, status: int) -> str:
+    """What libcuda calls ``status``, with the number."""
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorString(status, ctypes.byref(text))
+    return f"{(text.value or b'unknown error').decode()} ({status})"
 
 
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:

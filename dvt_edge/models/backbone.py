@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models.cascade import Cascade, Stage
+from dvt_edge.models.official import misfits
 
 _DISTILLED = ("dist_token", "head_dist.weight", "head_dist.bias")
 _POSITIONS = "pos_embed"
@@ -54,7 +55,10 @@ def resampled_kernel(weight: Tensor, size: int) -> Tensor:
     The inner product of the result with a patch is that of ``weight`` with the patch scaled from
     ``size`` to k by antialiased bilinear interpolation.
     """
-    scale = _scaling(size, weight.shape[-1])
+    # Interpolation along one dimension as a matrix [k, size], from that of the unit vectors.
+    image = torch.eye(size)[:, None, :, None].expand(-1, -1, -1, 2)
+    scaled = F.interpolate(image, (weight.shape[-1], 2), mode="bilinear", antialias=True)
+    scale = scaled[:, 0, :, 0].T
     return torch.einsum("dcij,ia,jb->dcab", weight, scale, scale)
 
 
@@ -67,32 +71,19 @@ def resampled_positions(table: Tensor, grid: int, extra: int = 1) -> Tensor:
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _scaling(source: int, target: int) -> Tensor:
-    """Matrix [target, source] of antialiased bilinear interpolation in one dimension."""
-    image = torch.eye(source)[:, None, :, None].expand(-1, -1, -1, 2)
-    scaled = F.interpolate(image, (target, 2), mode="bilinear", antialias=True)
-    return scaled[:, 0, :, 0].T
-
-
 def _check_names(cascade: Cascade, backbone: Mapping[str, Tensor]) -> None:
     """Compare with the first stage, which has no reuse; positions and kernels may differ in
     size, and the head in classes."""
-    expected = cascade.stages[0].state_dict()
-    lines = [f"missing {k} {list(v.shape)}" for k, v in expected.items() if k not in backbone]
-    lines = [line for line in lines if not line.startswith(("missing head.",))]
-    lines += [f"unexpected {k} {list(v.shape)}" for k, v in backbone.items() if k not in expected]
-    for key, tensor in backbone.items():
-        if key not in expected or key in _HEAD:
-            continue
-        free = {_POSITIONS: 2, _PATCHES: 4}.get(key, 0)
-        found, wanted = list(tensor.shape), list(expected[key].shape)
-        same = found == wanted
-        if free == 2:
-            same = len(found) == 3 and found[2] == wanted[2]
-        elif free == 4:
-            same = len(found) == 4 and found[:2] == wanted[:2] and found[2] == found[3]
-        if not same:
-            lines.append(f"misshapen {key} {found}, expected {wanted}")
+    expected, found = (
+        {name: tuple(tensor.shape) for name, tensor in state.items() if name not in _HEAD}
+        for state in (cascade.stages[0].state_dict(), backbone)
+    )
+    positions, patches = found.get(_POSITIONS, ()), found.get(_PATCHES, ())
+    if len(positions) == 3 and positions[2] == expected[_POSITIONS][2]:
+        expected[_POSITIONS] = positions
+    if len(patches) == 4 and patches[:2] == expected[_PATCHES][:2] and patches[2] == patches[3]:
+        expected[_PATCHES] = patches
+    lines = misfits(found, expected)
     if lines:
         raise CheckpointError(
             f"{len(lines)} tensors do not fit the cascade's stages: {'; '.join(lines)}. Choose the "

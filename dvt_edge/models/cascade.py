@@ -22,7 +22,7 @@ from dvt_edge.models.architectures import adapted, architecture
 from dvt_edge.models.checkpoint import read_checkpoint, write_checkpoint
 from dvt_edge.models.config import CascadeConfig, StageConfig
 from dvt_edge.models.official import recognise
-from dvt_edge.models.tokenizers import make_tokenizer, sinusoid
+from dvt_edge.models.tokenizers import PatchTokenizer, T2TTokenizer, sinusoid
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 
 
@@ -35,7 +35,7 @@ class StageOutput(NamedTuple):
     """[B, T, D]: the tokens after the last layer, before the final norm."""
     relations: Tensor | None
     """[B, L * H, T, T]: attention logits of all layers before softmax, layer-major, reused part
-    included; None in the last stage and without relation reuse, where nobody reads them."""
+    included; None in the last stage and without relation reuse, where they are not read."""
 
 
 class Attention(nn.Module):
@@ -136,10 +136,11 @@ class Stage(nn.Module):
         super().__init__()
         stage = config.stages[index]
         upstream = config.stages[index - 1] if index else None
-        self.patch_embed = make_tokenizer(config, index)
+        tokenizer = T2TTokenizer if config.tokenizer == "t2t" else PatchTokenizer
+        self.patch_embed = tokenizer(config, index)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, stage.width))
         self.pos_embed = nn.Parameter(
-            sinusoid(stage.tokens, stage.width), requires_grad=config.learned_positions
+            sinusoid(stage.tokens, stage.width), requires_grad=config.tokenizer != "t2t"
         )
         self.relation_reuse = (
             RelationReuse(upstream, stage) if upstream and config.relation_reuse else None
@@ -259,7 +260,7 @@ class Cascade(nn.Module):
         """A cascade with the weights of a state dict of the authors' release, in eval mode.
 
         Names may begin with ``module.``, and the head may have any number of classes. Without
-        ``architecture`` (a name of the registry) names and shapes tell which cascade it is.
+        ``architecture`` (a name of the registry) the tensors' names and shapes decide which it is.
 
         Raises :class:`~dvt_edge.errors.CheckpointError` naming every missing, unexpected or
         misshapen tensor, and :class:`~dvt_edge.errors.ConfigError` for an unknown architecture.

@@ -112,11 +112,6 @@ class CascadeConfig(Document):
         padding = -(-(kernel * grid - self.patch_input_size) // 2)
         return kernel, padding
 
-    @property
-    def learned_positions(self) -> bool:
-        """Whether position embeddings are trained; T2T-ViT's are fixed sinusoids."""
-        return self.tokenizer != "t2t"
-
     def unfold_geometry(self, stage: int) -> tuple[int, int, int]:
         """Kernel, stride and padding of the first unfold of a stage's ``t2t`` tokenizer, in pixels.
 

@@ -25,12 +25,13 @@ _STATE_KEYS = ("model_state_dict", "state_dict", "model", "model_ema", "net")
 
 
 class ForeignCheckpoint(NamedTuple):
-    """A state dict and what stood beside it."""
+    """A state dict and what lay beside it."""
 
     state: dict[str, Tensor]
     """Names as in the file, without ``module.``."""
-    figures: dict[str, Any]
-    """The release's figures (:data:`~dvt_edge.models.official.FIGURES`) as numbers and lists."""
+    metadata: dict[str, Any]
+    """``source``, ``sha256`` and the release's figures
+    (:data:`~dvt_edge.models.official.FIGURES`) as numbers and lists."""
     ignored: tuple[str, ...]
     """Other entries of the file."""
 
@@ -40,7 +41,7 @@ class Imported(NamedTuple):
 
     cascade: Cascade
     metadata: dict[str, Any]
-    """For :meth:`Cascade.save`: ``source``, ``sha256``, ``architecture`` and the figures."""
+    """For :meth:`Cascade.save`: the file's and ``architecture``."""
     ignored: tuple[str, ...]
     """Entries of the file that were not used."""
 
@@ -48,7 +49,7 @@ class Imported(NamedTuple):
 def import_cascade(path: Path, name: str | None = None) -> Imported:
     """Read a cascade that the authors' code wrote, or was fine-tuned from theirs.
 
-    ``name`` is an architecture of the registry; without it names and shapes tell.
+    ``name`` is an architecture of the registry; without it the tensors' names and shapes decide.
 
     Raises :class:`~dvt_edge.errors.CheckpointError` for a file that cannot be read without running
     code and for tensors that do not fit, each by name; :class:`~dvt_edge.errors.ConfigError` for an
@@ -60,8 +61,7 @@ def import_cascade(path: Path, name: str | None = None) -> Imported:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     cascade = Cascade.from_tensors(found.config, found.tensors)
-    metadata = _metadata(path, found.architecture) | file.figures
-    return Imported(cascade, metadata, file.ignored)
+    return Imported(cascade, file.metadata | {"architecture": found.architecture}, file.ignored)
 
 
 def import_backbone(path: Path, config: CascadeConfig, name: str | None = None) -> Imported:
@@ -80,7 +80,8 @@ def import_backbone(path: Path, config: CascadeConfig, name: str | None = None) 
         start_from_backbone(cascade, file.state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Imported(cascade, _metadata(path, name) | {"started_from": path.name}, file.ignored)
+    metadata = file.metadata | {"architecture": name, "started_from": path.name}
+    return Imported(cascade, metadata, file.ignored)
 
 
 def read_foreign(path: Path) -> ForeignCheckpoint:
@@ -151,10 +152,11 @@ def _taken_apart(path: Path, content: Any) -> ForeignCheckpoint:
             f"{', '.join(_STATE_KEYS)}"
         )
     around = {} if inside is None else {k: v for k, v in content.items() if k != inside}
-    figures = {k: _plain(path, k, around[k]) for k in FIGURES if k in around}
-    ignored = [str(k) for k in around if k not in figures]
+    metadata = {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    metadata |= {k: _plain(path, k, around[k]) for k in FIGURES if k in around}
+    ignored = [str(k) for k in around if k not in FIGURES]
     ignored += [str(k) for k in state if k not in tensors]
-    return ForeignCheckpoint(without_prefix(tensors), figures, tuple(ignored))
+    return ForeignCheckpoint(without_prefix(tensors), metadata, tuple(ignored))
 
 
 def _plain(path: Path, key: str, value: Any) -> Any:
@@ -170,8 +172,3 @@ def _plain(path: Path, key: str, value: Any) -> Any:
     if isinstance(value, float):  # the last threshold is minus infinity, which JSON does not know
         return value if np.isfinite(value) else str(value)
     raise CheckpointError(f"{path}: '{key}' holds a {type(value).__name__}, expected numbers")
-
-
-def _metadata(path: Path, name: str | None) -> dict[str, Any]:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"source": path.name, "sha256": digest, "architecture": name}

@@ -85,9 +85,10 @@ def recognise(state: StateDict, name: str | None, shapes_of: ShapesOf) -> Recogn
     """
     state = without_prefix(state)
     if not is_official(state):
+        more = f" and {len(state) - 6} more" if len(state) > 6 else ""
         raise CheckpointError(
             f"no cascade: no tensor is called {', '.join(f'{s}.*' for s in STAGE_NAMES)}; found "
-            f"{shorten(list(state))}. A single backbone starts a new cascade with "
+            f"{', '.join(list(state)[:6])}{more}. A single backbone starts a new cascade with "
             "'dvt-edge import --stage-from FILE --architecture NAME'"
         )
     tensors = {own_name(key): tensor for key, tensor in state.items()}
@@ -134,12 +135,6 @@ def without_prefix(state: StateDict) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def shorten(names: list[str], count: int = 6) -> str:
-    """The first ``count`` names, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
 def _refuse_misfits(shapes: Shapes, expected: Shapes, what: str) -> None:
     lines = misfits(shapes, expected)
     if lines:
@@ -182,9 +177,9 @@ def _nearest(shapes: Shapes, shapes_of: ShapesOf) -> str | None:
 
 
 def _inferred(shapes: Shapes) -> CascadeConfig | None:
-    """The configuration that the shapes tell; None if they tell none.
+    """The configuration that has these shapes; None if there is none.
 
-    What shapes cannot tell is the release's choice: heads of width 64 where no relations are
+    What shapes do not show is the release's choice: heads of width 64 where no relations are
     reused, LayerNorm's epsilon, 3 channels for T2T, and the image size nearest to 224.
     """
     count = 1 + max(int(found[1]) for key in shapes if (found := re.match(r"stages\.(\d+)\.", key)))
@@ -225,7 +220,7 @@ def _inferred(shapes: Shapes) -> CascadeConfig | None:
             config = CascadeConfig.model_validate(values | {"image_size": size})
         except ValidationError:
             continue
-        if all(_kernel(config, i) == _kernel_in(shapes, config, i) for i in range(count)):
+        if all(_kernel_fits(shapes, config, i) for i in range(count)):
             return config
     return None
 
@@ -235,14 +230,10 @@ def _depth(shapes: Shapes, stage: int) -> int:
     return 1 + max((int(m[1]) for key in shapes if (m := pattern.match(key))), default=-1)
 
 
-def _kernel(config: CascadeConfig, stage: int) -> int:
+def _kernel_fits(shapes: Shapes, config: CascadeConfig, stage: int) -> bool:
+    """Whether the first kernel of a stage has the size that the image size demands."""
+    prefix = f"stages.{stage}.patch_embed"
     if config.tokenizer == "t2t":
-        return config.unfold_geometry(stage)[0]
-    return config.patch_geometry(stage)[0]
-
-
-def _kernel_in(shapes: Shapes, config: CascadeConfig, stage: int) -> int:
-    if config.tokenizer == "t2t":
-        inputs = shapes.get(f"stages.{stage}.patch_embed.attention1.norm1.weight", (0,))[0]
-        return math.isqrt(inputs // config.channels)
-    return shapes.get(f"stages.{stage}.patch_embed.proj.weight", (0, 0, 0, 0))[2]
+        inputs = shapes.get(f"{prefix}.attention1.norm1.weight", (0,))[0]
+        return math.isqrt(inputs // config.channels) == config.unfold_geometry(stage)[0]
+    return shapes.get(f"{prefix}.proj.weight", (0,) * 4)[2] == config.patch_geometry(stage)[0]

@@ -1,4 +1,4 @@
-"""Image -> one token per patch: a convolution, or the performers of T2T-ViT.
+"""Images [B, C, S, S] -> tokens [B, grid^2, D]: a convolution, or the performers of T2T-ViT.
 
 Shape letters: B batch, C channels, S image size, D width, T tokens of a grid.
 """
@@ -107,13 +107,6 @@ class T2TTokenizer(nn.Module):
             x = F.unfold(x, 3, stride=2, padding=1).transpose(1, 2)
         y: Tensor = self.project(x)
         return y
-
-
-def make_tokenizer(config: CascadeConfig, index: int) -> PatchTokenizer | T2TTokenizer:
-    """The tokenizer of stage ``index``: images [B, C, S, S] -> tokens [B, grid^2, D]."""
-    if config.tokenizer == "t2t":
-        return T2TTokenizer(config, index)
-    return PatchTokenizer(config, index)
 
 
 def sinusoid(tokens: int, width: int) -> Tensor:

@@ -97,7 +97,7 @@ class Trainer:
         """Train to the end; returns one result per epoch, those before a resume included.
 
         ``progress`` is called after every step, ``on_epoch`` after every epoch. The finished
-        ``model.safetensors`` stands in ``config.output``, beside ``log.jsonl``.
+        ``model.safetensors`` is in ``config.output``, beside ``log.jsonl``.
         """
         while self.state.epoch < self.config.epochs:
             self._train_epoch(progress)

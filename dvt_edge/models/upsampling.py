@@ -26,16 +26,14 @@ def upsampling_1d(source: int, target: int) -> npt.NDArray[np.float32]:
     return np.stack(rows).astype(np.float32)
 
 
-def upsampling_2d(source: int, target: int) -> npt.NDArray[np.float32]:
-    """Matrix ``U`` [target^2, source^2] = kron(u, u) over row-major grids."""
-    u = upsampling_1d(source, target)
-    return np.kron(u, u).astype(np.float32)
-
-
 def feature_matrix(source: int, target: int) -> npt.NDArray[np.float32]:
-    """Matrix [1 + target^2, 1 + source^2] for tokens: the class token's row and column are zero."""
+    """Matrix [1 + target^2, 1 + source^2] for tokens: the class token's row and column are zero.
+
+    The rest is kron(u, u), over row-major grids.
+    """
+    u = upsampling_1d(source, target)
     matrix = np.zeros((1 + target * target, 1 + source * source), np.float32)
-    matrix[1:, 1:] = upsampling_2d(source, target)
+    matrix[1:, 1:] = np.kron(u, u)
     return matrix
 
 

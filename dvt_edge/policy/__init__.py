@@ -1,16 +1,14 @@
 """Thresholds from records and costs: pure NumPy, no I/O, no backend."""
 
-from dvt_edge.policy.budget import ExitLatency, Limits, solve_budget
-from dvt_edge.policy.certificate import Certificate, solve_certified
-from dvt_edge.policy.choose import Chosen, choose_thresholds
+from dvt_edge.policy.budget import ExitLatency, solve_budget
+from dvt_edge.policy.certificate import solve_certified
+from dvt_edge.policy.choose import choose_thresholds
 from dvt_edge.policy.records import Records
-from dvt_edge.policy.solver import Solution, frontier, replay, solve
+from dvt_edge.policy.solver import Certificate, Solution, frontier, replay, solve
 
 __all__ = [
     "Certificate",
-    "Chosen",
     "ExitLatency",
-    "Limits",
     "Records",
     "Solution",
     "choose_thresholds",

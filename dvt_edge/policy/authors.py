@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from dvt_edge.errors import DataError
 from dvt_edge.policy.records import Floats, Records
 
 AUTHORS_BUDGETS = range(1, 60)
@@ -20,11 +19,8 @@ def authors_thresholds(records: Records, p: float) -> Floats:
 
     Shares per exit are proportional to (p/20)^k, k = 1..K; the threshold of exit k is the
     confidence of the last of its share among the samples that have not left. Where a share is
-    empty, or more than are left, nobody leaves, as in their code. Labels are not looked at. Raises
-    :class:`~dvt_edge.errors.DataError` for p that is not positive.
+    empty, or more than are left, none leaves, as in their code. Labels are not looked at.
     """
-    if not np.isfinite(p) or p <= 0:
-        raise DataError(f"p is a positive number, 1..59 in the authors' release, found {p}")
     share = (p / 20) ** np.arange(1, records.exits + 1)
     share /= share.sum()
     left = np.zeros(len(records), bool)

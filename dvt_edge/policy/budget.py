@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.errors import BudgetError
 from dvt_edge.policy.records import Floats, Records
 from dvt_edge.policy.search import Problem, search
 from dvt_edge.policy.solver import (
+    Limit,
     Solution,
     cheapest,
     check_cost,
@@ -43,8 +44,7 @@ _ROUNDING = 1e-9  # of an accuracy that was given as a decimal fraction
 class ExitLatency:
     """Measured latency of leaving at each of K exits, in milliseconds: arrays [K].
 
-    Raises :class:`~dvt_edge.errors.DataError` for figures that are not positive, shapes that
-    differ, means that do not increase and quantiles out of order.
+    Means increase from exit to exit; of one exit p50 <= p95 <= p99 <= max.
     """
 
     mean: Floats
@@ -52,28 +52,6 @@ class ExitLatency:
     p95: Floats
     p99: Floats
     max: Floats
-
-    def __post_init__(self) -> None:
-        names = get_args(Statistic)
-        for name in names:
-            object.__setattr__(self, name, np.asarray(getattr(self, name), float))
-        rows = [getattr(self, name) for name in names]
-        if (
-            self.mean.ndim != 1
-            or not self.mean.size
-            or any(r.shape != self.mean.shape for r in rows)
-        ):
-            raise DataError(
-                f"latencies are arrays of one figure per exit, found {[r.shape for r in rows]}"
-            )
-        if not np.isfinite(rows).all() or np.min(rows) <= 0:
-            raise DataError("latencies must be positive milliseconds; measure them again")
-        if (np.diff(self.mean) <= 0).any():
-            raise DataError(
-                f"mean latencies must increase with the exit, found {self.mean.tolist()}"
-            )
-        if (np.diff(rows[1:], axis=0) < 0).any():
-            raise DataError("latencies must satisfy p50 <= p95 <= p99 <= max at every exit")
 
     def exceeding(self, limit_ms: float) -> Floats:
         """[K]: largest share of each exit's frames that takes longer than ``limit_ms``, 0..1."""
@@ -83,44 +61,30 @@ class ExitLatency:
         return np.asarray(np.maximum.accumulate(share))
 
 
-class Limits(Protocol):
-    """What must be kept; at least one but ``statistic`` is set.
+class Budget(Protocol):
+    """What must be kept: a :class:`~dvt_edge.profile.BudgetConfig`, which explains and checks it.
 
-    :class:`~dvt_edge.profile.BudgetConfig`, which checks them, is such limits: pure NumPy code
-    cannot import it.
+    Pure NumPy code cannot import that.
     """
 
     @property
-    def latency_ms(self) -> float | None:
-        """Limit of ``statistic`` of the latency per frame."""
-
+    def latency_ms(self) -> float | None: ...
     @property
     def statistic(self) -> Statistic: ...
-
     @property
-    def energy_mj(self) -> float | None:
-        """Limit of the mean energy per frame, in millijoules."""
-
+    def energy_mj(self) -> float | None: ...
     @property
-    def min_accuracy(self) -> float | None:
-        """Share of right answers on the records; then the lowest mean latency is looked for."""
-
+    def min_accuracy(self) -> float | None: ...
     @property
-    def max_stage(self) -> int | None:
-        """Last stage that may run, counted from 1."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The mean of ``cost[exit]`` over the frames is at most ``most``."""
-
-    cost: Floats
-    """[K], never falling."""
-    most: float
+    def max_stage(self) -> int | None: ...
+    @property
+    def confidence_level(self) -> float | None: ...
+    @property
+    def point(self) -> int | None: ...
 
 
 def solve_budget(
-    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Limits
+    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Budget
 ) -> Solution:
     """The thresholds that ``budget`` asks for; ``cost`` of the solution is its mean latency in ms.
 
@@ -137,7 +101,7 @@ def solve_budget(
     return replay(records, latency.mean, thresholds)
 
 
-def allowed_exits(latency: ExitLatency, budget: Limits) -> int:
+def allowed_exits(latency: ExitLatency, budget: Budget) -> int:
     """How many exits ``budget`` leaves open, whatever the frames are.
 
     Raises :class:`~dvt_edge.errors.BudgetError` for a ``max_stage`` beyond the last.
@@ -155,7 +119,7 @@ def allowed_exits(latency: ExitLatency, budget: Limits) -> int:
 
 
 def budget_limits(
-    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Limits
+    records: Records, latency: ExitLatency, energy_mj: npt.ArrayLike | None, budget: Budget
 ) -> tuple[int, list[Limit]]:
     """Exits that may be used, and the limits of ``budget``; raises where exit 1 breaks one."""
     check_cost(records, latency.mean)
@@ -204,7 +168,7 @@ def solve_limits(
     records under limits on the same costs; it saves time. Raises
     :class:`~dvt_edge.errors.BudgetError` where there are no such thresholds.
     """
-    problem = limit_problem(records, price, limits, exits)
+    problem = make_problem(records, [Limit(price, np.inf), *limits], exits)
     if like is not None:
         problem = like.limited(problem.allowance, None)
     if min_accuracy is None:
@@ -214,12 +178,6 @@ def solve_limits(
     if found is None:
         raise _refusal(problem, min_accuracy)
     return np.array([*found.thresholds, *[-np.inf] * (records.exits - exits)])
-
-
-def limit_problem(records: Records, price: Floats, limits: list[Limit], exits: int) -> Problem:
-    """The search problem that :func:`solve_limits` solves."""
-    pairs = [(price, np.inf), *((limit.cost, limit.most) for limit in limits)]
-    return make_problem(records, pairs, exits)
 
 
 def _refusal(problem: Problem, min_accuracy: float | None) -> BudgetError:

@@ -17,22 +17,15 @@ exit costs what was measured. Drift and clocks are for the controller and the au
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy.budget import (
-    ExitLatency,
-    Limit,
-    Limits,
-    budget_limits,
-    limit_problem,
-    solve_limits,
-)
+from dvt_edge.policy.budget import Budget, ExitLatency, budget_limits, solve_limits
 from dvt_edge.policy.records import Exits, Floats, Records
-from dvt_edge.policy.solver import Solution, closed_before, replay
+from dvt_edge.policy.solver import Certificate, Limit, Solution, closed_before, make_problem, replay
 
 LADDER = (3.0, 2.5, 2.1, 1.8, 1.5, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Distances to the wanted limit that are tested in turn, in half-widths of a confidence bound."""
@@ -41,28 +34,11 @@ MINIMUM_RECORDS = 20
 _BISECTIONS = 24  # to 6e-8 of the range, rounded up
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """All statements hold together with probability 1 - ``delta`` over the records drawn."""
-
-    n: int
-    """Records that the statements were tested on; the thresholds were chosen on others."""
-    delta: float
-    cost_bound: float
-    """The true mean cost (mean latency in ms) is at most this."""
-    accuracy_gap_bound: float
-    """The true accuracy is at most this much below the last exit's, 0..1."""
-    accuracy_bound: float | None
-    """The true accuracy is at least this; None where labels are missing."""
-    method: str
-    """How the statements were obtained: ``learn-then-test``."""
-
-
 def solve_certified(
     records: Records,
     latency: ExitLatency,
     energy_mj: npt.ArrayLike | None,
-    budget: Limits,
+    budget: Budget,
     confidence_level: float = 0.95,
     *,
     seed: int = 0,
@@ -76,14 +52,9 @@ def solve_certified(
 
     Raises :class:`~dvt_edge.errors.BudgetError` as ``solve_budget`` does, and where the records
     cannot prove ``min_accuracy``, with the accuracy that they can; limits alone never fail, as
-    leaving at the first exit keeps them. :class:`~dvt_edge.errors.DataError` for a
-    ``confidence_level`` outside 0..1 and fewer than 20 records.
+    leaving at the first exit keeps them. :class:`~dvt_edge.errors.DataError` for fewer than 20
+    records.
     """
-    if not 0 < confidence_level < 1:
-        raise DataError(
-            f"confidence_level is a probability between 0 and 1 such as 0.95, found "
-            f"{confidence_level}"
-        )
     delta = 1 - confidence_level
     if len(records) < MINIMUM_RECORDS:
         raise DataError(
@@ -149,11 +120,11 @@ def _ladder(
     price: Floats,
     limits: list[Limit],
     exits: int,
-    budget: Limits,
+    budget: Budget,
     delta: float,
 ) -> Iterator[Floats]:
     """Proposals, the safest first, one for every distance that leaves something to choose."""
-    like = limit_problem(chooser, price, limits, exits)
+    like = make_problem(chooser, [Limit(price, np.inf), *limits], exits)
     try:
         plain = solve_limits(chooser, price, limits, exits, budget.min_accuracy, like)
     except BudgetError:
@@ -217,13 +188,7 @@ def _wealth(values: npt.NDArray[np.float64], bets: Floats, mean: Floats) -> Floa
     return np.asarray(np.cumsum(steps, axis=-1).max(axis=-1))
 
 
-def _bounds(
-    records: Records,
-    cost: Floats,
-    at: Exits,
-    delta: float,
-    each: float,
-) -> Certificate:
+def _bounds(records: Records, cost: Floats, at: Exits, delta: float, each: float) -> Certificate:
     """Bounds on cost and gap, each wrong with probability ``each``, of leaving at ``at`` [N]."""
     span = float(cost[-1] - cost[0])
     dear = np.clip((cost[at] - cost[0]) / span, 0, 1) if span else np.zeros(len(at))

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from dvt_edge.errors import BudgetError
-from dvt_edge.policy.budget import ExitLatency, Limits, solve_budget
-from dvt_edge.policy.certificate import Certificate, solve_certified
+from dvt_edge.policy.budget import Budget, ExitLatency, solve_budget
+from dvt_edge.policy.certificate import solve_certified
 from dvt_edge.policy.records import Records
 from dvt_edge.policy.solver import Solution, replay
 
 RecordedThresholds = Sequence[Sequence[float | str]]
 """[P, K]: what an imported checkpoint carries; infinities are strings, as in JSON."""
-
-
-class Budget(Limits, Protocol):
-    """A whole budget, such as :class:`~dvt_edge.profile.BudgetConfig`."""
-
-    @property
-    def confidence_level(self) -> float | None:
-        """Certify the limits with this probability."""
-
-    @property
-    def point(self) -> int | None:
-        """Row, from 1, of the recorded thresholds to use as they are, without any limit."""
 
 
 class Costs(Protocol):
@@ -41,37 +29,24 @@ class Costs(Protocol):
         """[K]: mean per frame; None where it was not measured."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What a budget comes to."""
-
-    solution: Solution
-    certificate: Certificate | None
-    """What holds for unseen frames, where the budget has a ``confidence_level``."""
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """[K]: in force from now on."""
-        return tuple(float(t) for t in self.solution.thresholds)
-
-
 def choose_thresholds(
     records: Records, costs: Costs, budget: Budget, recorded: RecordedThresholds | None = None
-) -> Chosen:
+) -> Solution:
     """The thresholds that ``budget`` asks for, and what is certified of them.
 
     ``recorded`` is for budgets with a ``point``. Raises :class:`~dvt_edge.errors.BudgetError`,
     naming the nearest feasible value, where no thresholds keep the budget, and
     :class:`~dvt_edge.errors.DataError` for costs that do not fit the records.
     """
+    latency, energy_mj = costs.latency, costs.energy_mj
     if budget.point is not None:
-        chosen = _recorded_point(recorded, budget.point)
-        return Chosen(replay(records, costs.latency.mean, chosen), None)
+        return replay(records, latency.mean, _recorded_point(recorded, budget.point))
     if budget.confidence_level is None:
-        return Chosen(solve_budget(records, costs.latency, costs.energy_mj, budget), None)
-    return Chosen(
-        *solve_certified(records, costs.latency, costs.energy_mj, budget, budget.confidence_level)
+        return solve_budget(records, latency, energy_mj, budget)
+    solution, certificate = solve_certified(
+        records, latency, energy_mj, budget, budget.confidence_level
     )
+    return replace(solution, certificate=certificate)
 
 
 def _recorded_point(recorded: RecordedThresholds | None, point: int) -> list[float]:
@@ -80,7 +55,7 @@ def _recorded_point(recorded: RecordedThresholds | None, point: int) -> list[flo
             "thresholds: recorded needs a model imported with recorded thresholds, and this one "
             "carries none; give a limit such as latency_ms"
         )
-    if not 1 <= point <= len(recorded):
+    if point > len(recorded):
         raise BudgetError(
             f"point {point} does not exist; the checkpoint records 1..{len(recorded)}"
         )

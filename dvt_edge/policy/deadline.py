@@ -11,67 +11,42 @@ has no such bound: any frame may run all stages.
 What this does not bound. Preprocessing and the first stage, which take the time they take; a stage
 that is running, which nothing interrupts; the tail beyond p99, since the operating system, a clock
 change or another process may hold any stage for any time; and a p99 that is out of date: hand in
-the controller's ``slowdown``, or measure anew. Waiting for another thread's frame counts only if
+the controller's ``slowdown``, or measure again. Waiting for another thread's frame counts only if
 the caller takes it off the time left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite, nan
-
-from dvt_edge.errors import BudgetError, DataError
+from math import isfinite
 
 
-@dataclass(frozen=True)
-class Deadline:
-    """The rule for one cascade; it holds no clock: the caller says how much time is left.
+def refused(
+    stage_p99_ms: Sequence[float | None],
+    stage: int,
+    left_ms: float,
+    slowdown: Sequence[float] = (),
+) -> str | None:
+    """Why ``stage`` (from 1) may not start with ``left_ms`` left, or None if it may.
 
-    Raises :class:`~dvt_edge.errors.DataError` without stages.
+    The caller then returns the best answer so far, the one of exit ``stage - 1``, marked
+    truncated, with this text as its reason. ``stage_p99_ms`` [K] is the p99 of each stage alone
+    with its exit's decision. A figure that is missing (None), NaN, infinite or negative is unknown,
+    and a stage after the first does not start without it. ``left_ms`` may be infinite (no
+    deadline); NaN counts as no time. ``slowdown`` [K] multiplies the p99s, 1 where it is not known;
+    what is faster than measured is not trusted, so values below 1 count as 1.
     """
-
-    stage_p99_ms: tuple[float | None, ...]
-    """[K]: p99 of each stage alone with its exit's decision. A figure that is missing (None), NaN,
-    infinite or negative is unknown, and a stage after the first does not start without it."""
-
-    def __post_init__(self) -> None:
-        if not self.stage_p99_ms:
-            raise DataError("a deadline needs the p99 of at least one stage, found none")
-
-    def refuse(self, stage: int, left_ms: float, slowdown: Sequence[float] = ()) -> str | None:
-        """Why ``stage`` (from 1) may not start with ``left_ms`` left, or None if it may.
-
-        The caller then returns the best answer so far, the one of exit ``stage - 1``, marked
-        truncated, with this text as its reason. ``left_ms`` may be infinite (no deadline); NaN
-        counts as no time. ``slowdown`` [K] multiplies the p99s, 1 where it is not known; what is
-        faster than measured is not trusted, so values below 1 count as 1. Raises
-        :class:`~dvt_edge.errors.DataError` for a stage that the cascade does not have.
-        """
-        if not 1 <= stage <= len(self.stage_p99_ms):
-            raise DataError(f"stage must be 1..{len(self.stage_p99_ms)}, found {stage}")
-        if stage == 1 or left_ms == float("inf"):
-            return None
-        known = self.stage_p99_ms[stage - 1]
-        p99 = nan if known is None else float(known)
-        if not isfinite(p99) or p99 < 0:
-            return (
-                f"stage {stage} has no measured p99, so it is not started under a deadline "
-                "(run 'dvt-edge profile')"
-            )
-        factor = float(slowdown[stage - 1]) if len(slowdown) >= stage else 1.0
-        need = p99 * (max(1.0, factor) if isfinite(factor) else 1.0)
-        if need <= left_ms:
-            return None
-        left = "no" if not left_ms > 0 else f"only {left_ms:.3g} ms of"
-        return f"stage {stage} needs {need:.3g} ms (p99) and {left} time is left"
-
-
-def check_deadline(deadline_ms: float) -> float:
-    """``deadline_ms`` as a float; raises :class:`~dvt_edge.errors.BudgetError` unless positive."""
-    if not deadline_ms > 0:  # NaN too
-        raise BudgetError(
-            f"a deadline is a positive number of milliseconds, found {deadline_ms}; leave it out "
-            "to run without one"
+    if stage == 1 or left_ms == float("inf"):
+        return None
+    p99 = stage_p99_ms[stage - 1]
+    if p99 is None or not isfinite(p99) or p99 < 0:
+        return (
+            f"stage {stage} has no measured p99, so it is not started under a deadline "
+            "(run 'dvt-edge profile')"
         )
-    return float(deadline_ms)
+    factor = slowdown[stage - 1] if len(slowdown) >= stage else 1.0
+    need = p99 * (max(1.0, factor) if isfinite(factor) else 1.0)
+    if need <= left_ms:
+        return None
+    left = "no" if not left_ms > 0 else f"only {left_ms:.3g} ms of"
+    return f"stage {stage} needs {need:.3g} ms (p99) and {left} time is left"

@@ -68,7 +68,7 @@ class _Level:
 class Plane:
     """All pairs of thresholds on two confidences ``x`` [n] and ``y`` [n], n at least 1.
 
-    With ``x`` None nobody leaves at the first exit. Equal confidences are never separated.
+    With ``x`` None none leaves at the first exit. Equal confidences are never separated.
     """
 
     def __init__(
@@ -187,8 +187,8 @@ class Plane:
     def _last(self, need: Ints, firsts: Ints) -> tuple[Ints, Ints, Bools, Ints]:
         """The last place whose running sum is ``need`` [F] at least, for each first threshold.
 
-        Returns the place, the sum, whether there is one (else nobody leaves, sum 0) and what is
-        saved [C, F]; the sum tells whether the need is met.
+        Returns the place, the sum, whether there is one (else none leaves, sum 0) and what is
+        saved [C, F]; the sum shows whether the need is met.
         """
         top, version = self._levels[-1], firsts.copy()
         node, before = np.zeros_like(version), np.zeros_like(version)
@@ -211,7 +211,7 @@ class Plane:
 
 
 def _children(node: Ints, version: Ints, left: Small, versions: int) -> tuple[Ints, Ints]:
-    """Where the versions of both children stand in the level below."""
+    """Where the versions of both children are in the level below."""
     half = versions // 2 + 1
     return 2 * node * half + left, (2 * node + 1) * half + version - left
 

@@ -24,7 +24,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.plane import SCALE, Bools, Choice, Ints, Options, Plane
+from dvt_edge.policy.plane import Bools, Choice, Ints, Options, Plane
 
 STARTS = 3
 """Three-exit cascades from which the search with five exits or more starts."""
@@ -91,20 +91,6 @@ class Problem:
         return plane.cheapest(self.need - value, allowance)
 
 
-def integer_prices(cost: npt.NDArray[np.float64]) -> Ints:
-    """[K]: ``cost`` in units of its last, dearest one / SCALE, correctly rounded."""
-    return np.asarray(np.rint(cost / cost[-1] * SCALE), np.int64)
-
-
-def integer_limit(limit: float, cost: npt.NDArray[np.float64], count: int) -> int:
-    """Total of :func:`integer_prices` over ``count`` samples that ``limit`` per sample allows.
-
-    Half a unit per sample is granted for rounding: 1e-12 of the dearest exit's cost.
-    """
-    share = min(limit / float(cost[-1]), 1.0)
-    return int(share * SCALE * count) + count // 2 + 1
-
-
 def search(problem: Problem) -> Found | None:
     """The best thresholds, or None where no thresholds keep the limits."""
     if problem.exits == 1:
@@ -112,28 +98,22 @@ def search(problem: Problem) -> Found | None:
         value = int(problem.right.sum())
         met = (spent <= problem.allowance).all() and value >= (problem.need or 0)
         return Found((-np.inf,), value, int(spent[0])) if met else None
-    if problem.exits <= 3:
-        return _from_choice(
-            problem, problem.pick(problem.plane, 0, np.zeros_like(problem.allowance))
-        )
-    found = _improve_pairs(problem)
-    return _branch_and_bound(problem, found) if problem.exits == 4 else found
-
-
-def _from_choice(problem: Problem, choice: Choice | None) -> Found | None:
+    if problem.exits > 3:
+        found = _improve_pairs(problem)
+        return _branch_and_bound(problem, found) if problem.exits == 4 else found
+    choice = problem.pick(problem.plane, 0, np.zeros_like(problem.allowance))
     if choice is None:
         return None
-    confidence = problem.confidence
-    thresholds = [cut(confidence[:, problem.exits - 2], choice.second), -np.inf]
+    thresholds = [cut(problem.confidence[:, problem.exits - 2], choice.second), -np.inf]
     if problem.exits == 3:
-        thresholds.insert(0, cut(confidence[:, 0], choice.first))
+        thresholds.insert(0, cut(problem.confidence[:, 0], choice.first))
     return Found(tuple(thresholds), choice.value, choice.price)
 
 
 def cut(confidence: npt.NDArray[np.floating], count: int) -> float:
     """The threshold that exactly the ``count`` largest of ``confidence`` [N] reach.
 
-    Halfway to the next one, so that rounding on another machine moves nobody across it; inf where
+    Halfway to the next one, so that rounding on another machine moves none across it; inf where
     ``count`` is 0.
     """
     if not count:

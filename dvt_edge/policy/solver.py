@@ -9,24 +9,37 @@ search (:mod:`dvt_edge.policy.search` says how). Budgets in milliseconds and jou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError, DataError
+from dvt_edge.policy.plane import SCALE, Ints
 from dvt_edge.policy.records import Floats, Records
-from dvt_edge.policy.search import (
-    Found,
-    Problem,
-    integer_limit,
-    integer_prices,
-    search,
-)
+from dvt_edge.policy.search import Found, Problem, search
 
 FRONTIER_POINTS = 256
 """Most points of a frontier of up to three exits."""
 FRONTIER_POINTS_SLOW = 33
 """The same with four exits and more, where every point is a search of its own."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All statements hold together with probability 1 - ``delta`` over the records drawn."""
+
+    n: int
+    """Records that the statements were tested on; the thresholds were chosen on others."""
+    delta: float
+    cost_bound: float
+    """The true mean cost (mean latency in ms) is at most this."""
+    accuracy_gap_bound: float
+    """The true accuracy is at most this much below the last exit's, 0..1."""
+    accuracy_bound: float | None
+    """The true accuracy is at least this; None where labels are missing."""
+    method: str
+    """How the statements were obtained: ``learn-then-test``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,16 @@ class Solution:
     """Mean cost per sample, in the budget's unit."""
     exit_fraction: Floats
     """[K]: share of samples that leave at each exit."""
+    certificate: Certificate | None = None
+    """What holds for unseen frames, where the budget has a ``confidence_level``."""
+
+
+class Limit(NamedTuple):
+    """The mean of ``cost[exit]`` over the frames is at most ``most``."""
+
+    cost: Floats
+    """[K], never falling."""
+    most: float
 
 
 def closed_before(exits: int, exit_at: int) -> Floats:
@@ -83,7 +106,7 @@ def solve(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
             f"the budget of {limit:g} is smaller than the first exit's cost; the smallest possible "
             f"is {round_up(costs[0]):g}"
         )
-    found = search(make_problem(records, [(costs, limit)]))
+    found = search(make_problem(records, [Limit(costs, limit)]))
     assert found is not None  # leaving at the first exit keeps the limit
     return replay(records, costs, found.thresholds)
 
@@ -91,7 +114,7 @@ def solve(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
 def frontier(
     records: Records, cost: npt.ArrayLike, points: int | None = None
 ) -> tuple[Solution, ...]:
-    """The accuracy/cost curve: from everybody leaving first to the highest accuracy there is.
+    """The accuracy/cost curve: from all leaving at the first exit to the highest accuracy.
 
     Every point is the cheapest solution of its accuracy and the most accurate of its cost; cost and
     accuracy increase along the curve. Where the accuracies that beat the first exit's are at most
@@ -105,7 +128,7 @@ def frontier(
         points = FRONTIER_POINTS if records.exits <= 3 else FRONTIER_POINTS_SLOW
     if points < 2:
         raise DataError(f"a frontier needs at least 2 points, found {points}")
-    problem = make_problem(records, [(costs, np.inf)])
+    problem = make_problem(records, [Limit(costs, np.inf)])
     highest = search(problem)
     assert highest is not None  # nothing is forbidden
     first = int(problem.right[:, 0].sum())
@@ -134,13 +157,8 @@ def check_cost(records: Records, cost: npt.ArrayLike) -> Floats:
     return costs
 
 
-def make_problem(
-    records: Records, limits: list[tuple[Floats, float]], exits: int | None = None
-) -> Problem:
-    """The search problem of ``records`` cut down to its first ``exits``.
-
-    ``limits`` are pairs of a cost [K] that never falls and the largest mean of it.
-    """
+def make_problem(records: Records, limits: list[Limit], exits: int | None = None) -> Problem:
+    """The search problem of ``records`` cut down to its first ``exits``."""
     exits = exits or records.exits
     count = len(records)
     price, allowance = [], []
@@ -148,13 +166,20 @@ def make_problem(
         used = cost[:exits]
         if used[-1] > 0:  # otherwise all of it costs nothing and nothing is forbidden
             price.append(integer_prices(used))
-            allowance.append(integer_limit(limit, used, count))
+            share = min(limit / float(used[-1]), 1.0)
+            # Half a unit per sample is granted for rounding: 1e-12 of the dearest exit's cost.
+            allowance.append(int(share * SCALE * count) + count // 2 + 1)
     return Problem(
         records.confidence[:, :exits],
         records.correct[:, :exits],
         np.array(price),
         np.array(allowance),
     )
+
+
+def integer_prices(cost: Floats) -> Ints:
+    """[K]: ``cost`` in units of its last, dearest one / SCALE, correctly rounded."""
+    return np.asarray(np.rint(cost / cost[-1] * SCALE), np.int64)
 
 
 def cheapest(problem: Problem, need: int) -> Found | None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps, features
 
 from dvt_edge.errors import DataError
-from dvt_edge.files.datasets import ImageDataset
+from dvt_edge.files.datasets import ImageDataset, Pixels
 from dvt_edge.policy import Records
 from dvt_edge.report.data import ClassImages, Thumbnail
-from dvt_edge.report.thumbnails import thumbnail_uri
 
 CLASSES_SHOWN = 24
 CLASSES_WITH_IMAGES = 12
 IMAGES_PER_ROW = 4
 FEW_IMAGES = 5
 """Where classes are many, those with fewer records say little about being easy."""
+SIDE_PX = 72
+QUALITY = 68
+"""Of thumbnails in WebP and JPEG: about 1 kB an image."""
 
 Rows = npt.NDArray[np.integer]
 
@@ -28,14 +33,9 @@ def order_classes(class_of: Rows, at: Rows, most: int = CLASSES_SHOWN) -> Rows:
     ``at`` [N] is the exit of each record. Of more than ``most`` classes both ends are taken.
     """
     present, position, count = np.unique(class_of, return_inverse=True, return_counts=True)
-    if len(present) > most and (count >= FEW_IMAGES).sum() >= most:
-        enough = count >= FEW_IMAGES
-    else:
-        enough = np.ones(len(present), bool)
-    depth = np.bincount(position, at) / count
-    easiest_first = np.argsort(depth, kind="stable")
-    ordered = present[easiest_first[enough[easiest_first]]]
-    return both_ends(ordered, most)
+    easiest_first = np.argsort(np.bincount(position, at) / count, kind="stable")
+    enough = easiest_first[count[easiest_first] >= FEW_IMAGES]
+    return both_ends(present[enough if len(enough) >= most else easiest_first], most)
 
 
 def both_ends(ordered: Rows, most: int) -> Rows:
@@ -56,32 +56,13 @@ def easiest_and_hardest(
     """
     confidence = records.confidence[np.arange(len(records)), at]
     right = records.correct_at(at)
-    # Nobody is "before" the first exit: then it is the first exit's own confidence.
+    # Nothing is "before" the first exit: then it is the first exit's own confidence.
     before = records.confidence[:, : max(1, records.exits - 1)].max(axis=1)
     by_ease = rows[np.lexsort((-confidence[rows], at[rows]))]
     easiest = by_ease[right[by_ease]][: min(count, (len(rows) + 1) // 2)]
     by_pain = rows[np.lexsort((before[rows], -at[rows]))]
     hardest = by_pain[~np.isin(by_pain, easiest)][:count]
     return easiest, hardest
-
-
-def check_images(images: ImageDataset, rows: Rows, records: Records) -> None:
-    """Raises DataError unless ``rows`` of ``images`` are what ``records`` were made from, as far
-    as their number and labels tell."""
-    if len(rows) != len(records):
-        raise DataError(
-            f"the images are {len(rows)}, the records {len(records)}: the data has changed since "
-            "the build; rebuild with 'dvt-edge build'"
-        )
-    if (images.labels is None) != (records.label is None) or (
-        images.labels is not None
-        and records.label is not None
-        and not np.array_equal(np.asarray(images.labels)[rows], records.label)
-    ):
-        raise DataError(
-            "the images' labels are not the records': the data has changed since the build; "
-            "rebuild with 'dvt-edge build'"
-        )
 
 
 def gallery(
@@ -95,11 +76,19 @@ def gallery(
     """Thumbnails of the easiest and hardest images of at most twelve of the classes ``shown``.
 
     ``rows`` [N] are the indices in ``images`` of the records, ``at`` [N] the exits where they
-    leave. Raises :class:`~dvt_edge.errors.DataError` for images that are others than the records'
-    or cannot be read.
+    leave. Raises :class:`~dvt_edge.errors.DataError` for images that cannot be read, or that are
+    not the records' as far as their number and labels show.
     """
-    check_images(images, rows, records)
-    class_of = records.truth
+    labels = None if images.labels is None else np.asarray(images.labels)[rows]
+    what = ""
+    if len(rows) != len(records):
+        what = f"the images are {len(rows)}, the records {len(records)}"
+    elif not np.array_equal(labels, records.label):  # type: ignore[arg-type]  # None is as good
+        what = "the images' labels are not the records'"
+    if what:
+        raise DataError(
+            f"{what}: the data has changed since the build; rebuild with 'dvt-edge build'"
+        )
 
     def thumbnails(chosen: Rows) -> tuple[Thumbnail, ...]:
         return tuple(
@@ -115,12 +104,22 @@ def gallery(
 
     found = []
     for number in both_ends(shown, CLASSES_WITH_IMAGES):
-        easiest, hardest = easiest_and_hardest(records, at, np.flatnonzero(class_of == number))
-        found.append(
-            ClassImages(
-                name=class_names[number],
-                easiest=thumbnails(easiest),
-                hardest=thumbnails(hardest),
-            )
-        )
+        of_class = np.flatnonzero(records.truth == number)
+        easiest, hardest = map(thumbnails, easiest_and_hardest(records, at, of_class))
+        found.append(ClassImages(name=class_names[number], easiest=easiest, hardest=hardest))
     return tuple(found)
+
+
+def thumbnail_uri(image: Pixels) -> str:
+    """The centre of ``image``, uint8 [H, W, 3] RGB or [H, W] gray, as a ``data:`` URI.
+
+    At most :data:`SIDE_PX` wide and high; small images are not enlarged, browsers do that as well.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    side = min(SIDE_PX, *picture.size)
+    picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    kind = "WEBP" if features.check("webp") else "JPEG"
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=QUALITY)
+    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{text}"

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.bundle.measurement import Measurement
 from dvt_edge.files.documents import Document
+from dvt_edge.policy import Certificate
 
 CostKind = Literal["latency", "energy"]
 
@@ -16,8 +18,8 @@ class Point(Document):
     """One choice of thresholds, and what it gives on the calibration records."""
 
     thresholds: tuple[float | None, ...]
-    """[K]: leave at exit k from this confidence on, 0..1; 0 where all leave, None where nobody
-    does, for JSON knows no infinity."""
+    """[K]: leave at exit k from this confidence on, 0..1; 0 where all leave, None where none
+    does, as JSON has no infinity."""
     exit_fraction: tuple[float, ...]
     """[K]: share of the records that leave at each exit."""
     accuracy: float
@@ -41,22 +43,6 @@ class OperatingPoint(Document):
     point: Point | None = None
     unavailable: str | None = None
     """Why there are no thresholds for this budget; None where there are."""
-
-
-class CertificateFigures(Document):
-    """What holds for unseen frames, or why nothing is promised."""
-
-    unavailable: str | None = None
-    """Why there is none; None where there is one."""
-    n: int | None = None
-    """Records that the statements were tested on."""
-    delta: float | None = None
-    cost_bound_ms: float | None = None
-    accuracy_gap_bound: float | None = None
-    """0..1: at most this much below the last exit's accuracy."""
-    accuracy_bound: float | None = None
-    """0..1; None where labels are missing."""
-    method: str = ""
 
 
 class ClassRow(Document):
@@ -90,14 +76,6 @@ class ClassImages(Document):
     hardest: tuple[Thumbnail, ...]
 
 
-class StageFacts(Document):
-    """One stage of the bundle."""
-
-    precision: str
-    parameters: int
-    macs: int
-
-
 class ReportData(Document):
     """All of a report."""
 
@@ -120,7 +98,8 @@ class ReportData(Document):
     """The rule of the DVT authors' release, cheapest parameter first."""
     recorded: tuple[Point, ...] = ()
     """Thresholds that came with an imported checkpoint."""
-    certificate: CertificateFigures
+    certificate: Certificate | None
+    """Of the operating point, where the budget asks for one."""
     classes: tuple[ClassRow, ...]
     """[C]: easiest first."""
     classes_in_all: int
@@ -128,8 +107,5 @@ class ReportData(Document):
     gallery: tuple[ClassImages, ...]
     gallery_unavailable: str | None
     """Why there are no images; None where there are."""
-    backend: str
-    stages: tuple[StageFacts, ...]
-    """[K]."""
-    versions: dict[str, str]
+    manifest: Manifest
     measurement: Measurement

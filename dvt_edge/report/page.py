@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -47,28 +46,27 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "folder": _folder,
-        "moment": _moment,
+        "moment": lambda text: f"{datetime.fromisoformat(text):%Y-%m-%d, %H:%M %Z}",
         "ms": _ms,
         "number": _number,
         "percent": _percent,
     }
     return environment.get_template("report.html").render(
         data=data,
-        style=_verbatim((_HERE / "report.css").read_text(encoding="utf-8")),
-        script=_verbatim((_HERE / "report.js").read_text(encoding="utf-8")),
+        style=(_HERE / "report.css").read_text(encoding="utf-8"),
+        script=(_HERE / "report.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
-        values=_verbatim(_embedded(_live_values(data))),
+        values=_live_values(data),
         version=dvt_edge.__version__,
     )
 
 
 def _live_values(data: ReportData) -> dict[str, Any]:
     """What the script needs; the rest of ``data`` is in the page's text already."""
-    values: dict[str, Any] = data.model_dump(
-        mode="json", exclude={"gallery": True, "versions": True, "stages": True}
-    )
+    values: dict[str, Any] = data.model_dump(mode="json", exclude={"gallery", "manifest"})
     if data.measurement.data:  # of a thousand classes the page shows a few
         shown = {row.name for row in data.classes}
         shares = data.measurement.data.class_exit_fraction
@@ -76,19 +74,6 @@ def _live_values(data: ReportData) -> dict[str, Any]:
             name: share for name, share in shares.items() if name in shown
         }
     return values
-
-
-def _embedded(values: dict[str, Any]) -> str:
-    """JSON for a script element: without ``<``, which could end it."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
-
-
-def _verbatim(text: str) -> Any:
-    """``text`` of ours for a style or script element, where HTML knows no escapes."""
-    from markupsafe import Markup
-
-    return Markup(text)
 
 
 @cache
@@ -106,19 +91,6 @@ def _folder(text: str) -> str:
     return text if len(parts) <= 2 else f"…/{parts[-2]}/{parts[-1]}"
 
 
-def _moment(text: str) -> str:
-    """``2026-11-22T20:43:57+00:00`` as ``2026-11-22, 20:43 UTC``; other texts as they are."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{moment:%Y-%m-%d, %H:%M} {moment.tzname() or ''}".strip()
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
 def _ms(value: float) -> str:
     """Milliseconds with three or four digits that say something."""
     digits = 3 if value < 10 else 2 if value < 100 else 1
@@ -127,3 +99,7 @@ def _ms(value: float) -> str:
 
 def _number(value: float, digits: int = 0) -> str:
     return f"{value:,.{digits}f}"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"

@@ -32,8 +32,8 @@
   function thresholdText(point, k) {
     if (k === data.exits - 1) return "all that are left";
     const threshold = point.thresholds[k];
-    if (threshold === null) return "nobody leaves";
-    return threshold <= 0 ? "everybody leaves" : threshold.toFixed(4);
+    if (threshold === null) return "none leave";
+    return threshold <= 0 ? "all leave" : threshold.toFixed(4);
   }
 
   // What the slider moves -------------------------------------------------------------------------
@@ -54,11 +54,11 @@
     byId("budget-least").textContent = `${amount(least)} ${unit}`;
     byId("budget-most").textContent = `${amount(most)} ${unit}`;
     byId("reset").disabled = limit === null;
-    tell();
+    showFigures();
     redraw();
   }
 
-  function tell() {
+  function showFigures() {
     const all = data.single_exits.at(-1);
     byId("accuracy").textContent = percent(shown.accuracy, 2);
     byId("latency").textContent = `${amount(shown.latency_ms)} ms`;
@@ -73,8 +73,8 @@
       document.querySelector(`[data-threshold="${k + 1}"]`).textContent = thresholdText(shown, k);
       document.querySelector(`[data-share="${k + 1}"]`).textContent = percent(shown.exit_fraction[k]);
     }
-    const told = `${byId("budget-value").textContent}: ${rightness} ${percent(shown.accuracy, 2)}`;
-    slider.setAttribute("aria-valuetext", told);
+    const spoken = `${byId("budget-value").textContent}: ${rightness} ${percent(shown.accuracy, 2)}`;
+    slider.setAttribute("aria-valuetext", spoken);
     const shares = exits.map((k) => `exit ${k + 1} ${percent(shown.exit_fraction[k])}`);
     byId("shares").setAttribute("aria-label", `Share of frames per exit: ${shares.join(", ")}`);
   }
@@ -196,7 +196,7 @@
     const share = (c, k) => measured
       ? (measured[data.classes[c].name]?.[k] ?? 0)
       : shown.class_exits[c][k] / data.classes[c].images;
-    const told = (c, k) => measured
+    const counted = (c, k) => measured
       ? ""
       : `, ${shown.class_exits[c][k]} of ${data.classes[c].images} images`;
     const short = (name) => (name.length > 22 ? `${name.slice(0, 21)}…` : name);
@@ -205,7 +205,7 @@
     Plotly.react("classes", exits.map((k) => ({
       type: "bar", orientation: "h", name: `exit ${k + 1}`, y: rows,
       x: rows.map((c) => 100 * share(c, k)),
-      customdata: rows.map((c) => [data.classes[c].name, told(c, k)]),
+      customdata: rows.map((c) => [data.classes[c].name, counted(c, k)]),
       marker: { color: exitColor(k), line: { width: 1, color: color("--card") } },
       hovertemplate:
         `<b>%{customdata[0]}</b><br>exit ${k + 1}: %{x:.1f} %%{customdata[1]}<extra></extra>`,
@@ -307,7 +307,7 @@
     button.addEventListener("click", () => {
       press("data-axis", button);
       axis = button.dataset.axis;
-      // The point stays; the budget that gives it is told in the other unit.
+      // The point stays; the budget that gives it is shown in the other unit.
       if (limit !== null) limit = cost(shown);
       steer();
     });

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BackendError, ClosedError
+from dvt_edge.machine.driver import cuda_error
 from dvt_edge.requirements import LIBRARIES
 
 _NON_BLOCKING = 1
@@ -191,20 +192,15 @@ class CudaDevice:
         shared_bytes: int = 0,
     ) -> None:
         """Run a kernel in stream order; arguments are NumPy scalars of the kernel's types."""
-        kernel(
-            *arguments,
-            block=(threads, 1, 1),
-            grid=grid,
-            shared=shared_bytes,
-            stream=self._stream,
-        )
+        block = (threads, 1, 1)
+        kernel(*arguments, block=block, grid=grid, shared=shared_bytes, stream=self._stream)
 
     def synchronize(self) -> None:
         """Wait until the stream is done."""
         self._stream.synchronize()
 
     def timed(self, work: Callable[[], None]) -> None:
-        """Do ``work`` between two events; :meth:`elapsed_ms` tells how long the stream took."""
+        """Do ``work`` between two events; :meth:`elapsed_ms` says how long the stream took."""
         self._started.record(self._stream)
         work()
         self._stopped.record(self._stream)
@@ -269,15 +265,12 @@ class CudaDevice:
 
     def _check(self, status: int) -> None:
         if status:
-            text = ctypes.c_char_p()
-            self._driver.cuGetErrorString(status, ctypes.byref(text))
-            reason = (text.value or b"unknown error").decode()
-            raise BackendError(_failed(f"{reason} ({status})"))
+            raise BackendError(_failed(cuda_error(self._driver, status)))
 
 
 def _failed(reason: str) -> str:
     return (
-        f"CUDA failed: {reason}; start the process anew, and if it happens again see what "
+        f"CUDA failed: {reason}; restart the process, and if it happens again see what "
         "'dvt-edge doctor' says"
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +42,8 @@ Rows = tuple[int, int]
 """Address of a tensor in device memory, and bytes of each of its rows."""
 
 
-class Gather(Protocol):
-    """Moves chosen rows, increasing, of tensors in device memory to their fronts."""
-
-    def __call__(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None: ...
+Gather = Callable[[Sequence[Rows], npt.NDArray[np.intp]], None]
+"""Moves chosen rows, increasing, of tensors in device memory to their fronts."""
 
 
 class DeviceBackend:
@@ -64,9 +62,10 @@ class DeviceBackend:
         self.gpu: str | None = device.name
         self._stages, self._specs = list(stages), list(specs)
         self._batch_sizes = sorted(batch_sizes)
+        self.max_batch = max(batch_sizes)
+        self.bytes_resident = 0
         self.gather: Gather = self._copy_rows
         """How survivors' rows are moved; a kernel where there is one."""
-        self._sizes: dict[int, int] = {}
         self._graphs: dict[tuple[int, int], int | None] = {}
         self._answers: list[dict[str, MappedArray]] = []
         self._addresses: list[dict[str, int]] = []
@@ -79,22 +78,9 @@ class DeviceBackend:
             self.close()
             raise
 
-    @property
-    def max_batch(self) -> int:
-        return self._batch_sizes[-1]
-
-    @property
-    def bytes_resident(self) -> int:
-        return sum(self._sizes.values())
-
     def image_buffer(self, count: int) -> npt.NDArray[Any]:
         if not self._addresses:
             raise ClosedError("this GPU backend is closed; open another Runtime")
-        if not 1 <= count <= self.max_batch:
-            raise BackendError(
-                f"a batch of {count} frames; the profile's engine.batch_sizes end at "
-                f"{self.max_batch}: add {count} there and rebuild, or give fewer at a time"
-            )
         rows: npt.NDArray[Any] = self._image.array[:count]
         return rows
 
@@ -119,7 +105,7 @@ class DeviceBackend:
 
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
         spec = next(t for t in self._specs[stage].outputs if t.name == "logits")
-        values = np.empty((count, *(int(n) for n in spec.shape[1:])), np.float32)
+        values = np.empty(spec.shape_at(count), np.float32)
         with self.device.current():
             self.device.download(values, self._addresses[stage]["logits"])
         return values
@@ -150,34 +136,35 @@ class DeviceBackend:
 
     def _allocate(self) -> None:
         """Every buffer of every stage, at the largest batch."""
-        device, batch = self.device, self.max_batch
         image = self._specs[0].inputs[0]
-        self._image = device.allocate_mapped(_shape(image, batch), image.dtype)
-        self._sizes[self._image.address] = self._image.array.nbytes
+        self._image = self._map(image)
         # Where memory is shared the device reads frames where preprocessing writes them.
-        at = self._image.address if device.integrated else self._reserve(image)
+        at = self._image.address if self.device.integrated else self._reserve(image)
         for spec in self._specs:
             before = handed_on(self._addresses[-1]) if self._addresses else {}
             addresses = {"image": at, **before}
             answers = {}
             for tensor in spec.outputs:
                 if tensor.name in ANSWERS:
-                    mapped = device.allocate_mapped(_shape(tensor, batch), tensor.dtype)
-                    answers[tensor.name], addresses[tensor.name] = mapped, mapped.address
-                    self._sizes[mapped.address] = mapped.array.nbytes
+                    mapped = answers[tensor.name] = self._map(tensor)
+                    addresses[tensor.name] = mapped.address
                 else:
                     addresses[tensor.name] = self._reserve(tensor)
             self._addresses.append(addresses)
             self._answers.append(answers)
         scratch = max(stage.scratch_bytes for stage in self._stages)
-        self._scratch = device.allocate(scratch)
-        self._sizes[self._scratch] = scratch
+        self._scratch = self.device.allocate(scratch)
+        self.bytes_resident += scratch
+
+    def _map(self, tensor: TensorSpec) -> MappedArray:
+        mapped = self.device.allocate_mapped(tensor.shape_at(self.max_batch), tensor.dtype)
+        self.bytes_resident += mapped.array.nbytes
+        return mapped
 
     def _reserve(self, tensor: TensorSpec) -> int:
         size = tensor.bytes_per_image * self.max_batch
-        address = self.device.allocate(size)
-        self._sizes[address] = size
-        return address
+        self.bytes_resident += size
+        return self.device.allocate(size)
 
     def _prepare(self, stage: int, batch: int) -> int | None:
         """Bind, warm up, and capture as a graph where the engine allows it."""
@@ -246,9 +233,7 @@ def open_tensorrt(
         for path in paths:
             yield TensorRTStage(trt, runtime, logger, path.read_bytes(), str(path))
 
-    return _open(
-        f"{LIBRARIES[module].name} {trt.__version__}", CudaDevice(), stages, specs, batch_sizes
-    )
+    return _open(f"{LIBRARIES[module].name} {trt.__version__}", stages, specs, batch_sizes)
 
 
 def open_onnxruntime_cuda(
@@ -260,16 +245,16 @@ def open_onnxruntime_cuda(
         for path, spec in zip(paths, specs, strict=True):
             yield OnnxRuntimeCudaStage(open_cuda_session(path, device.stream), spec)
 
-    return _open(f"ONNX Runtime {ort.__version__}", CudaDevice(), stages, specs, batch_sizes)
+    return _open(f"ONNX Runtime {ort.__version__}", stages, specs, batch_sizes)
 
 
 def _open(
     name: str,
-    device: CudaDevice,
     stages: Callable[[CudaDevice], Iterator[StageEngine]],
     specs: Sequence[StageSpec],
     batch_sizes: Sequence[int],
 ) -> DeviceBackend:
+    device = CudaDevice()
     opened: list[StageEngine] = []
     try:
         with device.current():
@@ -290,7 +275,3 @@ def _open(
             backend.close()
             raise
     return backend
-
-
-def _shape(tensor: TensorSpec, batch: int) -> tuple[int, ...]:
-    return tuple(batch if isinstance(size, str) else size for size in tensor.shape)

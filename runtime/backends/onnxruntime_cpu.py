@@ -70,40 +70,26 @@ class OnnxRuntimeBackend:
         self.name = f"ONNX Runtime {ort.__version__}"
         self.gpu: str | None = None
         self.stage_ms: float | None = None
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         batches = max_batch > 1
         self._sessions = [open_session(str(p), threads, shared_scratch=batches) for p in paths]
-        self._tensors: list[dict[str, npt.NDArray[Any]]] = []
-        for index, spec in enumerate(specs):
-            before = self._tensors[index - 1] if index else {}
-            shared = handed_on(before)
-            if index:
-                shared["image"] = self._tensors[0]["image"]
-            self._tensors.append(
-                {
-                    t.name: shared[t.name] if t.name in shared else self._allocate(t.shape, t.dtype)
-                    for t in (*spec.inputs, *spec.outputs)
-                }
-            )
+        self.tensors: list[dict[str, npt.NDArray[Any]]] = []
+        """All inputs and outputs of every stage, at full batch."""
+        shared: dict[str, npt.NDArray[Any]] = {}
+        for spec in specs:
+            tensors = dict(shared)
+            for t in (*spec.inputs, *spec.outputs):
+                if t.name not in shared:
+                    tensors[t.name] = np.zeros(t.shape_at(max_batch), t.dtype)
+            self.tensors.append(tensors)
+            shared = {"image": tensors["image"], **handed_on(tensors)}
+        arrays = {id(a): a.nbytes for tensors in self.tensors for a in tensors.values()}
+        self.bytes_resident = sum(arrays.values())
         self._specs = list(specs)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
 
-    @property
-    def max_batch(self) -> int:
-        return self._max_batch
-
-    @property
-    def bytes_resident(self) -> int:
-        arrays = {id(a): a.nbytes for tensors in self._tensors for a in tensors.values()}
-        return sum(arrays.values())
-
     def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
-        if not 1 <= count <= self._max_batch:
-            raise BackendError(
-                f"a batch of {count} frames; the profile's engine.batch_sizes end at "
-                f"{self._max_batch}: add {count} there and rebuild, or give fewer at a time"
-            )
-        image: npt.NDArray[np.float32] = self._tensors[0]["image"][:count]
+        image: npt.NDArray[np.float32] = self.tensors[0]["image"][:count]
         return image
 
     def run_stage(self, stage: int, count: int) -> StageAnswer:
@@ -112,33 +98,26 @@ class OnnxRuntimeBackend:
             self._sessions[stage].run_with_iobinding(binding)
         except Exception as error:
             raise BackendError(f"stage {stage + 1} failed in ONNX Runtime: {error}") from None
-        tensors = self._tensors[stage]
+        tensors = self.tensors[stage]
         return StageAnswer(tensors["confidence"][:count], tensors["class_id"][:count])
 
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
-        values: npt.NDArray[np.float32] = self._tensors[stage]["logits"][:count]
+        values: npt.NDArray[np.float32] = self.tensors[stage]["logits"][:count]
         return values
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
-        tensors = self._tensors[stage]
+        tensors = self.tensors[stage]
         for name in ("image", *(name for name in tensors if name.startswith(HANDED_ON))):
             array = tensors[name]
             for target, source in enumerate(rows):
                 if target != source:
                     array[target] = array[source]
 
-    def tensors(self, stage: int) -> dict[str, npt.NDArray[Any]]:
-        """All inputs and outputs of ``stage`` at full batch, for tests and calibration."""
-        return self._tensors[stage]
-
     def close(self) -> None:
         self._bindings.clear()
         self._sessions.clear()
-        self._tensors.clear()
-
-    def _allocate(self, shape: Sequence[int | str], dtype: str) -> npt.NDArray[Any]:
-        sizes = [self._max_batch if isinstance(size, str) else size for size in shape]
-        return np.zeros(sizes, dtype)
+        self.tensors.clear()
+        self.bytes_resident = 0
 
     def _bind(self, stage: int, count: int) -> ort.IOBinding:
         """A binding of the first ``count`` rows, made once per stage and count."""
@@ -148,7 +127,7 @@ class OnnxRuntimeBackend:
             (self._specs[stage].outputs, binding.bind_ortvalue_output),
         ):
             for spec in specs:
-                rows = self._tensors[stage][spec.name][:count]
+                rows = self.tensors[stage][spec.name][:count]
                 bind(spec.name, ort.OrtValue.ortvalue_from_numpy(rows))
         self._bindings[stage, count] = binding
         return binding

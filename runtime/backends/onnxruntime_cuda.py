@@ -1,4 +1,4 @@
-"""One stage in ONNX Runtime's CUDA provider, on memory that it is told to use.
+"""One stage in ONNX Runtime's CUDA provider, on memory that it is given.
 
 For boards and servers without TensorRT; behind the same device backend, so reuse tensors stay on
 the device here as well.
@@ -38,7 +38,7 @@ def open_cuda_session(path: Path, stream: int) -> ort.InferenceSession:
     if session.get_providers()[0] != PROVIDER:  # it falls back to the CPU without a word
         raise BackendError(
             f"ONNX Runtime {ort.__version__} could not start its CUDA provider; 'dvt-edge doctor' "
-            "tells about driver and libraries"
+            "checks driver and libraries"
         )
     return session
 
@@ -64,8 +64,8 @@ class OnnxRuntimeCudaStage:
             (self._spec.outputs, binding.bind_output),
         ):
             for t in specs:
-                shape = [batch if isinstance(size, str) else size for size in t.shape]
-                bind(t.name, self._device_type, 0, t.dtype, shape, addresses[t.name])
+                shape, address = t.shape_at(batch), addresses[t.name]
+                bind(t.name, self._device_type, 0, t.dtype, shape, address)
         self._bindings[batch] = binding
 
     def enqueue(self, batch: int, stream: int) -> None:

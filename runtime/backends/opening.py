@@ -9,7 +9,7 @@ from pathlib import Path
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.errors import BackendError
-from dvt_edge.machine.board import available_cores, read_board
+from dvt_edge.machine.board import read_board
 from dvt_edge.machine.driver import read_driver
 from dvt_edge.machine.platform import MODULES, Platform, check_platform, platform_here
 from dvt_edge.profile import EngineConfig
@@ -17,21 +17,9 @@ from dvt_edge.runtime.backends.gpu_backend import open_onnxruntime_cuda, open_te
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.backends.tensorrt_stage import load_module
-from dvt_edge.runtime.cascade_loop import CascadeLoop
-from dvt_edge.runtime.preprocess import Preprocessor
 
 FINISH = "dvt-edge build --phase device --profile FILE"
 """The command that turns a portable bundle into engines."""
-
-
-def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:
-    """The cascade of ``bundle``, on ``backend`` or on what :func:`open_backend` finds."""
-    manifest = bundle.manifest
-    return CascadeLoop(
-        backend or open_backend(bundle),
-        Preprocessor(manifest.input, manifest.engine.threads or available_cores()),
-        manifest.class_names,
-    )
 
 
 def open_backend(bundle: Bundle) -> Backend:
@@ -78,7 +66,7 @@ def _stand_in(bundle: Bundle) -> Backend:
         "latency and energy are not the device's",
         bundle.folder,
     )
-    specs = manifest.portable_stages or manifest.stages
+    specs = [precisions[0] for precisions in manifest.graphs]
     paths = [bundle.folder / spec.file for spec in specs]
     return OnnxRuntimeBackend(paths, specs, max(manifest.engine.batch_sizes), threads=0)
 

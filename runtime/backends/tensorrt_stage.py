@@ -1,6 +1,6 @@
 """One TensorRT engine: contexts for its batch sizes, with addresses bound once.
 
-Serves ``tensorrt`` 8.6 to 11 and ``tensorrt_rtx``; what a version may lack is looked up by name.
+Serves ``tensorrt`` from 10.3 on and ``tensorrt_rtx``.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def make_runtime(trt: Any, logger: Any) -> Any:
     except (TypeError, RuntimeError) as error:  # pybind's words for a constructor that gave nothing
         reason = "; ".join(logger.errors) or str(error)
         raise BackendError(
-            f"{trt.__name__} {trt.__version__} does not start: {reason}; 'dvt-edge doctor' tells "
-            "about driver and libraries"
+            f"{trt.__name__} {trt.__version__} does not start: {reason}; 'dvt-edge doctor' "
+            "checks driver and libraries"
         ) from None
 
 
@@ -90,13 +90,14 @@ class TensorRTStage:
                 "here with 'dvt-edge build --phase device --profile FILE'"
             )
         self._contexts: dict[int, Any] = {}
-        self._config = self._runtime_config() if self._rtx else None
+        # What contexts are made with: memory for intermediate tensors is the caller's.
+        self._how = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._rtx:
+            self._how = self._runtime_config(self._how)
 
     @property
     def scratch_bytes(self) -> int:
-        engine = self._engine
-        size = getattr(engine, "device_memory_size_v2", None)  # 10 and later
-        return int(engine.device_memory_size if size is None else size)
+        return int(self._engine.device_memory_size_v2)
 
     @property
     def capturable(self) -> bool:
@@ -106,7 +107,9 @@ class TensorRTStage:
     def prepare(self, batch: int, addresses: Mapping[str, int], scratch: int, stream: int) -> None:
         if batch in self._contexts:
             return
-        context = self._new_context()
+        context = self._engine.create_execution_context(self._how)
+        if context is None:
+            raise BackendError(f"{self._name}: no execution context: {self._why()}")
         try:  # the bindings raise where the profile is refused, and return False for the rest
             done = context.set_optimization_profile_async(0 if batch == 1 else 1, stream)
         except RuntimeError as error:
@@ -119,10 +122,7 @@ class TensorRTStage:
             done = done and context.set_tensor_address(name, address)
         if not done:
             raise BackendError(f"{self._name}: cannot be prepared for batch {batch}: {self._why()}")
-        if hasattr(context, "set_device_memory"):
-            context.set_device_memory(scratch, self.scratch_bytes)
-        else:
-            context.device_memory = scratch
+        context.set_device_memory(scratch, self.scratch_bytes)
         self._contexts[batch] = context
 
     def enqueue(self, batch: int, stream: int) -> None:
@@ -131,40 +131,21 @@ class TensorRTStage:
 
     def close(self) -> None:
         self._contexts.clear()
-        self._config = None
+        self._how = None
         self._engine = None
         self._runtime = None
 
-    def _runtime_config(self) -> Any:
+    def _runtime_config(self, strategy: Any) -> Any:
         config = self._engine.create_runtime_config()
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         config.set_execution_context_allocation_strategy(strategy)
-        graphs = _members(self._trt, "CudaGraphStrategy")
-        if "WHOLE_GRAPH_CAPTURE" in graphs:
-            config.cuda_graph_strategy = graphs["WHOLE_GRAPH_CAPTURE"]
+        graphs = getattr(self._trt, "CudaGraphStrategy", None)  # early releases lack it
+        if graphs is not None:
+            config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE
         config.set_runtime_cache(config.create_runtime_cache())
         return config
 
-    def _new_context(self) -> Any:
-        engine = self._engine
-        if self._config is not None:
-            context = engine.create_execution_context(self._config)
-        elif "USER_MANAGED" in _members(self._trt, "ExecutionContextAllocationStrategy"):
-            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = engine.create_execution_context(strategy)
-        else:  # 8.6
-            context = engine.create_execution_context_without_device_memory()
-        if context is None:
-            raise BackendError(f"{self._name}: no execution context: {self._why()}")
-        return context
-
     def _why(self) -> str:
-        """The last errors, which are told once."""
+        """The last errors, each reported once."""
         reasons = "; ".join(self._logger.errors)
         self._logger.errors.clear()
         return reasons or "TensorRT gave no reason"
-
-
-def _members(trt: Any, name: str) -> Mapping[str, Any]:
-    members: Mapping[str, Any] = getattr(getattr(trt, name, None), "__members__", {})
-    return members

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 
+import numpy as np
+
 from dvt_edge.bundle.measurement import EnergyFigures, PacedTiming
-from dvt_edge.energy import (
-    IdlePower,
-    Meter,
-    Mix,
-    Window,
-    declared_exit_mj,
-    energy_per_exit,
-)
+from dvt_edge.energy import Meter, Window, energy_per_exit
 from dvt_edge.energy.opening import OR_DECLARE
-from dvt_edge.errors import EnergyError
 from dvt_edge.machine.clock import Clock
 from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.measuring.timing import ForcedExits
@@ -36,89 +31,66 @@ class EnergyRun:
 
     def __init__(self, meter: Meter, duration_s: float) -> None:
         self._meter = meter
-        self.window_s = duration_s / WINDOWS_PER_DURATION
-        self.figures = EnergyFigures(source=meter.source)
+        self._window_s = duration_s / WINDOWS_PER_DURATION
+        self._idle: list[Window] = []
+        self.figures = EnergyFigures(source=meter.source, unavailable=meter.unavailable)
         needed_s = meter.min_seconds * MARGIN
-        if meter.unavailable is not None:
-            self._fail(meter.unavailable)
-        elif self.window_s < needed_s:
+        if meter.unavailable is None and self._window_s < needed_s:
             self._fail(
                 f"{meter.source} needs windows of {needed_s:.2g} s, and the duration leaves "
-                f"{self.window_s:.2g} s; give --duration "
+                f"{self._window_s:.2g} s; give --duration "
                 f"{math.ceil(needed_s * WINDOWS_PER_DURATION)} or more"
             )
-        self._idle: IdlePower | None = None
-        self._seconds = 0.0
-
-    @property
-    def available(self) -> bool:
-        """Whether nothing has kept it from having figures so far."""
-        return self.figures.unavailable is None
 
     def idle(self, clock: Clock, progress: Progress = silent) -> None:
         """Let the machine rest, with the model loaded."""
-        windows: list[Window] = []
-        for done in range(IDLE_WINDOWS if self.available else 0):
-            progress("energy, idle", done, IDLE_WINDOWS)
-            with self._meter.window() as window:
-                clock.sleep(self.window_s)
-            windows.append(window)
-            self._seconds += window.seconds
-            if not self._has_figures(window):
-                return
-        if windows:
-            self._idle = IdlePower.of(windows)
-            progress("energy, idle", IDLE_WINDOWS, IDLE_WINDOWS)
+        rests = [partial(clock.sleep, self._window_s)] * IDLE_WINDOWS
+        self._idle = self._measure("energy, idle", rests, progress)
 
     def work(self, exits: ForcedExits, clock: Clock, progress: Progress = silent) -> None:
         """Run the mixes, one window each, and fit."""
-        if self._idle is None or not self.available:
-            return
-        mixes: list[Mix] = []
-        patterns = mix_patterns(exits.count)
-        for done, pattern in enumerate(patterns):
-            progress("energy, exits", done, len(patterns))
-            counts = [0] * exits.count
-            with self._meter.window() as window:
-                until = clock.now() + self.window_s
-                for exit_at in cycle(pattern):
-                    exits.run(exit_at)
-                    counts[exit_at] += 1
-                    if clock.now() >= until:
-                        break
-            self._seconds += window.seconds
-            if not self._has_figures(window):
-                return
-            mixes.append(Mix.of(counts, window))
-        progress("energy, exits", len(patterns), len(patterns))
-        self._fit(mixes, self._idle)
+        counts: list[list[int]] = []
 
-    def _fit(self, mixes: Sequence[Mix], idle: IdlePower) -> None:
-        try:
-            found = energy_per_exit(mixes, idle)
-        except EnergyError as error:
-            self._fail(str(error))
+        def run(pattern: Sequence[int]) -> None:
+            counts.append([0] * exits.count)
+            until = clock.now() + self._window_s
+            for exit_at in cycle(pattern):
+                exits.run(exit_at)
+                counts[-1][exit_at] += 1
+                if clock.now() >= until:
+                    break
+
+        mixes = [partial(run, pattern) for pattern in mix_patterns(exits.count)]
+        windows = self._measure("energy, exits", mixes, progress)
+        if self.figures.unavailable is not None:
             return
-        if found.gross_mj.min() <= 0:
+        found = energy_per_exit(counts, windows, self._idle)
+        if min(found.gross_mj) <= 0:
             self._fail(
                 "noise hides the energy of single exits; give a longer --duration and end other "
                 "programs"
             )
             return
-        self.figures = EnergyFigures(
-            source=self._meter.source,
-            idle_mw=idle.mean_mw,
-            gross_mj=tuple(found.gross_mj.tolist()),
-            net_mj=tuple(found.net_mj.tolist()),
-            gross_error_mj=tuple(found.gross_error_mj.tolist()),
-            net_error_mj=tuple(found.net_error_mj.tolist()),
-            seconds=self._seconds,
-        )
+        seconds = sum(window.seconds for window in (*self._idle, *windows))
+        self.figures = EnergyFigures(source=self._meter.source, seconds=seconds, **vars(found))
 
-    def _has_figures(self, window: Window) -> bool:
-        if window.unavailable is not None:
-            self._fail(window.unavailable)
-        return window.unavailable is None
+    def _measure(
+        self, what: str, runs: Sequence[Callable[[], None]], progress: Progress
+    ) -> list[Window]:
+        """A window for each of ``runs``, until one has no figures."""
+        windows: list[Window] = []
+        for run in runs:
+            if self.figures.unavailable is not None:
+                break
+            progress(what, len(windows), len(runs))
+            with self._meter.window() as window:
+                run()
+            windows.append(window)
+            if window.unavailable is not None:
+                self._fail(window.unavailable)
+        if self.figures.unavailable is None:
+            progress(what, len(runs), len(runs))
+        return windows
 
     def _fail(self, reason: str) -> None:
         self.figures = EnergyFigures(source=self._meter.source, unavailable=reason)
@@ -140,13 +112,14 @@ def mix_patterns(exits: int) -> list[list[int]]:
 def declared_figures(watts: Sequence[float], timing: PacedTiming, instead_of: str) -> EnergyFigures:
     """Declared power times the time of the last exit's stages; ``watts`` [K], one per stage.
 
-    ``instead_of`` says why nothing was measured. Raises :class:`~dvt_edge.errors.EnergyError` for
-    figures that do not fit the stages.
+    It is as good as the declared figures, and tells nothing about what the software does but how
+    long it takes. Preprocessing draws what the first stage does. ``instead_of`` says why nothing
+    was measured.
     """
     longest = timing.exits[-1]
-    energy = declared_exit_mj(
-        watts, [stage.mean_ms for stage in longest.stages], longest.preprocess.mean_ms
-    )
+    stage_ms = [stage.mean_ms for stage in longest.stages]
+    stage_ms[0] += longest.preprocess.mean_ms
+    energy = np.cumsum(np.multiply(watts, stage_ms))  # W * ms = mJ
     reason = instead_of.removesuffix(OR_DECLARE)
     shown = " / ".join(f"{value:g}" for value in dict.fromkeys(watts))
     return EnergyFigures(

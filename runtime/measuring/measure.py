@@ -82,18 +82,18 @@ def measure(
     energy.idle(clock, progress)
     progress("warming up", 0, 1)
     limit_s = max(WARM_UP_LIMIT_S, how.duration_s)
-    warm = warm_up(exits, clock, limit_s)
+    rounds, settled = warm_up(exits.round_ms, clock, limit_s)
     progress("warming up", 1, 1)
     before = read_conditions(root)  # clocks follow the load: right after it
     spent_s, started = 0.0, clock.now()
-    paced, runs, settled = None, warm.runs, warm.settled
+    paced = None
     part_s = how.duration_s
     if how.pace_fps is not None:
         part_s = how.duration_s / 2
         paced = time_paced(exits, clock, part_s, how.pace_fps, progress)
         spent_s = clock.now() - started
-        again = warm_up(exits, clock, limit_s)  # clocks may have fallen between the frames
-        runs, settled = runs + again.runs, settled and again.settled
+        again = warm_up(exits.round_ms, clock, limit_s)  # clocks may have fallen between the frames
+        rounds, settled = rounds + again[0], settled and again[1]
     started = clock.now()
     back_to_back = time_back_to_back(exits, clock, part_s, progress)
     spent_s += clock.now() - started
@@ -109,7 +109,7 @@ def measure(
         measured_at=now_utc(),
         seconds=spent_s,
         frame_shape=manifest.frame_shape,
-        warm_up_runs=runs,
+        warm_up_runs=rounds * exits.count,
         settled=settled,
         bytes_resident=loop.backend.bytes_resident,
         process_bytes=_process_bytes(),
@@ -181,9 +181,9 @@ def measure_costs(
     For a start without stored costs; :func:`measure` takes its time and looks at more.
     """
     exits, clock = ForcedExits(loop, manifest), RealClock()
-    warm_up(exits, clock, QUICK_WARM_UP_S)
+    warm_up(exits.round_ms, clock, QUICK_WARM_UP_S)
     timing = time_back_to_back(exits, clock, seconds, progress)
     machine = machine_name(loop.backend)
     return costs_from_timing(
-        machine, manifest.content_hash, now_utc(), manifest.frame_shape, timing
+        machine, manifest.content_hash, now_utc(), manifest.frame_shape, timing, EnergyFigures()
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,17 +35,6 @@ MIN_PACED_ROUNDS = 2
 HISTOGRAM_BINS = 40
 
 
-class Repeatable(Protocol):
-    """Something that is run again and again until it has settled."""
-
-    @property
-    def count(self) -> int:
-        """Runs in a round."""
-
-    def round_ms(self) -> float:
-        """Run one round; returns how long it took, in milliseconds."""
-
-
 class _DeviceTimes:
     """A backend, and how long its device was busy with each stage that ran."""
 
@@ -64,7 +52,7 @@ class _DeviceTimes:
 
 
 class ForcedExits:
-    """A cascade that leaves where it is told to, whatever the frame shows.
+    """A cascade that leaves at the exit asked for, whatever the frame shows.
 
     The frame is noise of the calibration images' median size: which stages run, and for how long,
     does not depend on what it shows.
@@ -103,41 +91,31 @@ def noise_frame(manifest: Manifest) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-@dataclass(frozen=True)
-class WarmUp:
-    """How long it took until the latency had settled."""
-
-    runs: int
-    settled: bool
-    """False if a limit came first."""
-
-
-def warm_up(work: Repeatable, clock: Clock, limit_s: float = WARM_UP_LIMIT_S) -> WarmUp:
-    """Run ``work`` until its latency no longer changes, for at most ``limit_s``.
+def warm_up(
+    round_ms: Callable[[], float], clock: Clock, limit_s: float = WARM_UP_LIMIT_S
+) -> tuple[int, bool]:
+    """Run rounds until their latency, which ``round_ms`` returns, no longer changes.
 
     The first runs allocate, fill caches and raise clocks; how many that are differs by machine. So
     it is looked for: windows of rounds, until one's median agrees with that of the window before.
+    Returns the number of rounds, and whether the latency had settled when ``limit_s`` were over.
     """
-    started, runs = clock.now(), 0
+    started, rounds = clock.now(), 0
+    least, most = WINDOW_ROUNDS
     before = math.inf
     for _ in range(MAX_WINDOWS):
-        rounds: list[float] = []
-        window_started = clock.now()
-        while _window_goes_on(len(rounds), clock.now() - window_started):
-            rounds.append(work.round_ms())
-            runs += work.count
+        window: list[float] = []
+        until = clock.now() + WINDOW_S
+        while len(window) < least or (clock.now() < until and len(window) < most):
+            window.append(round_ms())
+            rounds += 1
             if clock.now() - started >= limit_s:
-                return WarmUp(runs, False)
-        found = median(rounds)
+                return rounds, False
+        found = median(window)
         if abs(found - before) <= SETTLED_SHARE * found:
-            return WarmUp(runs, True)
+            return rounds, True
         before = found
-    return WarmUp(runs, False)
-
-
-def _window_goes_on(rounds: int, seconds: float) -> bool:
-    least, most = WINDOW_ROUNDS
-    return rounds < least or (seconds < WINDOW_S and rounds < most)
+    return rounds, False
 
 
 class Samples:

@@ -62,15 +62,9 @@ def preprocess(
 
     A frame's rows are packed, and ``plan.row_stride`` bytes apart. Raises :class:`MemoryError`.
     """
-    check(
-        _library().dvt_preprocess(ctypes.byref(plan), frame.ctypes.data, out.ctypes.data, threads)
-    )
-
-
-def _library() -> ctypes.CDLL:
     found = library()
     assert found is not None, "callers check library() first"
-    return found
+    check(found.dvt_preprocess(ctypes.byref(plan), frame.ctypes.data, out.ctypes.data, threads))
 
 
 def check(status: int) -> None:

@@ -7,23 +7,15 @@ import pytest
 from baselines import authors_rule, genetic_search, uniform_margin
 
 from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy import Records, replay, solve
+from dvt_edge.policy import replay, solve
+from tests.conftest import made_records
 
 COST = [1.0, 2.0, 4.0]
 
 
-def sample(count: int, exits: int = 3, seed: int = 0) -> Records:
-    rng = np.random.default_rng(seed)
-    hard = rng.random(count)[:, None]
-    logits = (np.linspace(0.6, 0.95, exits) - hard) * 8 + rng.normal(0, 0.8, (count, exits))
-    confidence = 1 / (1 + np.exp(-logits))
-    prediction = (rng.random((count, exits)) > confidence).astype(np.int32)
-    return Records(confidence.astype(np.float32), prediction, np.zeros(count, np.int32))
-
-
 @pytest.mark.parametrize("limit", [1.0, 1.3, 2.0, 3.0, 4.0])
 def test_no_baseline_beats_the_optimum_or_exceeds_the_limit(limit: float) -> None:
-    records = sample(1000)
+    records = made_records(1000)
     best = solve(records, COST, limit)
     found = genetic_search(records, COST, limit)
     assert found.cost <= limit + 1e-9
@@ -33,7 +25,7 @@ def test_no_baseline_beats_the_optimum_or_exceeds_the_limit(limit: float) -> Non
 
 
 def test_the_genetic_search_comes_close_and_repeats_itself() -> None:
-    records = sample(1000)
+    records = made_records(1000)
     found = genetic_search(records, COST, 2.0, seed=3)
     assert found.accuracy >= solve(records, COST, 2.0).accuracy - 0.02
     assert genetic_search(records, COST, 2.0, seed=3).thresholds.tolist() == (
@@ -44,12 +36,12 @@ def test_the_genetic_search_comes_close_and_repeats_itself() -> None:
 
 @pytest.mark.parametrize("exits", [1, 2, 3, 4, 5])
 def test_one_record(exits: int) -> None:
-    records, cost = sample(1, exits), np.arange(1.0, exits + 1)
+    records, cost = made_records(1, exits), np.arange(1.0, exits + 1)
     assert genetic_search(records, cost, float(exits), generations=3).cost <= exits
 
 
 def test_bad_arguments_are_refused() -> None:
-    records = sample(10)
+    records = made_records(10)
     with pytest.raises(BudgetError, match="smallest possible is 1"):
         genetic_search(records, COST, 0.5)
     with pytest.raises(DataError, match="expected 3 costs"):
@@ -59,7 +51,7 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_the_uniform_margin_holds_for_all_thresholds_at_once() -> None:
-    rng, everybody = np.random.default_rng(3), sample(3000)
+    rng, everybody = np.random.default_rng(3), made_records(3000)
     margin, wrong = uniform_margin(COST, 200, 0.1), 0
     for _ in range(200):
         drawn = everybody.take(rng.integers(0, len(everybody), 200))

@@ -17,6 +17,7 @@ from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig
+from tests.conftest import edit_manifest
 
 TENSOR = {"name": "image", "shape": ["N", 1, 8, 8], "dtype": "float32"}
 
@@ -67,13 +68,6 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-
-
 def _files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -90,7 +84,7 @@ def test_opens(folder: Path) -> None:
 def test_unlabelled_records(tmp_path: Path, folder: Path) -> None:
     """Records without labels come back without labels."""
     write_records(folder / RECORDS, Records(np.ones((2, 1)), np.ones((2, 1), np.int32)))  # type: ignore[arg-type]
-    _edit(folder, lambda m: m["files"].update({RECORDS: file_sha256(folder / RECORDS)}))
+    edit_manifest(folder, lambda m: m["files"].update({RECORDS: file_sha256(folder / RECORDS)}))
     assert Bundle(folder).records().label is None
 
 
@@ -132,7 +126,7 @@ def test_file_instead_of_folder(folder: Path) -> None:
 def test_garbage_manifest(folder: Path, data: bytes) -> None:
     """Whatever the manifest holds, the answer is one line with the remedy."""
     (folder / MANIFEST).write_bytes(data)
-    with pytest.raises(BundleError, match=r"manifest\.json: not a manifest of schema 2 .*rebuild"):
+    with pytest.raises(BundleError, match=r"manifest\.json: not a manifest of schema 3 .*rebuild"):
         Bundle(folder)
 
 
@@ -151,8 +145,8 @@ def test_garbage_manifest(folder: Path, data: bytes) -> None:
 )
 def test_other_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Another schema, or a manifest that was edited, is refused."""
-    _edit(folder, change)
-    with pytest.raises(BundleError, match=r"not a manifest of schema 2 .*rebuild") as caught:
+    edit_manifest(folder, change)
+    with pytest.raises(BundleError, match=r"not a manifest of schema 3 .*rebuild") as caught:
         Bundle(folder)
     assert "\n" not in str(caught.value)
 
@@ -170,7 +164,9 @@ def test_content_hash_follows_the_stages(folder: Path) -> None:
     bundle.set_budget(BudgetConfig(latency_ms=9))
     assert bundle.manifest.content_hash == before
     (folder / "stage1.onnx").write_bytes(b"another graph")
-    _edit(folder, lambda m: m["files"].update({"stage1.onnx": file_sha256(folder / "stage1.onnx")}))
+    edit_manifest(
+        folder, lambda m: m["files"].update({"stage1.onnx": file_sha256(folder / "stage1.onnx")})
+    )
     assert Bundle(folder).manifest.content_hash != before
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +14,6 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs, load_costs, stored_costs
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import BundleError
-
-if TYPE_CHECKING:
-    pass
 
 
 def test_round_trip(own_bundle: Path, known_costs: Callable[..., Costs]) -> None:

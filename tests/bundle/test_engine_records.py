@@ -11,21 +11,9 @@ from pydantic import ValidationError
 from dvt_edge.bundle.engine_records import Engines, PlanRecord, PrecisionFigures
 from dvt_edge.errors import BundleError
 from dvt_edge.machine.platform import Platform, check_platform
+from tests.conftest import orin_platform
 
 FOLDER = Path("out/bundle")
-
-
-def _platform(**changes: Any) -> Platform:
-    values: dict[str, Any] = {
-        "backend": "tensorrt",
-        "version": "10.3.0.30",
-        "compute_capabilities": ("8.7",),
-        "device": "Orin",
-        "cuda": "12.6",
-        "l4t": "36.4.3",
-        "power_mode": "15W",
-    }
-    return Platform(**(values | changes))
 
 
 RTX: dict[str, Any] = {
@@ -38,14 +26,18 @@ RTX: dict[str, Any] = {
 
 
 def test_same_machine() -> None:
-    assert check_platform(_platform(), _platform(), FOLDER) == []
+    assert check_platform(orin_platform(), orin_platform(), FOLDER) == []
 
 
 @pytest.mark.parametrize(
     ("built", "found", "difference"),
     [
-        ({}, {"version": "10.4.0"}, "version: built for 10.3.0.30, found 10.4.0"),
-        ({}, {"version": "10.3.0.31"}, "version: built for 10.3.0.30, found 10.3.0.31"),
+        ({}, {"version": "10.4.0"}, "version: built for 10.3.0, found 10.4.0"),
+        (
+            {"version": "10.3.0.30"},
+            {"version": "10.3.0.31"},
+            "version: built for 10.3.0.30, found 10.3.0.31",
+        ),
         (
             {},
             {"backend": "tensorrt-rtx"},
@@ -66,7 +58,7 @@ def test_same_machine() -> None:
         (
             RTX,
             {**RTX, "compute_capabilities": ("12.0",), "version": "1.8"},
-            "version: built for 10.3.0.30, found 1.8; compute capability: built for 8.6, 8.9, "
+            "version: built for 10.3.0, found 1.8; compute capability: built for 8.6, 8.9, "
             "found 12.0",
         ),
     ],
@@ -76,7 +68,7 @@ def test_other_machines_are_refused(
 ) -> None:
     """With what was expected, what was found, and the command that mends it."""
     with pytest.raises(BundleError) as caught:
-        check_platform(_platform(**built), _platform(**found), FOLDER)
+        check_platform(orin_platform(**built), orin_platform(**found), FOLDER)
     assert str(caught.value) == (
         f"{FOLDER}: its engines do not fit this machine ({difference}); rebuild them here with "
         "'dvt-edge build --phase device --profile FILE'"
@@ -86,7 +78,11 @@ def test_other_machines_are_refused(
 @pytest.mark.parametrize(
     ("built", "found", "remarks"),
     [
-        ({}, {"power_mode": "25W"}, ["power mode was 15W when the engines were built, now 25W"]),
+        (
+            {},
+            {"power_mode": "25W"},
+            ["power mode was MAXN_SUPER when the engines were built, now 25W"],
+        ),
         ({}, {"power_mode": None}, []),
         ({"l4t": None}, {}, []),
         (
@@ -94,7 +90,7 @@ def test_other_machines_are_refused(
             {},
             [
                 "L4T was 36.3.0 when the engines were built, now 36.4.3",
-                "CUDA was 12.2 when the engines were built, now 12.6",
+                "CUDA was 12.2 when the engines were built, now 12.6.68",
             ],
         ),
         (RTX, {**RTX, "compute_capabilities": ("8.9",), "device": "RTX 4090"}, []),
@@ -103,7 +99,7 @@ def test_other_machines_are_refused(
 def test_what_only_moves_the_timing_is_a_remark(
     built: dict[str, Any], found: dict[str, Any], remarks: list[str]
 ) -> None:
-    assert check_platform(_platform(**built), _platform(**found), FOLDER) == remarks
+    assert check_platform(orin_platform(**built), orin_platform(**found), FOLDER) == remarks
 
 
 def test_documents_survive_json() -> None:
@@ -116,7 +112,7 @@ def test_documents_survive_json() -> None:
         planned={"int8 gemm": 8},
     )
     engines = Engines(
-        platform=_platform(),
+        platform=orin_platform(),
         flags=("STRONGLY_TYPED",),
         workspace_mb=1024,
         plans=(plan, plan.model_copy(update={"planned": None})),
@@ -149,7 +145,7 @@ _CHOICE = {
         (
             Engines,
             {
-                "platform": _platform().model_dump(),
+                "platform": orin_platform().model_dump(),
                 "flags": [],
                 "workspace_mb": 1,
                 "plans": [],

@@ -1,4 +1,4 @@
-"""Calling the command line in process, and folders of images for it."""
+"""Calling the command line in process, what it reads, and what it says."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
+import torch
 
 from dvt_edge.cli import run
+from dvt_edge.models import Cascade, CascadeConfig, architectures
+from dvt_edge.models.official import official_name
 
 
 class Result(NamedTuple):
@@ -21,8 +23,22 @@ class Result(NamedTuple):
     err: str
 
 
+Run = Callable[..., Result]
+"""What :func:`dvt_edge` is."""
+Write = Callable[..., Path]
+"""What ``write_profile`` is."""
+
+
+def error_line(result: Result, code: int = 1) -> str:
+    """The one line of an error; nothing else was printed."""
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    return result.err
+
+
 @pytest.fixture
-def dvt_edge(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def dvt_edge(capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that runs ``dvt-edge`` with its arguments, without a new process."""
 
     def call(*arguments: object) -> Result:
@@ -33,14 +49,27 @@ def dvt_edge(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def write_profile(demo_profile: Path, own_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function writing the demo profile for :func:`own_bundle`; keywords replace sections."""
+def tiny_architecture(
+    tiny_config: Callable[..., CascadeConfig], monkeypatch: pytest.MonkeyPatch
+) -> CascadeConfig:
+    """In colour; the registry knows it as ``tiny``."""
+    config = tiny_config(channels=3)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", config)
+    return config
 
-    def write(**changes: Any) -> Path:
-        values = yaml.safe_load(demo_profile.read_text(encoding="utf-8"))
-        values |= {"output": str(own_bundle), "budget": {"latency_ms": 2.0}} | changes
-        path = tmp_path / "profile.yaml"
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+@pytest.fixture
+def official(
+    tiny_architecture: CascadeConfig, random_cascade: Callable[..., Cascade], tmp_path: Path
+) -> Callable[..., Path]:
+    """A function that writes a cascade of :func:`tiny_architecture` as the authors lay their files
+    out; keywords are what else is in it."""
+
+    def write(**more: Any) -> Path:
+        state = random_cascade(tiny_architecture).state_dict()
+        named = {official_name(k): v for k, v in state.items()}
+        path = tmp_path / "official.pth.tar"
+        torch.save({"model_state_dict": named} | more, path)
         return path
 
     return write

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +13,10 @@ import yaml
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.converters import device, selection
 from dvt_edge.converters.quantizing import quantize_cascade
+from dvt_edge.converters.quantizing.calibration import activation_ranges
+from tests.cli.conftest import Run, Write, error_line
+from tests.conftest import write_yaml
 
-if TYPE_CHECKING:
-    from tests.cli.conftest import Result
-
-Run = Callable[..., "Result"]
 ENGINE = {"backend": "tensorrt-rtx", "precision": "int8", "compute_capabilities": [86]}
 
 
@@ -31,9 +30,7 @@ def write_profile(
     def write(**changes: Any) -> Path:
         values = demo_profile_values(output=str(tmp_path / "out" / "bundle"), engine=ENGINE)
         values["calibration"] |= {"samples": 40, "tolerance_points": 20.0}
-        path = tmp_path / "profile.yaml"
-        path.write_text(yaml.safe_dump(values | changes, sort_keys=False), encoding="utf-8")
-        return path
+        return write_yaml(tmp_path / "profile.yaml", values | changes)
 
     return write
 
@@ -49,7 +46,8 @@ def _text(out: str) -> str:
     return " ".join(out.split())
 
 
-def test_halves(dvt_edge: Run, write_profile: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_halves(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     """Portable on the host, engines on the device; the second time nothing is done."""
     pytest.importorskip("tensorrt_rtx")
     profile, folder = write_profile(), tmp_path / "out" / "bundle"
@@ -95,7 +93,7 @@ def test_halves(dvt_edge: Run, write_profile: Callable[..., Path], tmp_path: Pat
     assert result.out.splitlines()[-1].startswith("Engines of other settings. Copy it")
 
 
-def test_host_phase_as_json(dvt_edge: Run, write_profile: Callable[..., Path]) -> None:
+def test_host_phase_as_json(dvt_edge: Run, write_profile: Write) -> None:
     """One JSON document and nothing else."""
     profile = write_profile(engine=ENGINE | {"precision": "fp16"})
     result = dvt_edge("build", "--profile", profile, "--phase", "host", "--json")
@@ -115,29 +113,27 @@ def test_host_phase_as_json(dvt_edge: Run, write_profile: Callable[..., Path]) -
 )
 def test_device_phase_that_cannot_be(
     dvt_edge: Run,
-    write_profile: Callable[..., Path],
+    write_profile: Write,
     engine: dict[str, Any],
     phase: str,
     message: str,
 ) -> None:
     result = dvt_edge("build", "--profile", write_profile(engine=engine), "--phase", phase)
-    assert (result.code, result.out) == (1, "")
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    assert message in result.err
+    assert message in error_line(result)
 
 
-def test_unknown_phase(dvt_edge: Run, write_profile: Callable[..., Path]) -> None:
+def test_unknown_phase(dvt_edge: Run, write_profile: Write) -> None:
     result = dvt_edge("build", "--profile", write_profile(), "--phase", "board")
     assert (result.code, result.out) == (2, "")
     assert "'board' is not one of 'auto', 'host', 'device'" in result.err
 
 
+@pytest.mark.slow
 def test_what_stays_in_float_and_what_was_tried(
-    dvt_edge: Run, write_profile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    dvt_edge: Run, write_profile: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers by name, and both precisions with their times."""
-    original = quantize_cascade.activation_ranges
+    original = activation_ranges
 
     def ranges(model: Any, names: list[str], feeds: Any) -> dict[str, float]:
         found = original(model, names, feeds)
@@ -152,7 +148,7 @@ def test_what_stays_in_float_and_what_was_tried(
     profile = write_profile(engine={"backend": "onnxruntime", "precision": "auto", "threads": 1})
     values = yaml.safe_load(profile.read_text(encoding="utf-8"))
     values["calibration"]["tolerance_points"] = 5.0
-    profile.write_text(yaml.safe_dump(values), encoding="utf-8")
+    write_yaml(profile, values)
     result = dvt_edge("build", "--profile", profile)
     assert result.code == 0
     text = _text(result.out)

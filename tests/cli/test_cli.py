@@ -6,9 +6,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,29 +17,8 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import MANIFEST
 from dvt_edge.requirements import HOST_MODULES
 from dvt_edge.runtime.runtime import Runtime
-
-if TYPE_CHECKING:
-    from tests.cli.conftest import Result
-
-Run = Callable[..., "Result"]
-Write = Callable[..., Path]
-
-
-def _error(result: Result, code: int = 1) -> str:
-    """The one line of an error; nothing else was printed."""
-    assert result.code == code
-    assert result.out == ""
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    assert "Traceback" not in result.err
-    return result.err
-
-
-def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+from tests.cli.conftest import Run, Write, error_line
+from tests.conftest import edit_manifest
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["classify", "--help"]])
@@ -99,7 +76,7 @@ def test_missing_configuration(dvt_edge: Run, tmp_path: Path, command: str) -> N
     """A YAML file that does not exist is named in one line."""
     option = "--config" if command == "train" else "--profile"
     extra = ["image.png"] if command == "classify" else []
-    message = _error(dvt_edge(command, option, tmp_path / "gone.yaml", *extra))
+    message = error_line(dvt_edge(command, option, tmp_path / "gone.yaml", *extra))
     assert "gone.yaml: no such file" in message
 
 
@@ -109,7 +86,7 @@ def test_typo_in_the_profile(dvt_edge: Run, write_profile: Write, command: str) 
     path = write_profile(budget={"latency": 1.0})
     line = path.read_text(encoding="utf-8").splitlines().index("  latency: 1.0") + 1
     extra = ["image.png"] if command == "classify" else []
-    message = _error(dvt_edge(command, "--profile", path, *extra))
+    message = error_line(dvt_edge(command, "--profile", path, *extra))
     assert (
         f"profile.yaml:{line}: budget.latency: unknown key; did you mean 'latency_ms'?" in message
     )
@@ -238,7 +215,7 @@ def test_missing_image(dvt_edge: Run, write_profile: Write, images: Path) -> Non
 def test_folder_without_images(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     """Nothing to classify is not success."""
     (tmp_path / "empty").mkdir()
-    message = _error(dvt_edge("classify", "--profile", write_profile(), tmp_path / "empty"))
+    message = error_line(dvt_edge("classify", "--profile", write_profile(), tmp_path / "empty"))
     assert "empty: holds no images" in message
 
 
@@ -247,7 +224,7 @@ def test_classify_without_bundle(
 ) -> None:
     """The message says which command makes one."""
     path = write_profile(output=str(tmp_path / "nothing"))
-    message = _error(dvt_edge("classify", "--profile", path, images))
+    message = error_line(dvt_edge("classify", "--profile", path, images))
     assert "no bundle here" in message
     assert "dvt-edge build --profile FILE" in message
 
@@ -258,7 +235,7 @@ def test_classify_with_changed_bundle(
     """A changed stage is refused by its SHA-256."""
     with (own_bundle / "stage3.onnx").open("ab") as file:
         file.write(b"x")
-    message = _error(dvt_edge("classify", "--profile", write_profile(), images))
+    message = error_line(dvt_edge("classify", "--profile", write_profile(), images))
     assert "stage3.onnx: changed since the build (SHA-256" in message
     assert "rebuild with 'dvt-edge build'" in message
 
@@ -266,7 +243,7 @@ def test_classify_with_changed_bundle(
 def test_classify_with_small_budget(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     """A budget below the first exit's cost: what is possible is named."""
     path = write_profile(budget={"latency_ms": 0.5})
-    message = _error(dvt_edge("classify", "--profile", path, images))
+    message = error_line(dvt_edge("classify", "--profile", path, images))
     assert message.endswith("the smallest possible is 1 ms\n")
 
 
@@ -285,7 +262,7 @@ def test_inspect_json(dvt_edge: Run, own_bundle: Path) -> None:
 
 def test_inspect_text(dvt_edge: Run, own_bundle: Path) -> None:
     """A table of the stages; brackets in the device's name are no markup."""
-    _edit_manifest(own_bundle, lambda m: m.update(device="board [rev b] [/x]"))
+    edit_manifest(own_bundle, lambda m: m.update(device="board [rev b] [/x]"))
     result = dvt_edge("inspect", own_bundle)
     assert (result.code, result.err) == (0, "")
     assert "[rev b] [/x]" in " ".join(result.out.split())
@@ -295,13 +272,13 @@ def test_inspect_text(dvt_edge: Run, own_bundle: Path) -> None:
 
 def test_inspect_no_bundle(dvt_edge: Run, tmp_path: Path) -> None:
     """A folder that is no bundle."""
-    assert "no bundle here" in _error(dvt_edge("inspect", tmp_path))
+    assert "no bundle here" in error_line(dvt_edge("inspect", tmp_path))
 
 
 def test_inspect_damaged_manifest(dvt_edge: Run, own_bundle: Path) -> None:
     """A manifest that is none."""
     (own_bundle / MANIFEST).write_text("{\n}\n", encoding="utf-8")
-    assert "not a manifest of schema 2" in _error(dvt_edge("inspect", own_bundle))
+    assert "not a manifest of schema 3" in error_line(dvt_edge("inspect", own_bundle))
 
 
 # build and train: what the converters and the training do has tests of its own
@@ -323,7 +300,7 @@ def test_build_that_changes_nothing(dvt_edge: Run, write_profile: Write, own_bun
 def test_build_without_checkpoint(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     """A missing checkpoint is named before anything is written."""
     path = write_profile(model=str(tmp_path / "gone.safetensors"), output=str(tmp_path / "new"))
-    assert "gone.safetensors" in _error(dvt_edge("build", "--profile", path))
+    assert "gone.safetensors" in error_line(dvt_edge("build", "--profile", path))
     assert not (tmp_path / "new").exists()
 
 
@@ -331,7 +308,7 @@ def test_build_without_calibration(dvt_edge: Run, write_profile: Write, tmp_path
     """An empty calibration folder is named, and nothing is written."""
     (tmp_path / "none").mkdir()
     path = write_profile(calibration={"data": str(tmp_path / "none")}, output=str(tmp_path / "new"))
-    assert "none: holds no images" in _error(dvt_edge("build", "--profile", path))
+    assert "none: holds no images" in error_line(dvt_edge("build", "--profile", path))
     assert not (tmp_path / "new").exists()
 
 
@@ -349,7 +326,7 @@ def test_without_torch(
     for module in HOST_MODULES:
         monkeypatch.setitem(sys.modules, module, None)
     option = "--config" if command == "train" else "--profile"
-    error = _error(dvt_edge(command, option, write_profile()))
+    error = error_line(dvt_edge(command, option, write_profile()))
     assert message in error
     assert "pip install 'dvt-edge[export]'" in error
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-if TYPE_CHECKING:
-    from tests.cli.conftest import Result
-
-Run = Callable[..., "Result"]
-Write = Callable[..., Path]
+from tests.cli.conftest import Run, Write
+from tests.conftest import write_onnx
 
 
 @pytest.fixture
@@ -28,19 +22,12 @@ def plain(tmp_path: Path) -> Path:
         helper.make_node("Flatten", ["x"], ["flat"]),
         helper.make_node("MatMul", ["flat", "w"], ["scores"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 48, 48])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 10])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    onnx.save(model, tmp_path / "plain.onnx")
-    return tmp_path / "plain.onnx"
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 48, 48])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 10])
+    return write_onnx(tmp_path / "plain.onnx", nodes, [image], scores, w=weights)
 
 
+@pytest.mark.slow
 def test_two_bundles_and_a_model(
     dvt_edge: Run, write_profile: Write, own_bundle: Path, images: Path, plain: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +13,7 @@ import yaml
 from dvt_edge.cli import doctor
 from dvt_edge.doctor import Finding
 from dvt_edge.profile import Profile
-
-if TYPE_CHECKING:
-    from tests.cli.conftest import Result
-
-Run = Callable[..., "Result"]
+from tests.cli.conftest import Run
 
 OK = Finding("ONNX Runtime", "ok", "1.20.0, CPUExecutionProvider", required=True)
 OPTIONAL = Finding("torch", "missing", "not installed; needed to train", "pip install torch")
@@ -104,6 +100,7 @@ def test_wrong_profile(dvt_edge: Run, tmp_path: Path) -> None:
     assert "gone.yaml: no such file" in result.err
 
 
+@pytest.mark.slow
 def test_this_machine(dvt_edge: Run) -> None:
     """The real examination ends, whatever is installed here."""
     result = dvt_edge("doctor", "--json")

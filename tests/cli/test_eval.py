@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,35 +13,30 @@ import torch
 import yaml
 from PIL import Image
 
-from dvt_edge.models import Cascade, CascadeConfig, architectures
-from dvt_edge.models.official import official_name
+from dvt_edge.models import CascadeConfig
+from tests.cli.conftest import Run, Write
+from tests.conftest import write_yaml
 
-Run = Callable[..., Any]
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
 @pytest.fixture
 def imported(
     dvt_edge: Run,
-    tiny_config: Callable[..., CascadeConfig],
-    random_cascade: Callable[..., Cascade],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_architecture: CascadeConfig,
+    official: Callable[..., Path],
     tmp_path: Path,
 ) -> Path:
     """A profile whose model was imported, with its bundle built and twenty labelled images."""
-    config = tiny_config(channels=3, classes=len(NAMES))
-    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", config)
-    state = {official_name(k): v for k, v in random_cascade(config).state_dict().items()}
     table = torch.tensor([[torch.inf, 0.5, -torch.inf], [0.2, 0.2, -torch.inf]])
-    torch.save({"model_state_dict": state, "dynamic_threshold": table}, tmp_path / "official.pth")
     model = tmp_path / "model.safetensors"
-    assert dvt_edge("import", tmp_path / "official.pth", "-o", model).code == 0
+    assert dvt_edge("import", official(dynamic_threshold=table), "-o", model).code == 0
     rng = np.random.default_rng(0)
     for i in range(20):
         path = tmp_path / "images" / NAMES[i % len(NAMES)] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
-    side = config.image_size
+    side = tiny_architecture.image_size
     profile = {
         "device": {"name": "test"},
         "model": str(model),
@@ -52,13 +46,13 @@ def imported(
         "budget": {"latency_ms": 1000.0},
         "output": str(tmp_path / "bundle"),
     }
-    path = tmp_path / "profile.yaml"
-    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    path = write_yaml(tmp_path / "profile.yaml", profile)
     built = dvt_edge("build", "--profile", path)
     assert built.code == 0, built.err
     return path
 
 
+@pytest.mark.slow
 def test_import_build_eval(dvt_edge: Run, imported: Path, tmp_path: Path) -> None:
     """Every exit and all three rules are in the results; a damaged image is counted."""
     damaged = tmp_path / "images/ant/bad.png"
@@ -90,8 +84,7 @@ def test_recorded_thresholds_in_the_budget(dvt_edge: Run, imported: Path, tmp_pa
     """``thresholds: recorded`` uses a row of the checkpoint as it is; a row too many is refused."""
     profile = yaml.safe_load(imported.read_text(encoding="utf-8"))
     profile["budget"] = {"thresholds": "recorded", "point": 2}
-    path = tmp_path / "recorded.yaml"
-    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    path = write_yaml(tmp_path / "recorded.yaml", profile)
     result = dvt_edge("budget", "--profile", path)
     assert (result.code, "measure with 'dvt-edge profile" in result.err) == (1, True)
     quick = ("--duration", "0.5", "--pace", "none")
@@ -101,19 +94,16 @@ def test_recorded_thresholds_in_the_budget(dvt_edge: Run, imported: Path, tmp_pa
     found = json.loads(result.out)["solution"]["thresholds"]
     assert found == pytest.approx([0.2, 0.2, 0.0])
     profile["budget"]["point"] = 3
-    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    write_yaml(path, profile)
     result = dvt_edge("classify", "--profile", path, tmp_path / "images")
     assert (result.code, "1..2" in result.err) == (1, True)
 
 
 def test_recorded_thresholds_need_a_checkpoint_that_has_them(
-    dvt_edge: Run, demo_profile: Path, tmp_path: Path
+    dvt_edge: Run, write_profile: Write, tmp_path: Path
 ) -> None:
     """The error says what to give instead."""
-    profile = yaml.safe_load(demo_profile.read_text(encoding="utf-8"))
-    profile["budget"] = {"thresholds": "recorded", "point": 1}
-    path = tmp_path / "profile.yaml"
-    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    path = write_profile(budget={"thresholds": "recorded", "point": 1})
     result = dvt_edge("classify", "--profile", path, tmp_path)
     assert result.code == 1
     assert "give a limit" in result.err

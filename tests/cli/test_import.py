@@ -5,45 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from dvt_edge.models import Cascade, CascadeConfig, architectures
-from dvt_edge.models.official import official_name
+from dvt_edge.models import Cascade, CascadeConfig
+from tests.cli.conftest import Run
 
-Run = Callable[..., Any]
-Configs = Callable[..., CascadeConfig]
-
-
-@pytest.fixture
-def config(tiny_config: Configs, monkeypatch: pytest.MonkeyPatch) -> CascadeConfig:
-    """A tiny architecture that the registry knows as ``tiny``."""
-    config = tiny_config(channels=3)
-    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", config)
-    return config
-
-
-@pytest.fixture
-def official(config: CascadeConfig, random_cascade: Callable[..., Cascade], tmp_path: Path) -> Path:
-    """A file as the authors lay it out."""
-    state = {official_name(k): v for k, v in random_cascade(config).state_dict().items()}
-    path = tmp_path / "official.pth.tar"
-    torch.save({"model_state_dict": state, "flops": [1.0, 2.0, 3.0], "epoch": 7}, path)
-    return path
+Official = Callable[..., Path]
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_import_and_inspect(dvt_edge: Run, official: Path, tmp_path: Path, named: bool) -> None:
+def test_import_and_inspect(dvt_edge: Run, official: Official, tmp_path: Path, named: bool) -> None:
     output = tmp_path / "out" / "model.safetensors"
     options = ["--architecture", "tiny"] if named else []
-    result = dvt_edge("import", official, *options, "-o", output)
+    result = dvt_edge("import", official(flops=[1.0, 2.0, 3.0], epoch=7), *options, "-o", output)
     assert result.code == 0, result.err
     assert "kept as metadata: flops\nnot used: epoch\nwrote " in result.out
     shown = dvt_edge("inspect", output)
     assert shown.code == 0, shown.err
-    assert "metadata: source, sha256, architecture, flops" in shown.out
+    assert "metadata: source, sha256, flops, architecture" in shown.out
     values = json.loads(dvt_edge("inspect", "--json", output).out)
     assert values["metadata"]["flops"] == [1.0, 2.0, 3.0]
     assert [stage["handed_on_bytes"] for stage in values["stages"]] == [
@@ -57,20 +38,19 @@ def test_import_and_inspect(dvt_edge: Run, official: Path, tmp_path: Path, named
         assert spec["macs"] > 0
 
 
-def test_json(dvt_edge: Run, official: Path, tmp_path: Path) -> None:
-    result = dvt_edge(
-        "import", "--json", official, "--architecture", "tiny", "-o", tmp_path / "m.safetensors"
-    )
+def test_json(dvt_edge: Run, official: Official, tmp_path: Path) -> None:
+    path, output = official(flops=[1.0]), tmp_path / "m.safetensors"
+    result = dvt_edge("import", "--json", path, "--architecture", "tiny", "-o", output)
     values = json.loads(result.out)
     assert (values["architecture"], values["metadata"]) == ("tiny", ["flops"])
 
 
-def test_wrong_file(dvt_edge: Run, official: Path, tmp_path: Path) -> None:
-    output = tmp_path / "m.safetensors"
-    content = torch.load(official, weights_only=True)
+def test_wrong_file(dvt_edge: Run, official: Official, tmp_path: Path) -> None:
+    output, path = tmp_path / "m.safetensors", official()
+    content = torch.load(path, weights_only=True)
     del content["model_state_dict"]["normal_token.norm.weight"]
-    torch.save(content, official)
-    result = dvt_edge("import", official, "--architecture", "tiny", "-o", output)
+    torch.save(content, path)
+    result = dvt_edge("import", path, "--architecture", "tiny", "-o", output)
     assert result.code == 1
     assert "1 of 1" in result.err
     assert "missing normal_token.norm.weight [8]" in result.err
@@ -78,8 +58,12 @@ def test_wrong_file(dvt_edge: Run, official: Path, tmp_path: Path) -> None:
 
 
 def test_stage_from(
-    dvt_edge: Run, config: CascadeConfig, random_cascade: Callable[..., Cascade], tmp_path: Path
+    dvt_edge: Run,
+    tiny_architecture: CascadeConfig,
+    random_cascade: Callable[..., Cascade],
+    tmp_path: Path,
 ) -> None:
+    config = tiny_architecture
     one = random_cascade(config.model_copy(update={"stages": config.stages[:1]}))
     state = {k.removeprefix("stages.0."): v for k, v in one.state_dict().items()}
     torch.save({"model": state}, tmp_path / "vit.pth")
@@ -109,8 +93,8 @@ def test_wrong_command_lines(dvt_edge: Run, arguments: list[str], message: str) 
     assert message in result.err
 
 
-def test_unknown_architecture(dvt_edge: Run, official: Path, tmp_path: Path) -> None:
+def test_unknown_architecture(dvt_edge: Run, official: Official, tmp_path: Path) -> None:
     output = tmp_path / "m.safetensors"
-    result = dvt_edge("import", official, "--architecture", "tini", "-o", output)
+    result = dvt_edge("import", official(), "--architecture", "tini", "-o", output)
     assert result.code == 1
     assert "did you mean 'tiny'?" in result.err

@@ -5,38 +5,24 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
 from dvt_edge.bundle.costs import Costs
-from dvt_edge.bundle.manifest import COSTS, MANIFEST, MEASUREMENT, RECORDS
+from dvt_edge.bundle.manifest import COSTS, MEASUREMENT, RECORDS
 from dvt_edge.bundle.measurement import Measurement
 from dvt_edge.errors import EnergyError
 from dvt_edge.policy import Records
 from dvt_edge.runtime.runtime import Runtime
-
-if TYPE_CHECKING:
-    from tests.cli.conftest import Result
-
-Run = Callable[..., "Result"]
-Write = Callable[..., Path]
+from tests.cli.conftest import Run, Write, error_line
+from tests.conftest import edit_manifest
 
 QUICK = ("--duration", "0.5", "--pace", "none")
 ANYTHING = {"latency_ms": 1e6}
-
-
-def _error(result: Result) -> str:
-    """The one line of an error; nothing was measured before it."""
-    assert result.code == 1
-    assert result.out == ""
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    return result.err
 
 
 @pytest.fixture
@@ -49,6 +35,7 @@ def never_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dvt_edge.cli.profile.measure", measure)
 
 
+@pytest.mark.slow
 def test_json(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
     """The whole measurement and the thresholds it gives; costs and measurement are kept."""
     path = write_profile(budget=ANYTHING)
@@ -88,6 +75,7 @@ def test_json_file(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     assert result.out.endswith(f"JSON: {file}\n")
 
 
+@pytest.mark.slow
 def test_text(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     """Tables of at most 100 columns, and a line for everything that has no table."""
     arguments = ("--duration", "0.6", "--pace", "50", "--data", images)
@@ -114,6 +102,7 @@ def test_text(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     assert "\x1b" not in result.out
 
 
+@pytest.mark.slow
 def test_data(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     """Exits, accuracy and exits by class, as the Runtime answers them."""
     path = write_profile(budget=ANYTHING)
@@ -133,6 +122,7 @@ def test_data(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     assert data["accuracy"] == sum(a.label == f.parent.name for f, a in answers) / 4
 
 
+@pytest.mark.slow
 def test_unlabelled_data(dvt_edge: Run, write_profile: Write, images: Path) -> None:
     """A flat folder has exits and no accuracy; a file that is no image is counted."""
     (images / "sandal" / "bad.png").write_bytes(b"x")
@@ -144,6 +134,7 @@ def test_unlabelled_data(dvt_edge: Run, write_profile: Write, images: Path) -> N
     assert data["class_exit_fraction"] == {}
 
 
+@pytest.mark.slow
 def test_solved_for_the_pace(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
     """The costs are those at the pace, and the line says so."""
     arguments = ("--duration", "0.6", "--pace", "60", "--solve-for", "paced")
@@ -178,6 +169,7 @@ def test_small_budget_in_json(dvt_edge: Run, write_profile: Write) -> None:
     assert "smallest possible is" in values["problem"]
 
 
+@pytest.mark.slow
 def test_costs_that_forbid_the_budget_are_replaced(
     dvt_edge: Run, write_profile: Write, own_bundle: Path
 ) -> None:
@@ -199,9 +191,8 @@ def test_json_where_nobody_leaves_early(
     answers = np.repeat(old.label[:, None], old.exits, axis=1)
     answers[:, :-1] = (answers[:, :-1] + 1) % 10
     write_records(own_bundle / RECORDS, Records(old.confidence, answers, old.label))
-    manifest = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
-    manifest["files"][RECORDS] = file_sha256(own_bundle / RECORDS)
-    (own_bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    digest = file_sha256(own_bundle / RECORDS)
+    edit_manifest(own_bundle, lambda manifest: manifest["files"].update({RECORDS: digest}))
     path = write_profile(budget=ANYTHING)
     result = dvt_edge("profile", "--json", "--profile", path, *QUICK)
     assert result.code == 0
@@ -241,7 +232,7 @@ def test_declared_power(
 def test_declared_for_another_number_of_stages(dvt_edge: Run, write_profile: Write) -> None:
     """Found out before."""
     path = write_profile(energy={"watts": [1, 2]})
-    message = _error(dvt_edge("profile", "--profile", path))
+    message = error_line(dvt_edge("profile", "--profile", path))
     assert "energy.watts needs one figure, or one per stage: expected 3, found 2" in message
 
 
@@ -254,7 +245,7 @@ def test_outputs_that_cannot_be_written(
     """Found out before anything is measured, and what was there stays."""
     (tmp_path / "file").write_text("here")
     path = tmp_path / name
-    message = _error(dvt_edge("profile", "--profile", write_profile(), option, path))
+    message = error_line(dvt_edge("profile", "--profile", write_profile(), option, path))
     assert f"{path}: cannot be written (" in message
     assert "choose another file" in message
     assert (tmp_path / "file").read_text() == "here"
@@ -270,14 +261,16 @@ def test_bundle_that_cannot_be_written(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    message = _error(dvt_edge("profile", "--profile", write_profile()))
+    message = error_line(dvt_edge("profile", "--profile", write_profile()))
     assert f"{own_bundle / COSTS}: cannot be written (Permission denied)" in message
 
 
 @pytest.mark.usefixtures("never_measured")
 def test_data_that_is_not_there(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     """Found out before, as well as folders that are no classes."""
-    message = _error(dvt_edge("profile", "--profile", write_profile(), "--data", tmp_path / "no"))
+    message = error_line(
+        dvt_edge("profile", "--profile", write_profile(), "--data", tmp_path / "no")
+    )
     assert "no: no such folder" in message
 
 
@@ -289,7 +282,7 @@ def test_report_without_its_extra(
     for module in ("jinja2", "plotly"):
         monkeypatch.setitem(sys.modules, module, None)
     report = tmp_path / "r.html"
-    message = _error(dvt_edge("profile", "--profile", write_profile(), "--report", report))
+    message = error_line(dvt_edge("profile", "--profile", write_profile(), "--report", report))
     expected = "a report needs Jinja2, Plotly; install with pip install 'dvt-edge[report]'"
     assert expected in message
 
@@ -326,6 +319,7 @@ def test_foreign_costs_are_noted(
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_sensors_that_fail(
     dvt_edge: Run, write_profile: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -18,9 +19,9 @@ from dvt_edge.bundle.manifest import MANIFEST
 from dvt_edge.converters import device
 from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.machine.board import read_board
-from dvt_edge.machine.driver import Driver, Gpu
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.profile import Profile
+from tests.conftest import ORIN
 
 
 def _profile(folder: Path, **changes: Any) -> Profile:
@@ -47,8 +48,32 @@ def _balance_heads(cascade: Cascade, images: torch.Tensor) -> None:
     with torch.no_grad():
         for stage, output in zip(cascade.stages, cascade(images), strict=True):
             gain = 2 / output.logits.std(dim=0)
-            stage.head.weight *= gain[:, None]
-            stage.head.bias.copy_((stage.head.bias - output.logits.mean(dim=0)) * gain)
+            stage.get_parameter("head.weight").mul_(gain[:, None])
+            bias = stage.get_parameter("head.bias")
+            bias.copy_((bias - output.logits.mean(dim=0)) * gain)
+
+
+def changed(profile: Profile, section: str, **values: Any) -> Profile:
+    """``profile`` with other values in one of its sections."""
+    part = getattr(profile, section).model_copy(update=values)
+    return profile.model_copy(update={section: part})
+
+
+def files_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and identity of every file."""
+    return {p.name: (p.read_bytes(), p.stat().st_ino) for p in sorted(folder.iterdir())}
+
+
+def calibration_pixels(profile: Profile) -> npt.NDArray[np.uint8]:
+    """[N, H, W]: the images of :func:`tiny_profile`."""
+    with np.load(profile.calibration.data) as archive:
+        return np.asarray(archive["images"])
+
+
+def calibration_images(profile: Profile) -> npt.NDArray[np.float32]:
+    """[N, 1, H, W]: the same as stages take them."""
+    pixels = calibration_pixels(profile).astype(np.float32)[:, None]
+    return (pixels / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
 
 
 @pytest.fixture(scope="session")
@@ -142,13 +167,18 @@ def portable(portable_builds: Path, tiny_profile: Callable[..., Profile]) -> Cal
 
 
 @pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to run engines on, whatever this machine has."""
+    monkeypatch.setattr(device, "read_driver", lambda: None)
+
+
+@pytest.fixture
 def jetson(
     fake_tensorrt: FakeTensorrt, board_root: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> FakeTensorrt:
     """A Jetson Orin Nano with JetPack 6.2 and an engine cache of its own; TensorRT 10.3."""
     root = board_root("orin-nano")
-    driver = Driver("12.6", (Gpu("Orin", "8.7"),))
-    monkeypatch.setattr(device, "read_driver", lambda: driver)
+    monkeypatch.setattr(device, "read_driver", lambda: ORIN)
     monkeypatch.setattr(device, "read_board", lambda _=None: read_board(root))
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
     fake_tensorrt.set("10.3.0")

@@ -15,9 +15,11 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.converters.graphs.chain import Chain
 from dvt_edge.errors import BundleError
-from dvt_edge.policy.confidence import ConfidenceKind, confidence, fit_temperature
+from dvt_edge.policy.confidence import ConfidenceKind, fit_temperature
 from dvt_edge.profile import ExitsConfig, Profile
 from dvt_edge.runtime.runtime import Runtime
+from tests.confidence_reference import confidence
+from tests.converters.conftest import calibration_images, calibration_pixels
 
 Profiles = Callable[..., Profile]
 EVERY_EXITS = [
@@ -27,21 +29,18 @@ EVERY_EXITS = [
 ]
 
 
-def _images(profile: Profile) -> npt.NDArray[np.uint8]:
-    """[N, H, W]: the calibration images."""
-    with np.load(profile.calibration.data) as archive:
-        return np.asarray(archive["images"])
-
-
 def _logits(bundle: Bundle, profile: Profile) -> list[npt.NDArray[np.float32]]:
     """[N, C] of every exit, by the stages in the bundle on all calibration images."""
-    pixels = _images(profile).astype(np.float32)[:, None]
     stages = [onnx.load(bundle.stage_path(i)) for i in range(3)]
-    outputs = Chain(stages).run((pixels / 255 - np.float32(0.5)) / np.float32(0.25))
+    outputs = Chain(stages).run(calibration_images(profile))
     return [stage["logits"] for stage in outputs]
 
 
-@pytest.mark.parametrize("exits", EVERY_EXITS, ids=str)
+@pytest.mark.parametrize(
+    "exits",
+    [EVERY_EXITS[0], *(pytest.param(e, marks=pytest.mark.slow) for e in EVERY_EXITS[1:])],
+    ids=str,
+)
 def test_bundle_is_what_the_exits_ask_for(
     built: BuildResult, tiny_profile: Profiles, exits: dict[str, Any]
 ) -> None:
@@ -72,7 +71,7 @@ def test_bundle_is_what_the_exits_ask_for(
         np.testing.assert_array_equal(records.prediction[:, k], logits[k].argmax(axis=1))
     with Runtime(profile) as runtime:
         runtime.use(runtime.replay((np.inf, np.inf, -np.inf)))
-        found = [runtime.classify(image).confidences for image in _images(profile)[::6]]
+        found = [runtime.classify(image).confidences for image in calibration_pixels(profile)[::6]]
     np.testing.assert_allclose(found, records.confidence[::6], atol=1e-3)
     other = {**exits, "fit_temperature": not exits["fit_temperature"]}
     with pytest.raises(BundleError, match="built with another 'exits'"):
@@ -82,7 +81,7 @@ def test_bundle_is_what_the_exits_ask_for(
 def test_temperatures_without_labels(tiny_profile: Profiles) -> None:
     """The last exit's answers stand for the truth; temperatures move confidences, not answers."""
     profile = tiny_profile(exits={"fit_temperature": True})
-    np.savez(profile.calibration.data, images=_images(profile))
+    np.savez(profile.calibration.data, images=calibration_pixels(profile))
     bundle = build(profile).bundle
     logits, records = _logits(bundle, profile), bundle.records()
     fitted = [fit_temperature(values, logits[-1].argmax(axis=1)) for values in logits]

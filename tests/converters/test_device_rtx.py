@@ -14,11 +14,13 @@ import pytest
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.converters import device
 from dvt_edge.converters.build import build
-from dvt_edge.converters.device import find_toolchain
+from dvt_edge.converters.device import find_platform
 from dvt_edge.errors import BackendError, BuildError
 from dvt_edge.profile import EngineConfig, Profile
 
 pytest.importorskip("tensorrt_rtx")
+
+pytestmark = pytest.mark.usefixtures("no_gpu")  # engines are built ahead of time
 
 Portable = Callable[..., Profile]
 # Imports of what a board does not have fail there; so they do here.
@@ -35,12 +37,7 @@ print([plan.precision for plan in result.bundle.manifest.engines.plans])
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that engines are built ahead of time, whatever this machine has."""
-    monkeypatch.setattr(device, "read_driver", lambda: None)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp16", "auto"])
 def test_engines(portable: Portable, precision: str) -> None:
     """NVIDIA's parser and planner take every stage; what they planned is in the manifest."""
@@ -54,10 +51,9 @@ def test_engines(portable: Portable, precision: str) -> None:
     assert done.platform.device is None
     assert done.flags == ("STRONGLY_TYPED",)
     chosen = "fp16" if precision == "fp16" else "int8"
-    kind = "fp16" if precision == "fp16" else "int8-fp16"
     for i, (stage, plan) in enumerate(zip(manifest.stages, done.plans, strict=True)):
         assert (stage.precision, plan.precision) == (chosen, chosen)
-        assert plan.graph == f"stage{i + 1}.{kind}.onnx"
+        assert plan.graph == f"stage{i + 1}.{chosen}.onnx"
         assert plan.planned is not None
         linears = plan.planned.get("int8 gemm", 0)
         assert (linears >= 8) == (chosen == "int8")  # qkv, proj, fc1 and fc2 of two layers
@@ -83,19 +79,20 @@ def test_unknown_compute_capability(portable: Portable) -> None:
 
 def test_no_gpu_and_no_compute_capability() -> None:
     with pytest.raises(BackendError, match=r"no NVIDIA GPU .*give engine\.compute_capabilities"):
-        find_toolchain(EngineConfig(backend="tensorrt-rtx"))
+        find_platform(EngineConfig(backend="tensorrt-rtx"))
 
 
 def test_graph_that_is_refused(portable: Portable) -> None:
     """With the parser's own words, and the file."""
     profile = portable(backend="tensorrt-rtx", compute_capabilities=(86,))
     bundle = Bundle(profile.output)
-    (profile.output / "stage2.int8-fp16.onnx").write_bytes(b"no graph")
-    toolchain = find_toolchain(profile.engine)
-    with pytest.raises(BuildError, match=r"tensorrt_rtx refused .*stage2\.int8-fp16\.onnx: ."):
-        device.build_engines(bundle, toolchain, lambda *call: None)
+    (profile.output / "stage2.int8.onnx").write_bytes(b"no graph")
+    platform = find_platform(profile.engine)
+    with pytest.raises(BuildError, match=r"tensorrt_rtx refused .*stage2\.int8\.onnx: ."):
+        device.build_engines(bundle, platform, lambda *call: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["device", "auto"])
 def test_neither_torch_nor_onnx_is_needed(portable: Portable, tmp_path: Path, phase: str) -> None:
     """As on a board to which the portable bundle was copied: no checkpoint, no images."""

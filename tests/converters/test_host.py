@@ -23,25 +23,17 @@ from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.converters.graphs.chain import Chain
 from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.converters.quantizing import quantize_cascade
+from dvt_edge.converters.quantizing.calibration import activation_ranges
 from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.profile import Profile
+from tests.converters.conftest import calibration_images, calibration_pixels, changed, files_in
 
 Profiles = Callable[..., Profile]
 Feeds = Mapping[str, npt.NDArray[np.float32]]
 
 
-def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Contents and identity of every file in ``folder``."""
-    return {p.name: (p.read_bytes(), p.stat().st_ino) for p in sorted(folder.iterdir())}
-
-
 def _without_manifest(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {name: file for name, file in _files(folder).items() if name != MANIFEST}
-
-
-def _changed(profile: Profile, section: str, **values: Any) -> Profile:
-    part = getattr(profile, section).model_copy(update=values)
-    return profile.model_copy(update={section: part})
+    return {name: file for name, file in files_in(folder).items() if name != MANIFEST}
 
 
 def _operators(bundle: Bundle, stage: int) -> set[str]:
@@ -69,7 +61,7 @@ def test_manifest_describes_the_bundle(
     for i, stage in enumerate(manifest.stages):
         model = onnx.load(built.bundle.stage_path(i))
         assert stage == stage_spec(model, f"stage{i + 1}.onnx")
-    assert manifest.schema_version == 2
+    assert manifest.schema_version == 3
     assert (manifest.input, manifest.engine) == (profile.input, profile.engine)
     assert (manifest.budget, manifest.device) == (profile.budget, "any")
     assert manifest.class_names == ("0", "1", "2", "3", "4")
@@ -92,11 +84,11 @@ def test_class_names_come_from_the_model(
 def test_unchanged_inputs_rebuild_nothing(built: BuildResult, tiny_profile: Profiles) -> None:
     """Nor does it matter where they lie: the bundle of ``built`` is a copy."""
     assert not built.rebuilt
-    before = _files(built.bundle.folder)
+    before = files_in(built.bundle.folder)
     again = build(tiny_profile())
     assert not again.rebuilt
     assert again.bundle.manifest == built.bundle.manifest
-    assert _files(built.bundle.folder) == before
+    assert files_in(built.bundle.folder) == before
 
 
 def test_another_budget_rebuilds_nothing_but_is_stored(
@@ -128,7 +120,7 @@ def test_another_budget_rebuilds_nothing_but_is_stored(
 def test_another_profile_rebuilds(
     built: BuildResult, tiny_profile: Profiles, section: str, values: dict[str, Any]
 ) -> None:
-    result = build(_changed(tiny_profile(), section, **values))
+    result = build(changed(tiny_profile(), section, **values))
     assert result.rebuilt
     assert result.bundle.manifest.build_key != built.bundle.manifest.build_key
     assert len(os.listdir(built.bundle.folder.parent)) == 1
@@ -173,9 +165,8 @@ def test_force_rebuilds_to_the_same_stages(built: BuildResult, tiny_profile: Pro
 def _unlabelled(profile: Profile, tolerance: float) -> Profile:
     """Calibrated without labels: then the last FP32 exit is right by definition."""
     path = profile.calibration.data.with_name("unlabelled.npz")
-    with np.load(profile.calibration.data) as archive:
-        np.savez(path, images=archive["images"])
-    return _changed(profile, "calibration", data=path, tolerance_points=tolerance)
+    np.savez(path, images=calibration_pixels(profile))
+    return changed(profile, "calibration", data=path, tolerance_points=tolerance)
 
 
 def test_unlabelled_calibration(tiny_profile: Profiles) -> None:
@@ -193,8 +184,9 @@ def _answers(bundle: Bundle, images: npt.NDArray[np.float32]) -> tuple[Any, Any]
         session = onnxruntime.InferenceSession(
             bundle.stage_path(i), providers=["CPUExecutionProvider"]
         )
-        wanted = {value.name for value in session.get_inputs()}
-        feeds = {name: v for name, v in {"image": images, **handed}.items() if name in wanted}
+        wanted = {value.name: value.type for value in session.get_inputs()}
+        given = images.astype(np.float16 if "float16" in wanted["image"] else np.float32)
+        feeds = {name: v for name, v in {"image": given, **handed}.items() if name in wanted}
         names = [value.name for value in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, feeds), strict=True))
         handed = {
@@ -203,12 +195,6 @@ def _answers(bundle: Bundle, images: npt.NDArray[np.float32]) -> tuple[Any, Any]
         confidence.append(outputs["confidence"])
         prediction.append(outputs["class_id"])
     return np.stack(confidence, axis=1), np.stack(prediction, axis=1)
-
-
-def _normalised(profile: Profile) -> npt.NDArray[np.float32]:
-    with np.load(profile.calibration.data) as archive:
-        pixels = archive["images"].astype(np.float32)[:, None]
-    return (pixels / 255 - np.float32(0.5)) / np.float32(0.25)
 
 
 @pytest.mark.parametrize(
@@ -225,16 +211,22 @@ def test_records_are_the_answers_of_the_stages_in_the_bundle(
     profile = tiny_profile(engine=engine)
     bundle = build(profile).bundle
     records = bundle.records()
-    confidence, prediction = _answers(bundle, _normalised(profile))
-    np.testing.assert_allclose(records.confidence, confidence, atol=1e-4)
-    np.testing.assert_array_equal(records.prediction, prediction)
+    confidence, prediction = _answers(bundle, calibration_images(profile))
+    if engine["backend"] == "tensorrt":  # files of float16, records computed in float32
+        assert np.abs(records.confidence - confidence).mean() < 0.02
+        assert (records.prediction == prediction).mean() > 0.95
+    else:
+        np.testing.assert_allclose(records.confidence, confidence, atol=1e-4)
+        np.testing.assert_array_equal(records.prediction, prediction)
     assert records.label is not None
     np.testing.assert_array_equal(records.label, np.arange(60) % 5)
     figures = bundle.manifest.quantization
-    after = [(prediction[:, k] == records.label).mean() for k in range(3)]
+    after = [(records.prediction[:, k] == records.label).mean() for k in range(3)]
     assert [e.accuracy_after for e in figures.exits] == pytest.approx(after)
     with torch.no_grad():
-        exact = [o.logits for o in Cascade.load(profile.model)(torch.tensor(_normalised(profile)))]
+        exact = [
+            o.logits for o in Cascade.load(profile.model)(torch.tensor(calibration_images(profile)))
+        ]
     before = [float((o.argmax(-1).numpy() == records.label).mean()) for o in exact]
     assert [e.accuracy_before for e in figures.exits] == pytest.approx(before)
     exact_confidence = torch.stack([o.softmax(-1).amax(-1) for o in exact], dim=1).numpy()
@@ -274,7 +266,7 @@ def test_stages_are_calibrated_on_what_reaches_them(
 ) -> None:
     """On fewer images from stage to stage, with the reuse tensors of the quantized stages."""
     seen: list[list[dict[str, npt.NDArray[np.float32]]]] = []
-    original = quantize_cascade.activation_ranges
+    original = activation_ranges
 
     def spy(model: onnx.ModelProto, names: list[str], feeds: Iterable[Feeds]) -> dict[str, float]:
         seen.append([dict(part) for part in feeds])
@@ -283,7 +275,7 @@ def test_stages_are_calibrated_on_what_reaches_them(
     monkeypatch.setattr(quantize_cascade, "activation_ranges", spy)
     profile = tiny_profile()
     bundle = build(profile).bundle
-    images = _normalised(profile)
+    images = calibration_images(profile)
     reached = []
     for i, feeds in enumerate(seen):
         given = np.concatenate([part["image"] for part in feeds])
@@ -303,7 +295,7 @@ def test_stages_are_calibrated_on_what_reaches_them(
 
 @pytest.mark.parametrize(("samples", "used"), [(7, 7), (60, 60), (1000, 60)])
 def test_samples_are_spread_over_the_data(tiny_profile: Profiles, samples: int, used: int) -> None:
-    profile = _changed(tiny_profile(), "calibration", samples=samples)
+    profile = changed(tiny_profile(), "calibration", samples=samples)
     records = build(profile).bundle.records()
     assert len(records) == used
     assert records.label is not None
@@ -317,7 +309,7 @@ def test_frame_shape_is_that_of_the_images(tiny_profile: Profiles) -> None:
     folder.mkdir()
     for i, width in enumerate((20, 30, 40)):
         Image.new("RGB", (width, 24), (i, 0, 0)).save(folder / f"{i}.png")
-    bundle = build(_changed(profile, "calibration", data=folder)).bundle
+    bundle = build(changed(profile, "calibration", data=folder)).bundle
     assert bundle.manifest.frame_shape == (24, 30)
     assert len(bundle.records()) == 3
 
@@ -334,7 +326,7 @@ def test_colour_calibration_files_are_rgb(
     red[..., 0] = [[[50]], [[100]], [[150]], [[200]]]
     np.savez(profile.calibration.data, images=red, labels=np.arange(4))
     values = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "color_order": "bgr"}
-    profile = _changed(_changed(profile, "input", **values), "engine", precision="fp32")
+    profile = changed(changed(profile, "input", **values), "engine", precision="fp32")
     records = build(profile).bundle.records()
     images = torch.from_numpy(red.transpose(0, 3, 1, 2)).float()
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -15,34 +15,25 @@ from PIL import Image
 
 from dvt_edge.converters import host
 from dvt_edge.converters.build import BuildResult, build
-from dvt_edge.converters.graphs.stage_graph import Target
+from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models import Cascade
 from dvt_edge.profile import ExitsConfig, Profile
+from tests.converters.conftest import changed, files_in
 
 Profiles = Callable[..., Profile]
 
 
-def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Contents and identity of every file in ``folder``."""
-    return {p.name: (p.read_bytes(), p.stat().st_ino) for p in sorted(folder.iterdir())}
-
-
-def _changed(profile: Profile, section: str, **values: Any) -> Profile:
-    part = getattr(profile, section).model_copy(update=values)
-    return profile.model_copy(update={section: part})
-
-
 def test_nan_in_the_weights_is_refused(built: BuildResult, tiny_profile: Profiles) -> None:
     profile = tiny_profile()
-    before = _files(built.bundle.folder)
+    before = files_in(built.bundle.folder)
     cascade = Cascade.load(profile.model)
     with torch.no_grad():
-        cascade.stages[1].blocks[0].mlp.fc1.weight[0, 0] = float("nan")
+        cascade.get_parameter("stages.1.blocks.0.mlp.fc1.weight")[0, 0] = float("nan")
     cascade.save(profile.model)
     with pytest.raises(BuildError, match=r"stage 2: .* may hold NaN"):
         build(profile)
-    assert _files(built.bundle.folder) == before
+    assert files_in(built.bundle.folder) == before
     assert os.listdir(built.bundle.folder.parent) == ["bundle"]
 
 
@@ -51,13 +42,13 @@ def test_graph_that_differs_from_pytorch_is_refused(
 ) -> None:
     def wrong(cascade: Cascade, index: int, exits: ExitsConfig, target: Target) -> onnx.ModelProto:
         with torch.no_grad():
-            bias = cascade.stages[index].head.bias
-            bias += 1e-2
+            bias = cascade.get_parameter(f"stages.{index}.head.bias")
+            bias.add_(1e-2)
             graph = original(cascade, index, exits, target)
-            bias -= 1e-2
+            bias.sub_(1e-2)
         return graph
 
-    original = host.stage_graph_from_cascade
+    original = stage_graph_from_cascade
     monkeypatch.setattr(host, "stage_graph_from_cascade", wrong)
     with pytest.raises(BuildError, match=r"stage 1: the graph's logits differ from PyTorch's"):
         build(tiny_profile())
@@ -73,26 +64,26 @@ def old(request: pytest.FixtureRequest) -> Old:
     if request.param == "no bundle":
         return {}
     built: BuildResult = request.getfixturevalue("built")
-    return _files(built.bundle.folder)
+    return files_in(built.bundle.folder)
 
 
 def _check_old(output: Path, old: Old) -> None:
     """The old bundle is whole and nothing lies beside it."""
     assert (os.listdir(output) if output.exists() else []) == (["bundle"] if old else [])
     if old:
-        assert _files(output / "bundle") == old
+        assert files_in(output / "bundle") == old
 
 
 def _interrupt(*args: object, **kwargs: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("what", ["calibration images", "stage graphs", "quantization"])
+@pytest.mark.parametrize("step", ["calibration images", "stage graphs", "quantization"])
 def test_interrupted_computation_leaves_everything(
-    old: Old, tiny_profile: Profiles, tmp_path: Path, what: str
+    old: Old, tiny_profile: Profiles, tmp_path: Path, step: str
 ) -> None:
-    def progress(now: str, done: float, total: float, remark: str = "") -> None:
-        if now == what and done > total / 2:
+    def progress(what: str, done: float, total: float, remark: str = "") -> None:
+        if what == step and done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -129,11 +120,11 @@ def test_folder_of_something_else_is_not_replaced(tiny_profile: Profiles) -> Non
 def _empty_folder(profile: Profile) -> Profile:
     folder = profile.model.with_name("images")
     folder.mkdir()
-    return _changed(profile, "calibration", data=folder)
+    return changed(profile, "calibration", data=folder)
 
 
 def _without_calibration(profile: Profile) -> Profile:
-    return _changed(profile, "calibration", data=profile.model.with_name("nowhere"))
+    return changed(profile, "calibration", data=profile.model.with_name("nowhere"))
 
 
 def _labels_of_another_model(profile: Profile) -> Profile:
@@ -150,7 +141,7 @@ def _classes_of_another_model(profile: Profile) -> Profile:
     folder = profile.model.with_name("images")
     (folder / "zebra").mkdir(parents=True)
     Image.new("L", (16, 16)).save(folder / "zebra" / "1.png")
-    return _changed(profile, "calibration", data=folder)
+    return changed(profile, "calibration", data=folder)
 
 
 def _damaged_calibration_image(profile: Profile) -> Profile:
@@ -158,7 +149,7 @@ def _damaged_calibration_image(profile: Profile) -> Profile:
     folder.mkdir()
     Image.new("L", (16, 16)).save(folder / "1.png")
     (folder / "2.png").write_bytes(b"no image")
-    return _changed(profile, "calibration", data=folder)
+    return changed(profile, "calibration", data=folder)
 
 
 def _without_checkpoint(profile: Profile) -> Profile:
@@ -177,11 +168,11 @@ def _pickled_checkpoint(profile: Profile) -> Profile:
 
 
 def _another_size(profile: Profile) -> Profile:
-    return _changed(profile, "input", crop=14)
+    return changed(profile, "input", crop=14)
 
 
 def _another_colour(profile: Profile) -> Profile:
-    return _changed(profile, "input", mean=(0.5,) * 3, std=(0.25,) * 3, color_order="rgb")
+    return changed(profile, "input", mean=(0.5,) * 3, std=(0.25,) * 3, color_order="rgb")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +207,7 @@ def test_unusable_inputs_are_named_and_nothing_is_written(
 
 def test_labels_of_one_class_are_refused(tiny_profile: Profiles) -> None:
     """One image, or many of one class: thresholds would say nothing about the others."""
-    profile = _changed(tiny_profile(), "calibration", samples=1)
+    profile = changed(tiny_profile(), "calibration", samples=1)
     with pytest.raises(DataError, match="of class 0"):
         build(profile)
     assert not profile.output.exists()

@@ -12,19 +12,24 @@ import numpy.typing as npt
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.engine_records import Precision
 from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.converters import selection
 from dvt_edge.converters.build import build
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
 from dvt_edge.errors import BuildError
 from dvt_edge.policy.records import Records
-from dvt_edge.profile import Profile
+from dvt_edge.profile import EngineConfig, Profile
 from dvt_edge.runtime.backends.protocol import StageAnswer
 from dvt_edge.runtime.runtime import Runtime
 
 IMAGES = 40
 STAGES = 2
-SPEC = StageSpec(file="", inputs=(), outputs=(), parameters=0, macs=0)
+
+
+def _candidate(stage: int, precision: Precision) -> Candidate:
+    spec = StageSpec(file="", inputs=(), outputs=(), parameters=0, macs=0, precision=precision)
+    return Candidate(Path(f"{stage + 1}.{precision}"), spec)
 
 
 @dataclass
@@ -49,8 +54,14 @@ class Bench:
     opened: list[FakeBackend] = field(default_factory=list)
     fails_to_open: str = ""
 
-    def open(self, candidates: Sequence[Candidate]) -> FakeBackend:
-        names = [candidate.path.name for candidate in candidates]
+    def open(
+        self, engine: EngineConfig, paths: Sequence[Path], specs: Any, *, max_batch: int
+    ) -> FakeBackend:
+        assert max_batch == 1
+        assert [f"{k + 1}.{spec.precision}" for k, spec in enumerate(specs)] == [
+            path.name for path in paths
+        ]
+        names = [path.name for path in paths]
         if self.fails_to_open in names[-1:]:
             raise BuildError("this precision cannot be opened")
         self.opened.append(FakeBackend(self, names))
@@ -61,11 +72,8 @@ class Bench:
         images = np.arange(IMAGES, dtype=np.float32).reshape(IMAGES, 1, 1, 1)
         values: dict[str, Any] = {"thresholds": np.array([0.5, -np.inf]), "tolerance_points": 5.0}
         parity = Parity(images, self.records, **(values | changes))
-        candidates = [
-            [Candidate(p, Path(f"{k + 1}.{p}"), SPEC) for p in ("int8", "fp16")]
-            for k in range(STAGES)
-        ]
-        chosen, table = choose_precisions(candidates, parity, self.open)
+        candidates = [[_candidate(k, "int8"), _candidate(k, "fp16")] for k in range(STAGES)]
+        chosen, table = choose_precisions(candidates, parity, EngineConfig())
         assert all(backend.closed == 1 for backend in self.opened)
         return [candidate.path.name for candidate in chosen], table
 
@@ -120,6 +128,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     confidence[::2, 0] = 0.2
     bench = Bench(Records(confidence, prediction, label))
     monkeypatch.setattr(selection, "perf_counter", lambda: bench.now)
+    monkeypatch.setattr(selection, "open_stages", bench.open)
     return bench
 
 
@@ -266,14 +275,15 @@ def test_measuring_ends(bench: Bench) -> None:
 
 def test_progress(bench: Bench) -> None:
     calls: list[tuple[object, ...]] = []
-    candidates = [[Candidate("int8", Path(f"{k + 1}.int8"), SPEC)] for k in range(STAGES)]
+    candidates = [[_candidate(k, "int8")] for k in range(STAGES)]
     images = np.zeros((IMAGES, 1, 1, 1), np.float32)
     images[:, 0, 0, 0] = range(IMAGES)
     parity = Parity(images, bench.records, np.array([0.5, -np.inf]), 1.0)
-    choose_precisions(candidates, parity, bench.open, lambda *call: calls.append(call))
+    choose_precisions(candidates, parity, EngineConfig(), lambda *call: calls.append(call))
     assert calls == [("precision per stage", done, 2) for done in (0, 1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_auto_with_onnxruntime(
     tiny_profile: Callable[..., Profile], monkeypatch: pytest.MonkeyPatch, precision: str

@@ -29,7 +29,6 @@ def test_orin_nano(trees, clock, sensors, tmp_path, hwmon):
     assert w.energy_mj == pytest.approx(48_240, rel=0.01)
     expected = {"VDD_IN": 48_240, "VDD_CPU_GPU_CV": 5_186, "VDD_SOC": 14_460}
     assert w.rails_mj == pytest.approx(expected, rel=0.01)
-    assert meter.skipped == ()
 
 
 def test_agx_orin(trees, clock, sensors, tmp_path):
@@ -51,7 +50,7 @@ def test_agx_orin_with_slow_registers(trees, clock, sensors, tmp_path):
     sensors.read_ns = 550_000
     w = measure(open_ina3221(tmp_path, clock), clock)
     assert w.energy_mj / w.seconds == pytest.approx(22_448, rel=0.01)
-    assert w.samples > 450
+    assert sensors.reads > 8 * 450
 
 
 def test_jetpack_4(trees, clock, sensors, tmp_path):
@@ -83,14 +82,12 @@ def test_load_that_comes_and_goes(trees, clock, sensors, tmp_path):
 
 
 def test_disabled_channel(trees, clock, sensors, tmp_path):
-    """It is left out, and the meter says so."""
+    """It is left out."""
     folder = trees.orin_nano()
     sensors.errors[folder / "curr3_input"] = errno.ENODATA
-    meter = open_ina3221(tmp_path, clock)
-    assert [rail.name for rail in meter.rails] == ["VDD_IN", "VDD_CPU_GPU_CV"]
-    assert len(meter.skipped) == 1
-    assert meter.skipped[0].startswith("VDD_SOC: ")
-    assert measure(meter, clock).energy_mj == pytest.approx(48_240, rel=0.01)
+    w = measure(open_ina3221(tmp_path, clock), clock)
+    assert list(w.rails_mj) == ["VDD_IN", "VDD_CPU_GPU_CV"]
+    assert w.energy_mj == pytest.approx(48_240, rel=0.01)
 
 
 def test_disabled_total(trees, clock, sensors, tmp_path):
@@ -136,7 +133,7 @@ def test_rails_off_the_module_are_not_added(trees, clock, sensors, tmp_path):
     _, second = trees.agx_orin()
     (second / "in1_label").write_text("CVB_ATX_12V\n", encoding="utf-8")
     meter = open_ina3221(tmp_path, clock)
-    assert "CVB_ATX_12V" in {rail.name for rail in meter.rails}
+    assert "CVB_ATX_12V" in measure(meter, clock).rails_mj
     assert "CVB_ATX_12V" not in meter.source
 
 

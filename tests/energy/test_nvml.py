@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from dvt_edge.energy.nvml import NvmlMeter
 from dvt_edge.errors import EnergyError
+from tests.energy.conftest import HandClock
 
 
 class FakeNvmlError(Exception):
@@ -62,7 +64,7 @@ def test_seconds_are_needed(nvml, clock):
 
 @pytest.mark.parametrize(
     ("call", "words"),
-    [("init", "does not start"), ("handle", "does not answer"), ("energy", "no energy counter")],
+    [("init", "does not start"), ("handle", "lists the GPUs"), ("energy", "no energy counter")],
 )
 def test_not_supported(nvml, clock, call, words):
     """Jetson: NVML starts and then has nothing to read."""
@@ -93,13 +95,44 @@ def test_failing_while_measuring(nvml, clock):
     assert not clock.ticks
 
 
+def test_no_thread_to_be_had(
+    nvml: FakeNvml, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session that the window had begun is ended."""
+    meter = NvmlMeter(clock)
+
+    def every(seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(clock, "every", every)
+    with pytest.raises(RuntimeError, match="new thread"):
+        meter.start()
+    assert nvml.sessions == 0
+
+
+def test_a_driver_that_hangs(
+    nvml: FakeNvml, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is not ended while a thread still reads in it."""
+    meter = NvmlMeter(clock)
+
+    def cancel() -> None:
+        raise EnergyError("the sensor has not answered")
+
+    monkeypatch.setattr(clock, "every", lambda seconds, tick: cancel)
+    count = meter.start()
+    with pytest.raises(EnergyError, match="has not answered"):
+        count.stop()
+    assert nvml.sessions == 1
+
+
 def test_the_driver_was_loaded_anew(nvml, clock):
     """The counter starts from 0; what was lost with the old one is not guessed."""
     with NvmlMeter(clock=clock).window() as w:
         clock.advance(10)
         nvml.mj = lambda: 1000
     assert w.energy_mj is None
-    assert "counter of GPU 0 went back" in w.unavailable
+    assert "counter of GPU 0 went backwards" in w.unavailable
 
 
 def test_not_installed(monkeypatch, clock):

@@ -77,20 +77,6 @@ def test_an_unreadable_input_is_not_replaced_by_its_parts(trees, clock, sensors,
     assert f"INA238: no permission to read {file}" in meter.unavailable
 
 
-@pytest.mark.parametrize("machine", ["agx_orin", "x86"])
-def test_no_thread_to_be_had(trees, clock, sensors, tmp_path, machine, monkeypatch):
-    """What the window had opened is closed again (``sensors`` looks)."""
-    getattr(trees, machine)()
-    meter = open_meter(tmp_path, clock=clock)
-
-    def every(seconds, tick):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(clock, "every", every)
-    with pytest.raises(RuntimeError, match="new thread"):
-        meter.start()
-
-
 @pytest.fixture
 def jetson_free(monkeypatch):
     """This machine as one with NVML and RAPL."""
@@ -102,7 +88,7 @@ def jetson_free(monkeypatch):
     monkeypatch.setattr(opening, "open_ina238", absent)
     monkeypatch.setattr(opening, "open_ina3221", absent)
     monkeypatch.setattr(opening, "NvmlMeter", lambda clock=None: "nvml")
-    monkeypatch.setattr(opening, "open_rapl", lambda root, clock=None: "rapl")
+    monkeypatch.setattr(opening, "RaplMeter", lambda root, clock=None: "rapl")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +133,7 @@ def test_importing_pulls_in_no_vendor_library():
 OURS = (
     "dvt_edge.energy",
     "dvt_edge.errors",
+    "dvt_edge.machine.board",
     "dvt_edge.machine.clock",
     "dvt_edge.requirements",
 )
@@ -156,7 +143,7 @@ OURS = (
     "path", sorted(Path(energy.__path__[0]).glob("*.py")), ids=lambda p: p.name
 )
 def test_meters_know_nothing_of_the_runtime(path):
-    """The package needs NumPy, the clock, the errors and itself."""
+    """The package needs NumPy, the machine's files and clock, the errors and itself."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dvt_edge.energy.counters import POLL_SECONDS
-from dvt_edge.energy.rapl import open_rapl
+from dvt_edge.energy.rapl import RaplMeter
 from dvt_edge.errors import EnergyError
 
 
@@ -18,20 +17,19 @@ def test_package(trees, clock, sensors, tmp_path):
     """12.5 W: cores, uncore and memory are not added to the package."""
     [zone] = trees.x86()
     clock.on_time = lambda t: set_uj(zone, 1_000_000 + 12.5e6 * t)
-    meter = open_rapl(tmp_path, clock)
+    meter = RaplMeter(tmp_path, clock)
     assert meter.source == "RAPL package-0"
     with meter.window() as w:
         clock.advance(10)
     assert w.energy_mj == pytest.approx(125_000, rel=0.01)
     assert w.rails_mj == pytest.approx({"package-0": 125_000}, rel=0.01)
-    assert w.samples is None
 
 
 def test_two_packages(trees, clock, sensors, tmp_path):
     zones = trees.x86(packages=2)
     clock.on_time = lambda t: [set_uj(zone, (2 + i) * 1e6 * t) for i, zone in enumerate(zones)]
     clock.on_time(0)
-    meter = open_rapl(tmp_path, clock)
+    meter = RaplMeter(tmp_path, clock)
     assert meter.source == "RAPL package-0 + package-1"
     with meter.window() as w:
         clock.advance(10)
@@ -43,7 +41,7 @@ def test_a_counter_that_starts_again(trees, clock, sensors, tmp_path):
     """Once: the range is added."""
     [zone] = trees.x86(energy_uj=60_000_000, range_uj=65_532_610_987 // 1000)
     clock.on_time = lambda t: set_uj(zone, (60e6 + 1e6 * t) % 65_532_610)
-    with open_rapl(tmp_path, clock).window() as w:
+    with RaplMeter(tmp_path, clock).window() as w:
         clock.advance(10)
     assert w.energy_mj == pytest.approx(10_000, rel=0.01)
 
@@ -55,14 +53,14 @@ def test_a_counter_that_starts_again_often(trees, clock, sensors, tmp_path):
     [zone] = trees.x86(range_uj=range_uj)
     clock.on_time = lambda t: set_uj(zone, 500e6 * t % range_uj)
     clock.on_time(0)
-    with open_rapl(tmp_path, clock).window() as w:
+    with RaplMeter(tmp_path, clock).window() as w:
         clock.advance(1200)
     assert w.energy_mj == pytest.approx(600_000_000, rel=0.01)
 
 
 def test_too_short(trees, clock, sensors, tmp_path):
     trees.x86()
-    with open_rapl(tmp_path, clock).window() as w:
+    with RaplMeter(tmp_path, clock).window() as w:
         clock.advance(0.1)
     assert "0.1 s is too short for RAPL package-0" in w.unavailable
     assert "at least 0.2 s" in w.unavailable
@@ -71,16 +69,16 @@ def test_too_short(trees, clock, sensors, tmp_path):
 def test_a_counter_that_stands_still(trees, clock, sensors, tmp_path):
     """As in virtual machines."""
     trees.x86()
-    with open_rapl(tmp_path, clock).window() as w:
+    with RaplMeter(tmp_path, clock).window() as w:
         clock.advance(10)
     assert w.energy_mj is None
     assert "counted no energy" in w.unavailable
 
 
-@pytest.mark.parametrize("after", [0.0, POLL_SECONDS + 1])
+@pytest.mark.parametrize("after", [0.0, RaplMeter.period_s + 1])
 def test_vanishing(trees, clock, sensors, tmp_path, after):
     [zone] = trees.x86()
-    meter = open_rapl(tmp_path, clock)
+    meter = RaplMeter(tmp_path, clock)
     with meter.window() as w:
         sensors.errors[zone / "energy_uj"] = errno.ENODEV
         clock.advance(after)
@@ -90,7 +88,7 @@ def test_vanishing(trees, clock, sensors, tmp_path, after):
 
 def test_vanished_before_the_window(trees, clock, sensors, tmp_path):
     zones = trees.x86(packages=2)
-    meter = open_rapl(tmp_path, clock)
+    meter = RaplMeter(tmp_path, clock)
     (zones[1] / "energy_uj").unlink()
     with meter.window() as w:
         clock.advance(1)
@@ -103,27 +101,27 @@ def test_no_permission(trees, clock, sensors, tmp_path):
     files = [zone / "energy_uj" for zone in zones]
     sensors.denied.update(files)
     with pytest.raises(EnergyError) as caught:
-        open_rapl(tmp_path, clock)
+        RaplMeter(tmp_path, clock)
     assert f"sudo chmod o+r {files[0]} {files[1]}" in str(caught.value)
     sensors.denied.remove(files[0])
     with pytest.raises(EnergyError, match=r"no permission to read .*intel-rapl:1/energy_uj;"):
-        open_rapl(tmp_path, clock)
+        RaplMeter(tmp_path, clock)
 
 
 def test_unreadable(trees, clock, sensors, tmp_path):
     [zone] = trees.x86()
     sensors.errors[zone / "energy_uj"] = errno.EIO
     with pytest.raises(EnergyError, match="energy_uj cannot be read"):
-        open_rapl(tmp_path, clock)
+        RaplMeter(tmp_path, clock)
 
 
 def test_no_range(trees, clock, sensors, tmp_path):
     [zone] = trees.x86()
     (zone / "max_energy_range_uj").unlink()
     with pytest.raises(EnergyError, match="max_energy_range_uj"):
-        open_rapl(tmp_path, clock)
+        RaplMeter(tmp_path, clock)
 
 
 def test_nothing_there(clock, sensors, tmp_path):
     with pytest.raises(EnergyError, match="no RAPL package"):
-        open_rapl(tmp_path, clock)
+        RaplMeter(tmp_path, clock)

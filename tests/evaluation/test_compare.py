@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,32 +10,17 @@ import pytest
 
 from dvt_edge.evaluation.compare import (
     BLOCKS,
-    Answer,
     Comparison,
     Contender,
     compare,
     ratio_of_means,
 )
+from dvt_edge.evaluation.plain_classifier import Answer
 from dvt_edge.files.datasets import ArrayDataset, Pixels
 from dvt_edge.profile import ColorOrder
+from tests.conftest import HandClock
 
 NAMES = ("a", "b", "c")
-
-
-@dataclass
-class HandClock:
-    """Passes when somebody classifies."""
-
-    seconds: float = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("nobody sleeps")
-
-    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
-        raise AssertionError("nobody samples")
 
 
 @dataclass
@@ -48,8 +33,7 @@ class Fake:
     log: list[tuple[str, int]]
     wrong: int = 0
     exits: int = 2
-    class_names: Sequence[str] | None = NAMES
-    classes: int = 3
+    classes: Sequence[str] | int = NAMES
     energy_mj: float | None = None
     engine: str = "fake"
     precision: str = "int8"
@@ -60,17 +44,20 @@ class Fake:
         value = int(image[0, 0])
         assert order == "rgb"
         self.log.append((self.name, value))
-        self.clock.seconds += self.ms / 1e3
+        self.clock.ms += self.ms
         right = value % 3
         class_id = (right + 1) % 3 if value < self.wrong else right
-        if self.class_names is not None:
-            class_id = list(self.class_names).index(NAMES[class_id])
+        if not isinstance(self.classes, int):
+            class_id = list(self.classes).index(NAMES[class_id])
         return Answer(class_id, self.ms, 1 + value % self.exits, self.energy_mj)
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> Iterator[HandClock]:
+    """Passes when somebody classifies, and only then."""
+    made = HandClock()
+    yield made
+    assert not made.slept_s
 
 
 def images(count: int = 60, labelled: bool = True) -> ArrayDataset:
@@ -125,15 +112,15 @@ def test_figures(clock: HandClock) -> None:
 
 def test_class_names_in_another_order(clock: HandClock) -> None:
     """Answers are compared by name, not by number."""
-    pair = [Fake("x", 1, clock, []), Fake("y", 1, clock, [], class_names=("c", "a", "b"))]
+    pair = [Fake("x", 1, clock, []), Fake("y", 1, clock, [], classes=("c", "a", "b"))]
     assert [side.accuracy for side in run(pair, clock).sides] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"class_names": ("a", "b", "c", "d")}, "its classes are others"),
-        ({"class_names": None, "classes": 5}, "it tells 5 classes apart, the labels are 3"),
+        ({"classes": ("a", "b", "c", "d")}, "its classes are others"),
+        ({"classes": 5}, "it has 5 classes, the labels have 3"),
     ],
 )
 def test_other_classes(clock: HandClock, changes: dict[str, object], reason: str) -> None:
@@ -148,7 +135,7 @@ def test_other_classes(clock: HandClock, changes: dict[str, object], reason: str
 
 def test_unlabelled(clock: HandClock) -> None:
     """Latencies only."""
-    pair = [Fake("x", 1, clock, []), Fake("y", 1, clock, [], class_names=None)]
+    pair = [Fake("x", 1, clock, []), Fake("y", 1, clock, [], classes=3)]
     result = run(pair, clock, images=images(60, labelled=False))
     assert not result.labelled
     assert [side.accuracy for side in result.sides] == [None, None]

@@ -40,6 +40,7 @@ def run(bundle: Path, data: Path, output: Path, **options: object) -> Evaluation
         backend.close()
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_runtime(
     demo_bundle: Path, demo_profile: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -65,10 +66,11 @@ def test_unreadable_images_are_counted(demo_bundle: Path, images: Path, tmp_path
     damaged = next(images.rglob("*.png"))
     damaged.write_bytes(damaged.read_bytes()[:60])
     result = run(demo_bundle, images, tmp_path / "out")
-    assert result.unreadable == (str(damaged),)
+    assert result.unreadable == [str(damaged)]
     assert len(result.records) == len(list(images.rglob("*.png"))) - 1
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes(
     demo_bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dvt_edge.errors import BackendError
 from dvt_edge.evaluation.plain_classifier import PlainClassifier
 from dvt_edge.profile import InputConfig
+from tests.conftest import write_onnx
 
 GRAY = InputConfig(resize=10, crop=8, mean=(0.5,), std=(0.25,), color_order="gray")
 Write = Callable[..., Path]
@@ -33,18 +33,9 @@ def write(tmp_path: Path) -> Write:
         nodes = [helper.make_node("ReduceSum", [names[0], "axes"], ["sums"], keepdims=0)]
         axes = [1, 2] if output_rank == 2 else [1]
         result: list[int | str] = ["N", "C"] if output_rank == 2 else ["N", "H", "C"]
-        graph = helper.make_graph(
-            nodes,
-            "g",
-            [helper.make_tensor_value_info(name, dtype, list(shape)) for name in names],
-            [helper.make_tensor_value_info("sums", dtype, result)],
-            [numpy_helper.from_array(np.array(axes), "axes")],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-        model.ir_version = 8
-        path = tmp_path / "model.onnx"
-        onnx.save(model, path)
-        return path
+        images = [helper.make_tensor_value_info(name, dtype, list(shape)) for name in names]
+        sums = helper.make_tensor_value_info("sums", dtype, result)
+        return write_onnx(tmp_path / "model.onnx", nodes, images, sums, axes=np.array(axes))
 
     return make
 
@@ -73,10 +64,10 @@ def test_answers(write: Write, shape: Sequence[int | str]) -> None:
 def test_own_image_size(write: Write) -> None:
     """The model's, with the resize in the profile's proportion to the crop."""
     classifier = PlainClassifier(write(("N", 1, 16, 16)), GRAY)
-    frame = column(5).repeat(2, axis=0).repeat(2, axis=1)  # bright from 10 to 12 of 16
-    assert classifier.classify(frame).class_id in (11, 12)  # 12.5 to 15 of 20, less 2 cut off
+    frame = column(13, 16).repeat(2, axis=0).repeat(2, axis=1)  # bright from 26 to 28 of 32
+    # Resized to 20, 16.25 to 17.5, of which 2 are cut off; resized to 16 it would be column 13.
+    assert classifier.classify(frame).class_id == 14
     assert classifier.classes == 16
-    assert classifier._preprocess.config.resize == 20
 
 
 def test_colour_models_take_colour_frames(write: Write) -> None:

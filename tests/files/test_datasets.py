@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,9 @@ from dvt_edge.files.datasets import (
     read_idx,
     spread_rows,
 )
+from tests.conftest import idx_bytes, random_pixels
 
 Pixels = npt.NDArray[np.uint8]
-
-
-def _pixels(*shape: int, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def _save(path: Path, pixels: Pixels) -> Pixels:
@@ -42,15 +39,10 @@ def _save(path: Path, pixels: Pixels) -> Pixels:
     return pixels
 
 
-def _idx(array: Pixels, kind: int = 8) -> bytes:
-    head = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return head + array.tobytes()
-
-
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["gray", "colour"])
 def test_load_image(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """PNG comes back as it was written: gray stays [H, W], colour is RGB."""
-    expected = _save(tmp_path / "a.png", _pixels(*shape))
+    expected = _save(tmp_path / "a.png", random_pixels(*shape))
     found = load_image(tmp_path / "a.png")
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
@@ -60,19 +52,19 @@ def test_load_image(tmp_path: Path, shape: tuple[int, ...]) -> None:
 def test_load_image_converts_other_modes(tmp_path: Path, mode: str) -> None:
     """Palettes, alpha, bilevel and CMYK become RGB."""
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    Image.fromarray(_pixels(5, 7, 3)).convert(mode).save(path)
+    Image.fromarray(random_pixels(5, 7, 3)).convert(mode).save(path)
     assert load_image(path).shape == (5, 7, 3)
 
 
 def _truncated_png() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(_pixels(40, 40, 3)).save(file, "PNG")
+    Image.fromarray(random_pixels(40, 40, 3)).save(file, "PNG")
     return file.getvalue()[:700]
 
 
 def _flipped_png() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(_pixels(40, 40, 3)).save(file, "PNG")
+    Image.fromarray(random_pixels(40, 40, 3)).save(file, "PNG")
     data = bytearray(file.getvalue())
     data[200] ^= 0xFF
     return bytes(data)
@@ -106,7 +98,7 @@ def test_load_image_missing(tmp_path: Path) -> None:
 def test_find_images(tmp_path: Path) -> None:
     """Every depth and case, sorted; no other files, no folders called like images."""
     for name in ("b/2.PNG", "b/1.png", "a/deep/3.jpg"):
-        _save(tmp_path / name, _pixels(4, 4))
+        _save(tmp_path / name, random_pixels(4, 4))
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
@@ -116,7 +108,7 @@ def test_find_images(tmp_path: Path) -> None:
 def test_folder_per_class(tmp_path: Path) -> None:
     """Subfolders are classes in sorted order."""
     images = {
-        name: _save(tmp_path / name, _pixels(4, 4, seed=i))
+        name: _save(tmp_path / name, random_pixels(4, 4, seed=i))
         for i, name in enumerate(["dog/1.png", "cat/1.png", "cat/2.png"])
     }
     data = open_folder(tmp_path)
@@ -128,8 +120,8 @@ def test_folder_per_class(tmp_path: Path) -> None:
 
 def test_folder_with_given_classes(tmp_path: Path) -> None:
     """The model's class order decides, also for classes without images."""
-    _save(tmp_path / "dog" / "1.png", _pixels(4, 4))
-    _save(tmp_path / "cat" / "1.png", _pixels(4, 4))
+    _save(tmp_path / "dog" / "1.png", random_pixels(4, 4))
+    _save(tmp_path / "cat" / "1.png", random_pixels(4, 4))
     data = open_folder(tmp_path, ["zebra", "dog", "cat"])
     assert data.class_names == ["zebra", "dog", "cat"]
     assert data.labels == [2, 1]
@@ -137,8 +129,8 @@ def test_folder_with_given_classes(tmp_path: Path) -> None:
 
 def test_folder_with_unknown_class(tmp_path: Path) -> None:
     """A subfolder that is no class of the model is refused by name."""
-    _save(tmp_path / "dog" / "1.png", _pixels(4, 4))
-    _save(tmp_path / "dgo" / "1.png", _pixels(4, 4))
+    _save(tmp_path / "dog" / "1.png", random_pixels(4, 4))
+    _save(tmp_path / "dgo" / "1.png", random_pixels(4, 4))
     with pytest.raises(DataError, match=r"subfolder 'dgo' is not one of the 2 classes \(cat, dog"):
         open_folder(tmp_path, ["cat", "dog"])
 
@@ -146,7 +138,7 @@ def test_folder_with_unknown_class(tmp_path: Path) -> None:
 def test_flat_folder(tmp_path: Path) -> None:
     """Images directly in the folder are unlabelled."""
     for i in range(3):
-        _save(tmp_path / f"{i}.png", _pixels(4, 4))
+        _save(tmp_path / f"{i}.png", random_pixels(4, 4))
     data = open_folder(tmp_path, ["cat", "dog"])
     assert isinstance(data, FolderDataset)
     assert (len(data), data.labels, data.class_names) == (3, None, None)
@@ -163,15 +155,15 @@ def test_folder_without_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gz"])
 def test_idx(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     """MNIST's format, plain and gzipped, whatever the file is called."""
-    images, labels = _pixels(6, 4, 5), np.array([0, 1, 2, 9, 1, 0], np.uint8)
-    (tmp_path / "images").write_bytes(pack(_idx(images)))
-    (tmp_path / "labels").write_bytes(pack(_idx(labels)))
+    images, labels = random_pixels(6, 4, 5), np.array([0, 1, 2, 9, 1, 0], np.uint8)
+    (tmp_path / "images").write_bytes(pack(idx_bytes(images)))
+    (tmp_path / "labels").write_bytes(pack(idx_bytes(labels)))
     data = open_idx(tmp_path / "images", tmp_path / "labels")
     assert data.labels == [0, 1, 2, 9, 1, 0]
     np.testing.assert_array_equal(data.image(3), images[3])
 
 
-_IDX = _idx(_pixels(6, 4, 5))
+_IDX = idx_bytes(random_pixels(6, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +173,7 @@ _IDX = _idx(_pixels(6, 4, 5))
         (_IDX + b"\0", "truncated, 121 values"),
         (gzip.compress(_IDX)[:-20], "cannot be read"),
         (b"\x1f\x8b garbage", "cannot be read"),
-        (_idx(_pixels(6, 4, 5), kind=0x0D), "not an IDX file of unsigned bytes"),
+        (idx_bytes(random_pixels(6, 4, 5), kind=0x0D), "not an IDX file of unsigned bytes"),
         (b"\x89PNG\r\n", "not an IDX file"),
         (b"", "not an IDX file"),
         (_IDX[:9], "not an IDX file"),
@@ -205,7 +197,7 @@ def test_idx_missing(tmp_path: Path) -> None:
 def test_idx_pair_must_fit(tmp_path: Path) -> None:
     """Labels of another set, and images given as labels."""
     (tmp_path / "images").write_bytes(_IDX)
-    (tmp_path / "labels").write_bytes(_idx(np.zeros(5, np.uint8)))
+    (tmp_path / "labels").write_bytes(idx_bytes(np.zeros(5, np.uint8)))
     with pytest.raises(DataError, match=r"images \(6, 4, 5\) and .*labels \(5,\) do not belong"):
         open_idx(tmp_path / "images", tmp_path / "labels")
     with pytest.raises(DataError, match="do not belong together"):
@@ -216,26 +208,30 @@ def test_idx_pair_must_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_npz(tmp_path: Path, shape: tuple[int, ...], labelled: bool) -> None:
     """Gray and colour, with and without labels."""
-    arrays = {"images": _pixels(*shape)} | ({"labels": np.array([2, 0, 1])} if labelled else {})
-    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    images = random_pixels(*shape)
+    arrays: dict[str, Any] = {"images": images, "labels": np.array([2, 0, 1])}
+    np.savez(tmp_path / "a.npz", **(arrays if labelled else {"images": images}))
     data = open_images(tmp_path / "a.npz")
     assert isinstance(data, ArrayDataset)
     assert data.labels == ([2, 0, 1] if labelled else None)
-    np.testing.assert_array_equal(data.image(1), arrays["images"][1])
+    np.testing.assert_array_equal(data.image(1), images[1])
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({}, "needs an array 'images'"),
-        ({"pictures": _pixels(3, 4, 5)}, "needs an array 'images'"),
+        ({"pictures": random_pixels(3, 4, 5)}, "needs an array 'images'"),
         ({"images": np.zeros((3, 4, 5), np.float32)}, "needs an array 'images' uint8"),
-        ({"images": _pixels(4, 5)}, "needs an array 'images'"),
-        ({"images": _pixels(3, 4, 5, 4)}, r"or \[N, H, W, 3\]"),
-        ({"images": _pixels(0, 4, 5)}, "needs an array 'images'"),
-        ({"images": _pixels(3, 0, 5)}, "needs an array 'images'"),
-        ({"images": _pixels(3, 4, 5), "labels": np.zeros(2, int)}, r"integers \[3\], found \(2,\)"),
-        ({"images": _pixels(3, 4, 5), "labels": np.zeros(3)}, "'labels' must be integers"),
+        ({"images": random_pixels(4, 5)}, "needs an array 'images'"),
+        ({"images": random_pixels(3, 4, 5, 4)}, r"or \[N, H, W, 3\]"),
+        ({"images": random_pixels(0, 4, 5)}, "needs an array 'images'"),
+        ({"images": random_pixels(3, 0, 5)}, "needs an array 'images'"),
+        (
+            {"images": random_pixels(3, 4, 5), "labels": np.zeros(2, int)},
+            r"integers \[3\], found \(2,\)",
+        ),
+        ({"images": random_pixels(3, 4, 5), "labels": np.zeros(3)}, "'labels' must be integers"),
         ({"images": np.array([{}, {}, {}], object)}, "not a readable npz archive"),
     ],
 )
@@ -250,13 +246,13 @@ def test_npz_refuses(
 
 def _npz_bytes() -> bytes:
     file = io.BytesIO()
-    np.savez_compressed(file, images=_pixels(30, 8, 8))
+    np.savez_compressed(file, images=random_pixels(30, 8, 8))
     return file.getvalue()
 
 
 def _npy_bytes() -> bytes:
     file = io.BytesIO()
-    np.save(file, _pixels(3, 4, 5))
+    np.save(file, random_pixels(3, 4, 5))
     return file.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where timm is not installed."""
-    monkeypatch.setattr(imagenet, "_folder", lambda: None)
+    monkeypatch.setitem(sys.modules, "timm", None)
 
 
 def make_folder(folder: Path, names: list[str]) -> Path:

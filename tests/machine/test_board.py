@@ -36,8 +36,8 @@ Root = Callable[..., Path]
                 "NVIDIA Jetson AGX Orin Developer Kit",
                 "Jetson AGX Orin",
                 "8.7",
-                "36.3.0",
-                "6.0",
+                "36.4.0",
+                "6.1",
                 None,
                 "30W",
                 None,
@@ -169,8 +169,8 @@ def test_this_machine() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("xavier", r"Xavier NX.*compute capability 7\.2.*Orin with JetPack 6\.0 or later"),
-        ("orin-jetpack-5", r"JetPack 5\.1 \(L4T 35\.3\.1\).*needs JetPack 6\.0.*https://"),
+        ("xavier", r"Xavier NX.*compute capability 7\.2.*Orin with JetPack 6\.1 or later"),
+        ("orin-jetpack-5", r"JetPack 5\.1 \(L4T 35\.3\.1\).*needs JetPack 6\.1.*https://"),
     ],
 )
 def test_too_old(board_root: Root, kind: str, message: str) -> None:
@@ -184,3 +184,15 @@ def test_jetson_nano_without_a_release(board_root: Root) -> None:
     root = board_root("empty", {"proc/device-tree/compatible": "nvidia,p3450\0nvidia,tegra210\0"})
     with pytest.raises(BackendError, match=r"Jetson Nano.*5\.3"):
         check_jetpack(read_board(root))
+
+
+@pytest.mark.parametrize(("revision", "old"), [("3.0", True), ("4.0", False), ("10.0", False)])
+def test_oldest_jetpack(board_root: Root, revision: str, old: bool) -> None:
+    """JetPack 6.0 brings TensorRT 8.6, 6.1 brings 10.3; versions compare as numbers."""
+    text = f"# R36 (release), REVISION: {revision}, GCID: 1, BOARD: generic\n"
+    board = read_board(board_root("agx-orin", {"etc/nv_tegra_release": text}))
+    if not old:
+        check_jetpack(board)
+        return
+    with pytest.raises(BackendError, match=r"JetPack 6\.0 .*older than 10;.*JetPack 6\.1 or later"):
+        check_jetpack(board)

@@ -27,7 +27,12 @@ def test_time_increases():
 
 def test_ticks_come_until_cancelled():
     ticked = threading.Semaphore(0)
-    cancel = RealClock().every(0.001, lambda: ticked.release() or True)
+
+    def tick() -> bool:
+        ticked.release()
+        return True
+
+    cancel = RealClock().every(0.001, tick)
     for _ in range(3):
         assert ticked.acquire(timeout=PATIENCE)
     cancel()
@@ -37,7 +42,12 @@ def test_ticks_come_until_cancelled():
 
 def test_false_ends_the_ticks():
     ticks = []
-    cancel = RealClock().every(0.001, lambda: bool(ticks.append(1)))
+
+    def tick() -> bool:
+        ticks.append(1)
+        return False
+
+    cancel = RealClock().every(0.001, tick)
     for thread in _threads():
         thread.join(PATIENCE)
     assert not _threads()

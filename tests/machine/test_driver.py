@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from dvt_edge.errors import BackendError
-from dvt_edge.machine import driver
 from dvt_edge.machine.driver import Driver, Gpu, read_driver
 
 ORIN = ("Orin", 8, 7)
@@ -67,7 +66,7 @@ def libcuda(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise found
             return found
 
-        monkeypatch.setattr(driver.ctypes, "CDLL", load)
+        monkeypatch.setattr(ctypes, "CDLL", load)
 
     return put
 

@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 from dvt_edge.models import Cascade, CascadeConfig, StageConfig
-from dvt_edge.models.cascade import Stage, StageOutput
+from dvt_edge.models.cascade import StageOutput
+from tests.conftest import UNEQUAL
 
 Configs = Callable[..., CascadeConfig]
 Cascades = Callable[..., Cascade]
-
-UNEQUAL = (
-    StageConfig(grid=2, width=8, depth=1, heads=1, mlp_ratio=1),
-    StageConfig(grid=3, width=24, depth=3, heads=4, mlp_ratio=2.5),
-    StageConfig(grid=4, width=12, depth=2, heads=3, mlp_ratio=3),
-    StageConfig(grid=7, width=16, depth=1, heads=2, mlp_ratio=2),
-)
 
 
 def _images(config: CascadeConfig, count: int = 2) -> Tensor:
@@ -27,9 +21,10 @@ def _images(config: CascadeConfig, count: int = 2) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _run_from(stage: Stage, images: Tensor, upstream: StageOutput) -> Tensor:
+def _run_second(cascade: Cascade, images: Tensor, upstream: StageOutput) -> Tensor:
+    """Logits of the second stage."""
     with torch.no_grad():
-        return stage(images, upstream).logits  # type: ignore[no-any-return]
+        return cascade.stages[1](images, upstream).logits
 
 
 @pytest.mark.parametrize("tokenizer", ["patch", "conv"])
@@ -87,14 +82,14 @@ def test_each_reuse_is_read_exactly_when_it_is_on(
     shape = (2, config.stages[0].relation_channels, tokens, tokens)
     given = first.relations if first.relations is not None else torch.zeros(shape)
     upstream = first._replace(relations=given)
-    answer = _run_from(cascade.stages[1], images, upstream)
+    answer = _run_second(cascade, images, upstream)
     other = torch.randn(first.features.shape, generator=torch.Generator().manual_seed(1))
     for change, read in (
         ({"features": other}, features),
         ({"relations": torch.randn(shape, generator=torch.Generator().manual_seed(2))}, relations),
         ({"logits": first.logits + 1}, False),
     ):
-        changed = _run_from(cascade.stages[1], images, upstream._replace(**change))
+        changed = _run_second(cascade, images, upstream._replace(**change))
         assert (not torch.equal(changed, answer)) == read, change.keys()
 
 
@@ -107,8 +102,8 @@ def test_class_token_of_upstream_features_is_not_reused(
         first = cascade(images)[0]
     other = first.features.clone()
     other[:, 0] += 1
-    answer = _run_from(cascade.stages[1], images, first)
-    changed = _run_from(cascade.stages[1], images, first._replace(features=other))
+    answer = _run_second(cascade, images, first)
+    changed = _run_second(cascade, images, first._replace(features=other))
     torch.testing.assert_close(changed, answer)
 
 
@@ -118,7 +113,9 @@ def test_relations_include_what_was_reused(tiny_config: Configs, random_cascade:
     images = _images(cascade.config)
     with torch.no_grad():
         before = cascade(images)
-        cascade.stages[1].relation_reuse.conv2.bias[0] += 1.0  # first layer, first head
+        cascade.get_parameter("stages.1.relation_reuse.conv2.bias")[0] += (
+            1.0  # first layer, first head
+        )
         after = cascade(images)
     difference = after[1].relations - before[1].relations
     torch.testing.assert_close(difference[:, 0], torch.ones_like(difference[:, 0]))
@@ -135,7 +132,7 @@ def test_later_exits_depend_on_the_first_stage_through_the_middle_one(
     images = _images(cascade.config)
     with torch.no_grad():
         before = cascade(images)
-        cascade.stages[0].patch_embed.proj.weight *= 2
+        cascade.get_parameter("stages.0.patch_embed.proj.weight").mul_(2)
         after = cascade(images)
     moved = [float((a.logits - b.logits).abs().max()) for a, b in zip(before, after, strict=True)]
     assert min(moved) > 1e-2
@@ -166,7 +163,7 @@ def test_first_stage_learns_from_the_last_exit_through_either_reuse(
 ) -> None:
     cascade = random_cascade(tiny_config(feature_reuse=features, relation_reuse=relations))
     cascade(_images(cascade.config))[-1].logits.square().sum().backward()
-    gradient = cascade.stages[0].patch_embed.proj.weight.grad
+    gradient = cascade.get_parameter("stages.0.patch_embed.proj.weight").grad
     learns = gradient is not None and bool(gradient.abs().sum() > 0)
     assert learns == (features or relations)
 
@@ -194,8 +191,9 @@ def test_share_start_leaves_the_stages_independent(tiny_config: Configs) -> None
     cascade = Cascade(tiny_config())
     cascade.share_start()
     with torch.no_grad():
-        cascade.stages[1].head.weight += 1
-    assert not torch.equal(cascade.stages[0].head.weight, cascade.stages[1].head.weight)
+        cascade.get_parameter("stages.1.head.weight").add_(1)
+    first, second = (cascade.get_parameter(f"stages.{i}.head.weight") for i in (0, 1))
+    assert not torch.equal(first, second)
 
 
 def test_share_start_with_unequal_depths(tiny_config: Configs) -> None:
@@ -208,5 +206,6 @@ def test_share_start_with_unequal_depths(tiny_config: Configs) -> None:
     )
     cascade = Cascade(config)
     cascade.share_start()
-    first, second = cascade.stages[0].blocks[0], cascade.stages[1].blocks[0]
-    assert torch.equal(first.attn.qkv.weight, second.attn.qkv.weight)
+    key = "blocks.0.attn.qkv.weight"
+    first, second = (cascade.get_parameter(f"stages.{i}.{key}") for i in (0, 1))
+    assert torch.equal(first, second)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from dvt_edge.converters.graphs.chain import Chain
-from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.models import Cascade
+from tests.conftest import stage_graphs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
@@ -32,7 +32,10 @@ class Golden(NamedTuple):
     outputs: dict[str, npt.NDArray[np.float32]]
 
 
-@pytest.fixture(scope="module", params=["dvt_deit_small", "dvt_t2t_vit_12"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("dvt_deit_small", marks=pytest.mark.slow), "dvt_t2t_vit_12"],
+)
 def golden(request: pytest.FixtureRequest, official_state: Callable[..., Any]) -> Golden:
     shapes = json.loads((GOLDEN / f"{request.param}.keys.json").read_text(encoding="utf-8"))
     with np.load(GOLDEN / f"{request.param}.npz") as archive:
@@ -70,6 +73,6 @@ def test_pytorch(golden: Golden, images: npt.NDArray[np.float32]) -> None:
 
 
 def test_graphs(golden: Golden, images: npt.NDArray[np.float32]) -> None:
-    graphs = [stage_graph_from_cascade(golden.cascade, i) for i in range(3)]
+    graphs = stage_graphs(golden.cascade)
     for stage, outputs in enumerate(Chain(graphs).run(images), 1):
         _compare(golden, stage, {k.removeprefix("next_"): v for k, v in outputs.items()})

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from dvt_edge.errors import CheckpointError, ConfigError, DataError
 from dvt_edge.models import Cascade, CascadeConfig, training
-from dvt_edge.models.training import Trainer, schedule
+from dvt_edge.models.training import EpochResult, Trainer, schedule
 from dvt_edge.models.training_config import TrainingConfig
 from dvt_edge.models.training_data import TrainingImages, loader
 from dvt_edge.progress import Progress
+from tests.conftest import write_yaml
 
 Configs = Callable[..., TrainingConfig]
 OFTEN = 1e-9
@@ -67,7 +68,7 @@ def test_loss_falls_and_every_exit_learns(training_config: Configs, optimizer: s
 
 def test_output_is_a_checkpoint_and_a_log(training_config: Configs) -> None:
     config = training_config()
-    seen = []
+    seen: list[EpochResult] = []
     results = Trainer(config).run(on_epoch=seen.append)
     assert seen == results
     assert Cascade.load(config.output / "model.safetensors").config == config.model
@@ -287,17 +288,17 @@ def test_shared_start(training_config: Configs, tmp_path: Path) -> None:
     for shared in (True, False):
         config = training_config(shared_start=shared, output=tmp_path / str(shared))
         stages = Trainer(config).cascade.stages
-        first, last = (stages[i].blocks[0].attn.qkv.weight for i in (0, 2))
+        first, last = (stages[i].get_parameter("blocks.0.attn.qkv.weight") for i in (0, 2))
         assert torch.equal(first, last) == shared
 
 
 def test_exit_weights_choose_what_is_learned(training_config: Configs) -> None:
     config = training_config(exit_weights=(1.0, 0.0, 0.0), weight_decay=0.0)
     trainer = Trainer(config)
-    heads = [stage.head.weight.detach().clone() for stage in trainer.cascade.stages]
+    heads = [s.get_parameter("head.weight").detach().clone() for s in trainer.cascade.stages]
     trainer.run()
     same = [
-        torch.equal(stage.head.weight, head)
+        torch.equal(stage.get_parameter("head.weight"), head)
         for stage, head in zip(trainer.cascade.stages, heads, strict=True)
     ]
     assert same == [False, True, True]
@@ -427,6 +428,7 @@ def test_schedule_reaches_the_optimizers(training_config: Configs) -> None:
     assert [rate.pop() for rate in rates] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(
     training_config: Configs, tiny_config: Callable[..., CascadeConfig], tmp_path: Path
 ) -> None:
@@ -435,7 +437,7 @@ def test_two_processes_train_what_one_does(
     config = training_config(output=tmp_path / "one", epochs=2)
     results = Trainer(config).run()
     values = config.model_dump(mode="json") | {"output": str(tmp_path / "two")}
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    write_yaml(tmp_path / "train.yaml", values)
     script = tmp_path / "train.py"
     script.write_text(
         "import os, sys\n"
@@ -471,6 +473,10 @@ def test_two_processes_train_what_one_does(
 def test_batch_must_divide_among_the_processes(
     training_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dvt_edge.models.training._join_process_group", lambda: (0, 3))
+    """Three of them, as ``torchrun`` announces it and torch tells."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     with pytest.raises(ConfigError, match="batch_size 8 does not divide by 3"):
         Trainer(training_config())

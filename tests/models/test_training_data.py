@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from dvt_edge.models.training_data import (
     loader,
     open_source,
 )
+from tests.conftest import idx_bytes
 
 DRAW = Path(__file__).resolve().parents[2] / "samples/demo/fashion_scenes.py:draw_scene"
 
@@ -35,8 +35,7 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 def _write_idx(path: Path, array: npt.NDArray[Any]) -> None:
-    head = b"\x00\x00\x08" + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
-    data = head + array.astype(np.uint8).tobytes()
+    data = idx_bytes(array.astype(np.uint8))
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 

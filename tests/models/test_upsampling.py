@@ -13,7 +13,6 @@ from dvt_edge.models.upsampling import (
     feature_matrix,
     relation_matrix,
     upsampling_1d,
-    upsampling_2d,
 )
 
 SIZES = [(1, 1), (1, 2), (2, 3), (3, 3), (3, 6), (4, 7), (5, 6), (6, 12), (7, 10), (7, 14), (8, 9)]
@@ -35,7 +34,7 @@ def _random(*shape: int) -> npt.NDArray[np.float32]:
 def test_grid_matrix_is_the_released_upsampling(source: int, target: int) -> None:
     grids = _random(4, source, source)
     expected = _released_upsampling(torch.from_numpy(grids), target).numpy()
-    found = upsampling_2d(source, target) @ grids.reshape(4, -1, 1)
+    found = feature_matrix(source, target)[1:, 1:] @ grids.reshape(4, -1, 1)
     np.testing.assert_allclose(found.reshape(4, target, target), expected, atol=1e-6)
 
 
@@ -81,7 +80,7 @@ def test_rows_sum_to_one_and_are_sparse(source: int) -> None:
         np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
         assert (matrix >= 0).all()
         assert np.count_nonzero(matrix, axis=1).max() <= 2
-        np.testing.assert_allclose(upsampling_2d(source, target).sum(axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(feature_matrix(source, target)[1:, 1:].sum(axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 12])

@@ -5,27 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvt_edge.policy import Records
 from dvt_edge.policy.curve import budgeted_curve
+from tests.conftest import made_records
 
 MACS = (10**9, 2 * 10**9, 5 * 10**9)
 LATENCY = (1.0, 2.0, 4.0)
-
-
-def made_records(seed: int) -> Records:
-    """Four hundred images; later exits are right more often, and surer when right."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 5, 400).astype(np.int32)
-    right = rng.random((400, 3)) < (0.5, 0.7, 0.9)
-    prediction = np.where(right, label[:, None], (label[:, None] + 1) % 5).astype(np.int32)
-    confidence = np.clip(0.5 * right + rng.random((400, 3)) * 0.5, 0, 1).astype(np.float32)
-    return Records(confidence, prediction, label)
+CALIBRATION, TEST = made_records(400), made_records(400, seed=1)
 
 
 def test_solver_is_never_worse_on_the_records_it_chose_on() -> None:
     """At what each of the authors' points costs, ours is at least as accurate and no dearer."""
-    records = made_records(0)
-    curve = budgeted_curve(records, records, MACS, LATENCY)
+    curve = budgeted_curve(CALIBRATION, CALIBRATION, MACS, LATENCY)
     theirs = {p.point: p for p in curve if p.rule == "authors"}
     ours = {p.point: p for p in curve if p.rule == "solver"}
     assert theirs.keys() == ours.keys() == set(range(1, 60))
@@ -36,7 +26,7 @@ def test_solver_is_never_worse_on_the_records_it_chose_on() -> None:
 
 def test_figures_follow_from_the_exits() -> None:
     """GFLOPs are cumulative; latency and energy are the exits' means."""
-    curve = budgeted_curve(made_records(0), made_records(1), MACS, LATENCY, (3.0, 6.0, 9.0))
+    curve = budgeted_curve(CALIBRATION, TEST, MACS, LATENCY, (3.0, 6.0, 9.0))
     for point in curve:
         share = np.asarray(point.exit_fraction)
         assert share.sum() == pytest.approx(1)
@@ -47,8 +37,8 @@ def test_figures_follow_from_the_exits() -> None:
 
 def test_recorded_thresholds_are_used_as_they_are() -> None:
     """Rows of the checkpoint's table, infinities as strings included."""
-    table = [["inf", 0.7, "-inf"], [0.6, 0.6, "-inf"]]
-    curve = budgeted_curve(made_records(0), made_records(1), MACS, LATENCY, recorded=table)
+    table: list[list[float | str]] = [["inf", 0.7, "-inf"], [0.6, 0.6, "-inf"]]
+    curve = budgeted_curve(CALIBRATION, TEST, MACS, LATENCY, recorded=table)
     found = [p for p in curve if p.rule == "recorded"]
     assert [p.thresholds for p in found] == [(np.inf, 0.7, -np.inf), (0.6, 0.6, -np.inf)]
     assert found[0].exit_fraction[0] == 0

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy.deadline import Deadline, check_deadline
+from dvt_edge.policy.deadline import refused
 
 INF, NAN = float("inf"), float("nan")
 
@@ -34,26 +33,8 @@ INF, NAN = float("inf"), float("nan")
     ],
 )
 def test_the_rule(stage, left_ms, slowdown, words):
-    deadline = Deadline((1.0, 3.0, None, NAN, INF, -1.0))
-    reason = deadline.refuse(stage, left_ms, slowdown)
+    reason = refused((1.0, 3.0, None, NAN, INF, -1.0), stage, left_ms, slowdown)
     assert (reason is None) if words is None else (reason is not None and words in reason)
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_stages_that_do_not_exist(stage):
-    with pytest.raises(DataError, match=r"1\.\.2"):
-        Deadline((1.0, 3.0)).refuse(stage, 5.0)
-
-
-def test_bad_figures():
-    with pytest.raises(DataError, match="at least one stage"):
-        Deadline(())
-
-
-@pytest.mark.parametrize("value", [0, -1, NAN])
-def test_bad_deadlines(value):
-    with pytest.raises(BudgetError, match="positive"):
-        check_deadline(value)
 
 
 @pytest.mark.parametrize("deadline_ms", [0.5, 3.0, 6.0, 9.0, 30.0])
@@ -62,17 +43,16 @@ def test_the_worst_case_is_bounded_as_the_docstring_says(deadline_ms):
     rng = np.random.default_rng(3)
     stages = np.array([2.0, 3.0, 4.0]) * np.exp(0.3 * rng.standard_normal((20_000, 3)))
     p99 = np.percentile(stages[:10_000], 99, axis=0, method="inverted_cdf")
-    deadline = Deadline(tuple(p99.tolist()))
     late = 0
     for row in stages[10_000:]:
         spent, ran = 0.0, 0
         for k, took in enumerate(row, 1):
-            if deadline.refuse(k, deadline_ms - spent):
+            if refused(p99, k, deadline_ms - spent):
                 break
             spent, ran = spent + took, k
         first = row[0]
         assert ran >= 1
         if spent > max(deadline_ms, first):
             late += 1
-            assert row[ran - 1] > deadline.stage_p99_ms[ran - 1]  # that stage outlasted its p99
+            assert row[ran - 1] > p99[ran - 1]  # that stage outlasted its p99
     assert late <= 10_000 * 2 * 0.013  # 1 % for each of two stages, and sampling

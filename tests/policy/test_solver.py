@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 
@@ -13,18 +12,7 @@ from hypothesis import strategies as st
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import Records, Solution, replay, solve
-
-
-def _records(
-    rng: np.random.Generator, count: int, exits: int, levels: int, *, labelled: bool = True
-) -> Records:
-    """Random records whose confidences take at most ``levels`` values, so that ties are common."""
-    values = np.sort(rng.random(levels)).astype(np.float32)
-    return Records(
-        values[rng.integers(0, levels, (count, exits))],
-        rng.integers(0, 3, (count, exits)).astype(np.int32),
-        rng.integers(0, 3, count).astype(np.int32) if labelled else None,
-    )
+from tests.policy.conftest import all_outcomes, random_records
 
 
 def _costs(rng: np.random.Generator, exits: int) -> np.ndarray:
@@ -34,17 +22,8 @@ def _costs(rng: np.random.Generator, exits: int) -> np.ndarray:
 
 def _brute_force(records: Records, costs: np.ndarray, limit: float) -> tuple[int, float]:
     """Most right answers, and least total cost among them, over all thresholds within limit."""
-    candidates = [
-        np.append(np.unique(records.confidence[:, k]), np.inf) for k in range(records.exits - 1)
-    ]
-    grid = np.array(list(itertools.product(*candidates))).reshape(
-        np.prod([len(c) for c in candidates], dtype=int), records.exits - 1
-    )
-    leaves = records.confidence[None, :, :-1] >= grid[:, None, :]  # (T, N, K - 1)
-    leaves = np.concatenate([leaves, np.ones((*leaves.shape[:2], 1), bool)], axis=2)
-    at = leaves.argmax(axis=2)  # (T, N)
-    total = costs[at].sum(axis=1)
-    right = records.correct[np.arange(len(records)), at].sum(axis=1)
+    outcomes = all_outcomes(records)
+    right, total = outcomes[:, 0], outcomes[:, 1:] @ costs
     fits = total <= limit * len(records)
     best = int(right[fits].max())
     return best, float(total[fits & (right == best)].min())
@@ -69,7 +48,7 @@ def test_optimum_is_brute_forces(exits: int, labelled: bool) -> None:
     rng = np.random.default_rng(exits)
     for _ in range(500):
         count, levels = int(rng.integers(1, 9)), int(rng.integers(1, 9))
-        records = _records(rng, count, exits, levels, labelled=labelled)
+        records = random_records(rng, count, exits, levels, labelled=labelled)
         costs = _costs(rng, exits)
         # Totals that are met exactly are the interesting limits: half of them are.
         total = rng.integers(costs[0] * count, costs[-1] * count + 2)
@@ -85,7 +64,7 @@ def test_optimum_with_many_records() -> None:
     """More first thresholds than one vectorised sweep takes."""
     rng = np.random.default_rng(7)
     for _ in range(3):
-        records = _records(rng, 150, 3, 200)
+        records = random_records(rng, 150, 3, 200)
         costs = _costs(rng, 3)
         limit = float(rng.uniform(costs[0], costs[-1]))
         right, cost = _brute_force(records, costs, limit)
@@ -99,7 +78,7 @@ def test_more_exits_are_feasible_and_no_worse_than_static(exits: int) -> None:
     """From four exits on the search is not exact, but keeps the budget and beats static exits."""
     rng = np.random.default_rng(exits)
     for _ in range(100 if exits == 4 else 8):
-        records = _records(rng, int(rng.integers(1, 7)), exits, int(rng.integers(1, 6)))
+        records = random_records(rng, int(rng.integers(1, 7)), exits, int(rng.integers(1, 6)))
         costs = _costs(rng, exits)
         limit = float(rng.uniform(costs[0], costs[-1] * 1.1))
         solution = solve(records, costs, limit)
@@ -112,7 +91,7 @@ def test_four_exits_find_the_optimum_of_small_problems() -> None:
     rng = np.random.default_rng(11)
     for _ in range(100):
         count = int(rng.integers(1, 7))
-        records = _records(rng, count, 4, 4)
+        records = random_records(rng, count, 4, 4)
         costs = _costs(rng, 4)
         limit = float(rng.uniform(costs[0], costs[-1]))
         solution = solve(records, costs, limit)
@@ -132,7 +111,7 @@ def test_a_larger_budget_is_never_worse(
 ) -> None:
     """Accuracy does not fall as the budget grows."""
     rng = np.random.default_rng(seed)
-    records, costs = _records(rng, count, exits, levels), _costs(rng, exits)
+    records, costs = random_records(rng, count, exits, levels), _costs(rng, exits)
     small, large = sorted(limits)
     assume(small >= costs[0])
     tight, loose = solve(records, costs, small), solve(records, costs, large)
@@ -146,7 +125,7 @@ def test_budget_of_exactly_the_first_exit() -> None:
     rng = np.random.default_rng(3)
     for exits in (1, 2, 3, 4):
         for _ in range(30):
-            records = _records(rng, 7, exits, 5)
+            records = random_records(rng, 7, exits, 5)
             costs = np.cumsum(rng.random(exits) + 0.01)
             solution = solve(records, costs, float(costs[0]))
             assert solution.exit_fraction[0] == 1
@@ -156,7 +135,7 @@ def test_budget_of_exactly_the_first_exit() -> None:
 def test_unlimited_budget() -> None:
     """With a budget that does not bind, accuracy is at least that of every exit alone."""
     rng = np.random.default_rng(5)
-    records = _records(rng, 100, 3, 50)
+    records = random_records(rng, 100, 3, 50)
     assert solve(records, [1, 2, 3], 1e9).accuracy >= records.accuracy.max()
 
 

@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import Records, frontier, replay, solve
 from dvt_edge.policy.budget import ExitLatency, solve_budget
-from dvt_edge.policy.search import integer_prices, search
-from dvt_edge.policy.solver import cheapest, make_problem
+from dvt_edge.policy.search import search
+from dvt_edge.policy.solver import Limit, cheapest, integer_prices, make_problem
 from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
 from dvt_edge.profile import BudgetConfig
+from tests.conftest import made_records
+from tests.policy.conftest import all_outcomes, random_records
 
 TOLERANCE = 1e-9
-
-
-def random_records(rng: np.random.Generator, count: int, exits: int) -> Records:
-    """Records with ties, duplicates, unlabelled ones and confidences that say little."""
-    levels = int(rng.choice([1, 2, 4, 1000]))
-    confidence = rng.integers(0, levels, (count, exits)) / levels
-    classes = int(rng.choice([1, 2, 3]))
-    prediction = rng.integers(0, classes, (count, exits))
-    if rng.random() < 0.3:  # duplicates
-        copies = rng.integers(0, count, count)
-        confidence, prediction = confidence[copies], prediction[copies]
-    label = None if rng.random() < 0.2 else rng.integers(0, classes, count).astype(np.int32)
-    return Records(confidence.astype(np.float32), prediction.astype(np.int32), label)
 
 
 def random_costs(rng: np.random.Generator, exits: int) -> np.ndarray:
     steps = rng.choice([0.1, 0.3, 1.0, 2.5], exits) if rng.random() < 0.5 else rng.random(exits)
     return np.cumsum(steps + 1e-3)
-
-
-def all_outcomes(records: Records) -> np.ndarray:
-    """[T, K + 1]: right answers and samples per exit, for every combination of thresholds."""
-    count, exits = records.confidence.shape
-    values = [
-        np.append(np.unique(records.confidence[:, k]), np.float32(np.inf)) for k in range(exits - 1)
-    ]
-    combinations = list(itertools.product(*values))
-    thresholds = np.array(combinations).reshape(len(combinations), exits - 1)  # (T, K-1)
-    leaves = records.confidence[None, :, :-1] >= thresholds[:, None, :]  # (T, N, K-1)
-    leaves = np.concatenate([leaves, np.ones((len(leaves), count, 1), bool)], axis=2)
-    at = leaves.argmax(axis=2)  # (T, N)
-    right = records.correct[np.arange(count), at].sum(axis=1)
-    return np.column_stack([right, *((at == k).sum(axis=1) for k in range(exits))])
 
 
 def some_limit(rng: np.random.Generator, outcomes: np.ndarray, costs: np.ndarray) -> float:
@@ -59,7 +31,12 @@ def some_limit(rng: np.random.Generator, outcomes: np.ndarray, costs: np.ndarray
     return float(rng.uniform(costs[0], costs[-1]))
 
 
-SIZES = [(1, 200, 6), (2, 900, 12), (3, 900, 9), (4, 400, 6)]
+SIZES = [
+    (1, 200, 6),
+    (2, 900, 12),
+    (3, 900, 9),
+    pytest.param(4, 400, 6, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("exits", "problems", "largest"), SIZES)
@@ -95,7 +72,7 @@ def test_cheapest_of_an_accuracy_equals_brute_force(
         price = spent[outcomes[:, 0] >= need].min()
         value = outcomes[spent == price, 0].max()
 
-        problem = make_problem(records, [(costs, np.inf)])
+        problem = make_problem(records, [Limit(costs, np.inf)])
         found = cheapest(problem, need)
 
         assert found is not None
@@ -110,8 +87,8 @@ def test_two_limits_at_once_equal_brute_force(exits: int) -> None:
         records = random_records(rng, int(rng.integers(1, 8)), exits)
         first, second = random_costs(rng, exits), random_costs(rng, exits)
         outcomes = all_outcomes(records)
-        limits = [(first, some_limit(rng, outcomes, first))]
-        limits.append((second, some_limit(rng, outcomes, second)))
+        limits = [Limit(first, some_limit(rng, outcomes, first))]
+        limits.append(Limit(second, some_limit(rng, outcomes, second)))
         allowed = np.ones(len(outcomes), bool)
         for cost, limit in limits:
             allowed &= outcomes[:, 1:] @ cost / len(records) <= limit + TOLERANCE
@@ -149,7 +126,7 @@ def test_frontier_is_the_whole_pareto_front(exits: int, largest: int) -> None:
         records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
         costs, outcomes = random_costs(rng, exits), all_outcomes(records)
         spent = outcomes[:, 1:] @ costs / len(records)
-        expected = []
+        expected: list[tuple[float, float]] = []
         for value in range(outcomes[:, 0].max(), -1, -1):
             price = spent[outcomes[:, 0] >= value].min()
             if not expected or price < expected[-1][1] - TOLERANCE:
@@ -163,7 +140,7 @@ def test_frontier_is_the_whole_pareto_front(exits: int, largest: int) -> None:
 
 
 def test_a_long_frontier_is_a_subset_of_exact_solutions() -> None:
-    records = calibration_like(3000, 3)
+    records = made_records(3000, 3)
     costs = np.array([1.0, 2.0, 4.0])
     curve = frontier(records, costs, points=20)
     assert 10 <= len(curve) <= 20
@@ -175,19 +152,9 @@ def test_a_long_frontier_is_a_subset_of_exact_solutions() -> None:
         assert solve(records, costs, point.cost).accuracy == pytest.approx(point.accuracy)
 
 
-def calibration_like(count: int, exits: int, seed: int = 0) -> Records:
-    """Records whose confidences tell something, as a trained cascade's do."""
-    rng = np.random.default_rng(seed)
-    hard = rng.random(count)[:, None]
-    skill = np.linspace(0.6, 0.95, exits)
-    confidence = 1 / (1 + np.exp(-(skill - hard) * 8 + rng.normal(0, 0.8, (count, exits))))
-    prediction = (rng.random((count, exits)) > confidence).astype(np.int32)
-    return Records(confidence.astype(np.float32), prediction, np.zeros(count, np.int32))
-
-
 @pytest.mark.parametrize("exits", [3, 4])
 def test_larger_problems_beat_every_sampled_combination(exits: int) -> None:
-    records = calibration_like(600, exits)
+    records = made_records(600, exits)
     costs = np.cumsum(1.8 ** np.arange(exits))
     limit = float(costs[0] + costs[-1]) / 3
     best = solve(records, costs, limit)
@@ -199,7 +166,7 @@ def test_larger_problems_beat_every_sampled_combination(exits: int) -> None:
 
 
 def test_five_exits_are_at_least_as_good_as_their_best_four() -> None:
-    records = calibration_like(400, 5)
+    records = made_records(400, 5)
     costs = np.cumsum(1.6 ** np.arange(5))
     limit = float(costs[0] + costs[-1]) / 3
     best = solve(records, costs, limit)
@@ -242,11 +209,11 @@ def test_bad_budgets_and_costs_are_refused(
     cost: list[float], limit: float, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        solve(calibration_like(10, 3), cost, limit)
+        solve(made_records(10, 3), cost, limit)
 
 
 def test_bad_points_are_refused() -> None:
-    records = calibration_like(10, 3)
+    records = made_records(10, 3)
     with pytest.raises(DataError, match="at least 2 points"):
         frontier(records, [1, 2, 3], points=1)
 

@@ -21,7 +21,6 @@ from dvt_edge.bundle.measurement import (
     PacedTiming,
 )
 from dvt_edge.machine.conditions import Conditions
-from dvt_edge.policy import Records
 from dvt_edge.profile import Profile
 from dvt_edge.report import ReportData, collect
 
@@ -164,23 +163,6 @@ def full_data(
 ) -> ReportData:
     budget = profile(latency_ms=1.8, confidence_level=0.9)
     return collect(bundle, budget, costs, full_measurement)
-
-
-@pytest.fixture(scope="session")
-def made_records() -> Callable[..., Records]:
-    """A function giving records of three exits: ``label`` and ``count`` of them, later exits being
-    surer and right more often."""
-
-    def make(count: int = 300, classes: int = 5, *, labelled: bool = True) -> Records:
-        rng = np.random.default_rng(0)
-        label = rng.integers(0, classes, count).astype(np.int32)
-        ease = rng.uniform(0, 1, (count, 1))
-        confidence = (0.3 + 0.7 * ease ** np.array([[3.0, 2.0, 1.0]])).astype(np.float32)
-        wrong = rng.uniform(0, 1, (count, 3)) > confidence
-        prediction = np.where(wrong, (label[:, None] + 1) % classes, label[:, None])
-        return Records(confidence, prediction.astype(np.int32), label if labelled else None)
-
-    return make
 
 
 _FLAGS: Sequence[str] = (

@@ -62,7 +62,7 @@ class Page:
         )
 
     def figures(self) -> tuple[str, str, list[str], list[str]]:
-        """Accuracy, latency, thresholds and shares as they are told."""
+        """Accuracy, latency, thresholds and shares as displayed."""
         each = "[...document.querySelectorAll('[data-{}]')].map((cell) => cell.textContent)"
         return (
             self.text("accuracy"),
@@ -72,10 +72,10 @@ class Page:
         )
 
 
-def _told(point: Point) -> tuple[str, str, list[str], list[str]]:
-    """What the page must tell of ``point``."""
+def _displayed(point: Point) -> tuple[str, str, list[str], list[str]]:
+    """What the page must show for ``point``."""
     thresholds = [
-        "nobody leaves" if t is None else "everybody leaves" if t == 0 else f"{t:.4f}"
+        "none leave" if t is None else "all leave" if t == 0 else f"{t:.4f}"
         for t in point.thresholds[:-1]
     ]
     return (
@@ -166,7 +166,7 @@ def test_starts_at_the_profile_s_budget(show: Callable[..., Page], full_data: Re
     point = full_data.operating.point
     assert point is not None
     page = show()
-    assert page.figures() == _told(point)
+    assert page.figures() == _displayed(point)
     assert page.text("budget-value") == "1.800 ms"
     assert page.trace("tradeoff", "this budget")[0] == [pytest.approx(point.latency_ms)]
     assert page.run("document.getElementById('reset').disabled")
@@ -183,7 +183,7 @@ def test_slider_moves_everything(
     expected = [point for point in curve if point.latency_ms <= budget][-1]
     page = show()
     page.slide(budget)
-    assert page.figures() == _told(expected)
+    assert page.figures() == _displayed(expected)
     assert page.text("energy").startswith(f"{expected.energy_mj:.4g}"[:4])
     assert page.text("budget-value") == f"{budget:.3f} ms"
     x, y = page.trace("tradeoff", "this budget")
@@ -202,7 +202,7 @@ def test_slider_moves_everything(
     page.click("#reset")
     point = full_data.operating.point
     assert point is not None
-    assert page.figures() == _told(point)
+    assert page.figures() == _displayed(point)
 
 
 def test_slider_by_keyboard(show: Callable[..., Page]) -> None:
@@ -226,7 +226,7 @@ def test_click_on_a_solution(show: Callable[..., Page], plain_data: ReportData) 
         f"{plain_data.frontiers['latency'][chosen].latency_ms!r}}}]}})"
     )
     page.settle()
-    assert page.figures() == _told(plain_data.frontiers["latency"][chosen])
+    assert page.figures() == _displayed(plain_data.frontiers["latency"][chosen])
 
 
 def test_budget_in_energy(show: Callable[..., Page], full_data: ReportData) -> None:
@@ -239,7 +239,7 @@ def test_budget_in_energy(show: Callable[..., Page], full_data: ReportData) -> N
     expected = full_data.frontiers["energy"][3]
     assert expected.energy_mj is not None
     page.slide(expected.energy_mj)
-    assert page.figures() == _told(expected)
+    assert page.figures() == _displayed(expected)
     assert page.text("budget-value").endswith(" mJ")
 
 
@@ -368,7 +368,7 @@ def test_readable_in_both_schemes(show: Callable[..., Page]) -> None:
 def test_an_old_browser_has_the_figures(
     show: Callable[..., Page], chromium: Any, files: dict[str, Path], plain_data: ReportData
 ) -> None:
-    """Where charts cannot be unpacked, the slider still tells and the page says what it lacks."""
+    """Where charts cannot be unpacked, the slider still works and the page says what it lacks."""
     show("plain")
     hook = chromium.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument", {"source": "delete self.DecompressionStream"}
@@ -379,6 +379,6 @@ def test_an_old_browser_has_the_figures(
         assert not page.run("document.getElementById('no-charts').hidden")
         curve = plain_data.frontiers["latency"]
         page.slide(curve[0].latency_ms)
-        assert page.figures() == _told(curve[0])
+        assert page.figures() == _displayed(curve[0])
     finally:
         chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hook)

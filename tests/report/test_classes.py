@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ from dvt_edge.report.classes import (
     easiest_and_hardest,
     order_classes,
 )
+from tests.conftest import made_records
 
 
 def test_classes_by_how_early_they_leave() -> None:
@@ -53,7 +52,7 @@ def test_easiest_and_hardest_by_hand() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 50])
-def test_no_image_is_easy_and_hard(made_records: Callable[..., Records], rows: int) -> None:
+def test_no_image_is_easy_and_hard(rows: int) -> None:
     records = made_records()
     at = np.zeros(len(records), np.int64)
     easiest, hardest = easiest_and_hardest(records, at, np.arange(rows))

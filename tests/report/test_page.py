@@ -14,8 +14,7 @@ import pytest
 
 from dvt_edge.errors import ConfigError
 from dvt_edge.report import ReportData, render, write_report
-
-from .conftest import NO_SENSOR
+from tests.report.conftest import NO_SENSOR
 
 _VOID = {"meta", "link", "img", "input", "br"}
 _LOADS = {"src", "href", "srcset", "data", "action", "poster", "background"}
@@ -171,7 +170,7 @@ def test_without_labels(plain_data: ReportData) -> None:
     """Agreement is not called accuracy, and classes are those of the last exit."""
     seen = _Page(render(plain_data.model_copy(update={"labelled": False}))).seen
     assert "Agreement with the last exit against mean latency" in seen
-    assert "an image counts to the class that the last exit gives it" in seen
+    assert "an image counts as the class that the last exit gives it" in seen
 
 
 def test_without_images(plain_data: ReportData) -> None:
@@ -188,6 +187,7 @@ def test_budget_not_kept(plain_data: ReportData) -> None:
     )
     seen = _Page(render(plain_data.model_copy(update={"operating": operating}))).seen
     assert "cannot be kept here: smaller than the first exit's" in seen
+    assert "None: smaller than the first exit's" in seen
 
 
 def test_names_are_text(plain_data: ReportData) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from dvt_edge.report.thumbnails import thumbnail_uri
+from dvt_edge.report.classes import thumbnail_uri
 
 
 @pytest.mark.parametrize(

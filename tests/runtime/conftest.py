@@ -3,7 +3,6 @@ bundles of known costs."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,19 +17,22 @@ import pytest
 from dvt_edge import Prediction, Runtime
 from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
 from dvt_edge.bundle.costs import Costs
-from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS
+from dvt_edge.bundle.manifest import COSTS, RECORDS
 from dvt_edge.energy.meter import Counted, Meter
 from dvt_edge.errors import EnergyError
+from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.policy import Records
-from dvt_edge.runtime.backends.opening import open_loop
+from dvt_edge.profile import InputConfig
 from dvt_edge.runtime.backends.protocol import StageAnswer
-from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import Event
 from dvt_edge.runtime.measuring.timing import ForcedExits
+from tests.conftest import HandClock, edit_manifest, made_records
 
 CLASSES = 10
 VALUES = 250
 """Records, and gray levels of frames."""
+COLOR = InputConfig(resize=20, crop=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 STAGE_MS = (1.0, 1.0, 2.0)
 
 
@@ -65,13 +67,10 @@ class FakeBackend:
         self.closed = 0
         self._images = np.zeros((max_batch, *shape), np.float32)
         self._handed = np.zeros(max_batch, np.intp)
+        self.bytes_resident = self._images.nbytes + self._handed.nbytes
         self._out = [
             (np.zeros(max_batch, np.float32), np.zeros(max_batch, np.int32)) for _ in range(stages)
         ]
-
-    @property
-    def bytes_resident(self) -> int:
-        return self._images.nbytes + self._handed.nbytes
 
     def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
         assert not self.closed
@@ -123,14 +122,10 @@ def value_frame() -> Callable[[int], npt.NDArray[np.uint8]]:
     return _value_frame
 
 
-@dataclass
-class Clock:
-    """What ``perf_counter`` tells; it stands still unless the test moves it."""
-
-    ms: float = 0.0
-
-    def __call__(self) -> float:
-        return self.ms / 1e3
+def spread_scenes(samples: Path, count: int) -> list[npt.NDArray[np.uint8]]:
+    """``count`` of the demo's test scenes, of all classes."""
+    paths = find_images(samples / "demo" / "scenes" / "test")
+    return [load_image(path) for path in paths[:: len(paths) // count][:count]]
 
 
 @dataclass
@@ -138,31 +133,26 @@ class TimedBackend:
     """A FakeBackend whose stages take ``takes_ms`` on ``clock``, more or less by ``noise``."""
 
     inner: FakeBackend
-    clock: Clock
+    clock: HandClock
     takes_ms: npt.NDArray[np.float64] = field(default_factory=lambda: np.array(STAGE_MS))
     noise: float = 0.0
     """Relative standard deviation of the stages' times."""
+    drift: float = 1.0
+    """How much longer stages take after each one that ran."""
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     gpu: str | None = None
     stage_ms: float | None = None
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def max_batch(self) -> int:
-        return self.inner.max_batch
-
-    @property
-    def bytes_resident(self) -> int:
-        return self.inner.bytes_resident
+    def __post_init__(self) -> None:
+        self.name, self.max_batch = self.inner.name, self.inner.max_batch
+        self.bytes_resident = self.inner.bytes_resident
 
     def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
         return self.inner.image_buffer(count)
 
     def run_stage(self, stage: int, count: int) -> StageAnswer:
         self.clock.ms += self.takes_ms[stage] * max(0.1, self.rng.normal(1, self.noise))
+        self.takes_ms = self.takes_ms * self.drift
         return self.inner.run_stage(stage, count)
 
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
@@ -173,24 +163,6 @@ class TimedBackend:
 
     def close(self) -> None:
         self.inner.close()
-
-
-@dataclass
-class HandClock:
-    """A :class:`Clock` that passes when stages run and when one sleeps."""
-
-    clock: Clock
-    slept_s: list[float] = field(default_factory=list)
-
-    def now(self) -> float:
-        return self.clock()
-
-    def sleep(self, seconds: float) -> None:
-        self.slept_s.append(seconds)
-        self.clock.ms += 1e3 * seconds
-
-    def every(self, seconds: float, tick: Callable[[], bool]) -> Callable[[], None]:
-        return lambda: None
 
 
 class FakeMeter(Meter):
@@ -286,13 +258,8 @@ class Live:
 
 @pytest.fixture(scope="session")
 def live_records() -> Records:
-    """Of :data:`VALUES` frames: each exit is better than the one before, and honest about it."""
-    rng = np.random.default_rng(0)
-    hard = rng.random((VALUES, 1))
-    logits = (np.array([0.62, 0.8, 0.95]) - hard) * 8 + rng.normal(0, 0.8, (VALUES, 3))
-    confidence = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    prediction = (rng.random((VALUES, 3)) > confidence).astype(np.int32)
-    return Records(confidence, prediction, np.zeros(VALUES, np.int32))
+    """Of :data:`VALUES` frames."""
+    return made_records(VALUES)
 
 
 @pytest.fixture(scope="session")
@@ -305,11 +272,13 @@ def live_bundle(
     """The demo's bundle with 4x4 frames, records of our own, and tails of the latencies."""
     folder = Path(shutil.copytree(costed_bundle, tmp_path_factory.mktemp("live") / "bundle"))
     write_records(folder / RECORDS, live_records)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    manifest["input"] |= {"resize": 4, "crop": 4, "mean": [0.0], "std": [1.0]}
-    manifest["files"][RECORDS] = file_sha256(folder / RECORDS)
-    manifest["budget"] = {"latency_ms": 2.5}
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["input"] |= {"resize": 4, "crop": 4, "mean": [0.0], "std": [1.0]}
+        manifest["files"][RECORDS] = file_sha256(folder / RECORDS)
+        manifest["budget"] = {"latency_ms": 2.5}
+
+    edit_manifest(folder, change)
     bundle = Bundle(folder)
     costs = known_costs(bundle)
     tails = tuple(
@@ -321,24 +290,24 @@ def live_bundle(
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     """In place of the real clock wherever frames are timed."""
-    made = Clock()
+    made = HandClock()
     for module in ("cascade_loop", "session"):
         monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
     return made
 
 
 @pytest.fixture
-def timed(live_bundle: Path, live_records: Records, clock: Clock) -> Timed:
+def timed(live_bundle: Path, live_records: Records, clock: HandClock) -> Timed:
     """Stages that answer nothing, on the clock, with a meter that knows what they take."""
     inner = FakeBackend(live_records.confidence.copy(), live_records.prediction.copy())
-    backend, hand, bundle = TimedBackend(inner, clock), HandClock(clock), Bundle(live_bundle)
-    return Timed(open_loop(bundle, backend), bundle, backend, hand, FakeMeter(hand, inner))
+    backend, bundle = TimedBackend(inner, clock), Bundle(live_bundle)
+    return Timed(open_loop(bundle, backend), bundle, backend, clock, FakeMeter(clock, inner))
 
 
 @pytest.fixture
-def live(live_bundle: Path, live_records: Records, clock: Clock) -> Iterator[Live]:
+def live(live_bundle: Path, live_records: Records, clock: HandClock) -> Iterator[Live]:
     """A Runtime on the clock, under a mean latency of 2.5 ms; its exits cost 1, 2 and 4 ms.
 
     The backend answers frame v as record v does, so that a stream of frames drawn from the records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,7 @@ from dvt_edge.profile import InputConfig
 from dvt_edge.runtime.cascade_loop import CascadeLoop
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Preprocessor
-
-if TYPE_CHECKING:
-    from tests.runtime.conftest import FakeBackend
+from tests.runtime.conftest import FakeBackend
 
 Frame = npt.NDArray[np.uint8]
 PLAIN = InputConfig(resize=4, crop=4, mean=(0.0,), std=(1.0,), color_order="gray")
@@ -139,7 +136,7 @@ def test_threshold_between_neighbouring_floats(
     floats = [np.float32(0.99)]
     while len(floats) < 20:
         floats.append(np.nextafter(floats[-1], np.float32(1)))
-    loop = _loop(fake_backend([[value, 1.0] for value in floats], max_batch=len(floats)))
+    loop = _loop(fake_backend([[float(value), 1.0] for value in floats], max_batch=len(floats)))
     frames = [value_frame(v) for v in range(len(floats))]
     for k in range(len(floats) - 1):
         thresholds = ((float(floats[k]) + float(floats[k + 1])) / 2, -np.inf)

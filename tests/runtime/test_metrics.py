@@ -16,8 +16,8 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import ConfigError
-from dvt_edge.runtime.events import CostsRefused, NotFinite
 from dvt_edge.runtime.metrics import MetricsExporter
+from tests.runtime.conftest import FakeBackend
 
 FRAME = np.zeros((48, 48), np.uint8)
 
@@ -80,14 +80,19 @@ def test_state(runtime: Runtime, board_root: Callable[..., Path]) -> None:
         assert shown == list(runtime.thresholds) == [-np.inf] * 3
 
 
-def test_events(runtime: Runtime) -> None:
+def test_events(
+    own_bundle: Path, fake_backend: type[FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By kind, those before the start included, which the Runtime remembers."""
-    runtime._report(CostsRefused("another machine"))
-    runtime._tell()
-    with MetricsExporter(runtime) as metrics:
-        runtime._report(NotFinite(1, "exit 1"))
-        runtime._report(NotFinite(2, "exit 2"))
-        runtime._tell()
+    monkeypatch.setattr("dvt_edge.runtime.runtime.QUICK_MEASUREMENT_S", 1e-3)
+    bundle = Bundle(own_bundle)
+    costs = Costs.model_validate_json((own_bundle / COSTS).read_text(encoding="utf-8"))
+    bundle.store(COSTS, costs.model_copy(update={"machine": "another machine"}))
+    backend = fake_backend([[np.nan, np.nan, 0.5]], shape=(1, 48, 48))
+    with Runtime(own_bundle, backend=backend) as runtime, MetricsExporter(runtime) as metrics:
+        runtime.set_budget(latency_ms=None, max_stage=3)
+        answer = runtime.classify(FRAME)
+        assert answer.exit_stage == 3
         assert value(metrics, "events_total", kind="costs_refused") == 1
         assert value(metrics, "events_total", kind="not_finite") == 2
         assert value(metrics, "events_total", kind="thresholds_changed") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,12 +23,11 @@ from dvt_edge.runtime.preprocess import (
     resize_and_crop,
     to_channels,
 )
+from tests.conftest import random_pixels
+from tests.runtime.conftest import COLOR
 
 Pixels = npt.NDArray[np.uint8]
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-COLOR = InputConfig(
-    resize=20, crop=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), color_order="bgr"
-)
 GRAY = InputConfig(
     resize=20, crop=16, mean=(0.13,), std=(0.26,), color_order="gray", interpolation="bilinear"
 )
@@ -34,10 +35,6 @@ NATIVE = pytest.param(
     True, marks=pytest.mark.skipif(library() is None, reason=str(unavailable())), id="native"
 )
 BOTH = [NATIVE, pytest.param(False, id="pillow")]
-
-
-def _pixels(*shape: int, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def _run(
@@ -53,11 +50,11 @@ def _reference(config: InputConfig, image: Image.Image) -> npt.NDArray[np.float6
     """What the documentation says, written down plainly: [C, crop, crop]."""
     image = image.convert("L" if config.channels == 1 else "RGB")
     short = min(image.size)
-    size = tuple(max(config.crop, round(side * config.resize / short)) for side in image.size)
+    width, height = (max(config.crop, round(n * config.resize / short)) for n in image.size)
     if short != config.resize:
         # Columns first: in one call, Pillow's order depends on its version.
-        image = image.resize((size[0], image.height), FILTERS[config.interpolation])
-        image = image.resize(size, FILTERS[config.interpolation])
+        image = image.resize((width, image.height), FILTERS[config.interpolation])
+        image = image.resize((width, height), FILTERS[config.interpolation])
     left, top = (image.width - config.crop) // 2, (image.height - config.crop) // 2
     image = image.crop((left, top, left + config.crop, top + config.crop))
     values = np.asarray(image, float).reshape(config.crop, config.crop, config.channels) / 255
@@ -78,12 +75,12 @@ def test_equals_reference(config: InputConfig, size: tuple[int, int], native: bo
     # Thin frames are resized by parts without the native library; Pillow's boxes are floats.
     thin = not native and max(size) > 8 * min(size)
     atol = 1 / (255 * min(config.std)) + 1e-5 if thin else 1e-5
-    rgb = _pixels(*size, 3)
+    rgb = random_pixels(*size, 3)
     expected = _reference(config, Image.fromarray(rgb))
     bgr = np.ascontiguousarray(rgb[..., ::-1])
     np.testing.assert_allclose(_run(config, bgr, native=native), expected, atol=atol)
     np.testing.assert_allclose(_run(config, rgb, "rgb", native=native), expected, atol=atol)
-    gray = _pixels(*size)
+    gray = random_pixels(*size)
     expected = _reference(config, Image.fromarray(gray))
     np.testing.assert_allclose(_run(config, gray, native=native), expected, atol=atol)
     np.testing.assert_allclose(_run(config, gray[..., None], native=native), expected, atol=atol)
@@ -106,7 +103,7 @@ def test_any_shape_equals_reference(
         (GRAY if gray else COLOR).model_dump()
         | {"resize": resize, "crop": max(4, resize - margin), "interpolation": interpolation}
     )
-    rgb = _pixels(height, width, 3)
+    rgb = random_pixels(height, width, 3)
     expected = _reference(config, Image.fromarray(rgb))
     np.testing.assert_allclose(_run(config, rgb, "rgb"), expected, atol=1e-5)
 
@@ -116,7 +113,7 @@ def test_color_order(color_order: ColorOrder) -> None:
     """The profile's order, unless the call says another."""
     config = COLOR.model_copy(update={"color_order": color_order})
     other: ColorOrder = "rgb" if color_order == "bgr" else "bgr"
-    frame = _pixels(20, 20, 3)
+    frame = random_pixels(20, 20, 3)
     np.testing.assert_array_equal(_run(config, frame), _run(config, frame, color_order))
     np.testing.assert_array_equal(_run(config, frame), _run(config, frame[..., ::-1], other))
     assert np.abs(_run(config, frame) - _run(config, frame, other)).max() > 0.1
@@ -145,7 +142,7 @@ def test_gray_weights() -> None:
 @pytest.mark.parametrize("size", [(20, 24), (33, 47)], ids=["as is", "resized"])
 def test_memory_layout_does_not_matter(config: InputConfig, size: tuple[int, int]) -> None:
     """Views, flips, steps, Fortran order and read-only frames; none of them is changed."""
-    base = _pixels(2 * size[0], 2 * size[1], 3)
+    base = random_pixels(2 * size[0], 2 * size[1], 3)
     views = {
         "step": base[::2, ::2],
         "flip": base[::2, ::2][::-1, ::-1],
@@ -167,7 +164,7 @@ def test_memory_layout_does_not_matter(config: InputConfig, size: tuple[int, int
 def test_crop_is_centred() -> None:
     """With a short side that fits, the crop is cut out of the middle, without resampling."""
     config = GRAY.model_copy(update={"resize": 20, "crop": 10})
-    frame = _pixels(20, 41)
+    frame = random_pixels(20, 41)
     np.testing.assert_array_equal(resize_and_crop(frame, config), frame[5:15, 15:25])
 
 
@@ -234,7 +231,7 @@ def test_native_equals_pillow(
         (GRAY if gray else COLOR).model_dump()
         | {"resize": resize, "crop": max(4, resize - margin), "interpolation": interpolation}
     )
-    frame = _pixels(*frame_shape(height, width, order))
+    frame = random_pixels(*frame_shape(height, width, order))
     native, pillow = Preprocessor(config), Preprocessor(config, native=False)
     levels = pillow.crop(frame, order)
     picture = brightness(frame, order).shape[:2]
@@ -242,7 +239,8 @@ def test_native_equals_pillow(
         np.testing.assert_allclose(native.crop(frame, order).astype(int), levels, atol=1)
         return
     np.testing.assert_array_equal(native.crop(frame, order), levels)
-    found, expected = np.empty(native.shape, dtype), np.empty(native.shape, dtype)
+    found: npt.NDArray[Any] = np.empty(native.shape, dtype)
+    expected = found.copy()
     native(frame, found, order)
     pillow(frame, expected, order)
     np.testing.assert_array_equal(found, expected)
@@ -257,7 +255,7 @@ def test_thin_frames_cost_no_memory(
     """The whole resized picture of the last would have 65 billion pixels."""
     update = {"resize": 256, "crop": 224, "interpolation": interpolation}
     config = COLOR.model_copy(update=update)
-    frame = _pixels(*shape)
+    frame = random_pixels(*shape)
     found = Preprocessor(config, native=native).crop(frame)
     # The crop shows the middle; the same from a frame that is not as long.
     axis = int(np.argmax(shape[:2]))
@@ -272,7 +270,7 @@ def test_thin_frames_cost_no_memory(
 def test_yuv_equals_opencv(order: ColorOrder, native: bool) -> None:
     """Colours to two levels of OpenCV's, whose fast paths round on their own."""
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
-    frame = _pixels(*frame_shape(48, 64, order), seed=3)
+    frame = random_pixels(*frame_shape(48, 64, order), seed=3)
     code = cv2.COLOR_YUV2RGB_NV12 if order == "nv12" else cv2.COLOR_YUV2RGB_YUYV
     expected = cv2.cvtColor(frame, code)
     np.testing.assert_allclose(to_channels(frame, 3, order).astype(int), expected, atol=2)
@@ -285,7 +283,7 @@ def test_yuv_equals_opencv(order: ColorOrder, native: bool) -> None:
 @pytest.mark.parametrize("order", ["nv12", "yuyv"])
 def test_yuv_of_a_gray_model_and_of_the_profile(order: ColorOrder, native: bool) -> None:
     """A profile may say that frames are YUV; gray is the luma of the colours they show."""
-    frame = _pixels(*frame_shape(30, 44, order), seed=4)
+    frame = random_pixels(*frame_shape(30, 44, order), seed=4)
     config = InputConfig.model_validate(GRAY.model_dump() | {"color_order": order})
     expected = _run(config, to_channels(frame, 3, order), "rgb", native=native)
     np.testing.assert_array_equal(_run(config, frame, native=native), expected)
@@ -327,7 +325,7 @@ def test_bad_layouts(shape: tuple[int, ...], order: ColorOrder, message: str) ->
 @pytest.mark.parametrize("native", BOTH)
 def test_any_output_array(native: bool) -> None:
     """Also one that is not contiguous is written; float16 is float32 rounded once."""
-    frame = _pixels(33, 47, 3)
+    frame = random_pixels(33, 47, 3)
     preprocess = Preprocessor(COLOR, native=native)
     expected = _run(COLOR, frame, native=native)
     spread = np.zeros((3, 16, 32), np.float32)[..., ::2]
@@ -342,7 +340,7 @@ def test_any_output_array(native: bool) -> None:
 @pytest.mark.parametrize("size", [(20, 30), (21, 31), (1, 1)])
 def test_frame_shape(order: ColorOrder, size: tuple[int, int]) -> None:
     """Every shape that it gives is a frame of that layout, of as many pixels as can be."""
-    frame = check_frame(_pixels(*frame_shape(*size, order)), order)
+    frame = check_frame(random_pixels(*frame_shape(*size, order)), order)
     height, width = brightness(frame, order).shape[:2]
     assert abs(height - size[0]) <= 1
     assert abs(width - size[1]) <= 1

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import yaml
 
 from dvt_edge import Prediction, Profile, Runtime
 from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
 from dvt_edge.bundle.costs import Costs
-from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS
+from dvt_edge.bundle.manifest import COSTS, RECORDS
 from dvt_edge.errors import (
     BackendError,
     BudgetError,
@@ -29,12 +27,11 @@ from dvt_edge.errors import (
 )
 from dvt_edge.machine.driver import Driver
 from dvt_edge.policy import Records
-from dvt_edge.profile import BudgetConfig
+from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.backends import opening
 from dvt_edge.runtime.events import CostsRefused, Event
-
-if TYPE_CHECKING:
-    from tests.runtime.conftest import FakeBackend
+from tests.conftest import edit_manifest
+from tests.runtime.conftest import FakeBackend, spread_scenes
 
 Frame = npt.NDArray[np.uint8]
 MIDDLE = BudgetConfig(latency_ms=2.0)
@@ -52,50 +49,19 @@ def runtime(costed_bundle: Path) -> Iterator[Runtime]:
 @pytest.fixture(scope="module")
 def frames(samples: Path) -> list[Frame]:
     """A few dozen test scenes."""
-    from dvt_edge.files.datasets import find_images, load_image
-
-    paths = find_images(samples / "demo" / "scenes" / "test")
-    return [load_image(path) for path in paths[:: len(paths) // 40]]
-
-
-@pytest.fixture
-def write_profile(
-    demo_profile: Path, own_bundle: Path, tmp_path: Path
-) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
-    """A function that changes the demo profile's values and writes it for :func:`own_bundle`."""
-
-    def write(change: Callable[[dict[str, Any]], object]) -> Path:
-        values = yaml.safe_load(demo_profile.read_text(encoding="utf-8"))
-        values["output"] = str(own_bundle)
-        change(values)
-        path = tmp_path / "changed.yaml"
-        path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return path
-
-    return write
-
-
-def _unchanged(values: dict[str, Any]) -> None:
-    pass
+    return spread_scenes(samples, 40)
 
 
 def _answers(predictions: list[Prediction]) -> list[tuple[int, int]]:
     return [(p.class_id, p.exit_stage) for p in predictions]
 
 
-def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-
-
 def test_sources_agree(
     write_profile: Callable[..., Path], own_bundle: Path, frames: list[Frame]
 ) -> None:
     """A profile's path as text or Path, a Profile, and a bundle folder: one behaviour."""
-    path = write_profile(lambda values: values["budget"].update(latency_ms=2.0))
-    _edit_manifest(own_bundle, lambda manifest: manifest["budget"].update(latency_ms=2.0))
+    path = write_profile()
+    edit_manifest(own_bundle, lambda manifest: manifest["budget"].update(latency_ms=2.0))
     answers = []
     for source in (path, str(path), Profile.from_yaml(path), own_bundle, str(own_bundle)):
         with Runtime(source) as opened:
@@ -107,8 +73,8 @@ def test_profile_budget_beats_the_bundles(
     write_profile: Callable[..., Path], own_bundle: Path
 ) -> None:
     """A budget edited in the YAML holds without a new build."""
-    path = write_profile(lambda values: values["budget"].update(latency_ms=1.0))
-    _edit_manifest(own_bundle, lambda manifest: manifest["budget"].update(latency_ms=4.0))
+    path = write_profile(budget={"latency_ms": 1.0})
+    edit_manifest(own_bundle, lambda manifest: manifest["budget"].update(latency_ms=4.0))
     with Runtime(path) as from_profile, Runtime(own_bundle) as from_bundle:
         assert from_profile.solution.exit_fraction[0] == 1
         assert from_bundle.solution.exit_fraction[0] < 1
@@ -161,9 +127,8 @@ def test_batch_is_cut_into_parts(
 
 def test_array_of_frames(runtime: Runtime, frames: list[Frame]) -> None:
     """A stack [N, H, W] is a sequence of frames."""
-    assert _answers(runtime.classify_batch(np.stack(frames))) == _answers(
-        runtime.classify_batch(frames)
-    )
+    stack: Any = np.stack(frames)
+    assert _answers(runtime.classify_batch(stack)) == _answers(runtime.classify_batch(frames))
 
 
 def test_threads_agree(runtime: Runtime, frames: list[Frame]) -> None:
@@ -228,7 +193,7 @@ def test_infeasible_budget_at_the_start(
     fake_backend: type[FakeBackend],
 ) -> None:
     """The Runtime does not open, and frees what it had opened."""
-    path = write_profile(lambda values: values["budget"].update(latency_ms=0.5))
+    path = write_profile(budget={"latency_ms": 0.5})
     backend = fake_backend(np.ones((1, 3)), shape=(1, 48, 48))
     with pytest.raises(BudgetError, match="smallest possible is 1"):
         Runtime(path, backend=backend)
@@ -293,7 +258,8 @@ def test_yuv_frames(runtime: Runtime, frames: list[Frame]) -> None:
     height, width = light.shape
     nv12 = np.vstack([light, np.full((height // 2, width), 128, np.uint8)])
     yuyv = np.dstack([light, np.full_like(light, 128)])
-    for frame, order in ((nv12, "nv12"), (yuyv, "yuyv")):
+    layouts: tuple[tuple[Frame, ColorOrder], ...] = ((nv12, "nv12"), (yuyv, "yuyv"))
+    for frame, order in layouts:
         answer = runtime.classify(frame, color_order=order)
         assert answer.class_id == expected.class_id
         assert answer.confidence == pytest.approx(expected.confidence, abs=0.05)
@@ -302,9 +268,10 @@ def test_yuv_frames(runtime: Runtime, frames: list[Frame]) -> None:
 
 def test_unknown_layout(runtime: Runtime, frames: list[Frame]) -> None:
     """The message lists the layouts there are."""
-    for call in (runtime.classify, lambda f, **k: runtime.classify_batch([f], **k)):
-        with pytest.raises(FrameError, match=r"unknown layout 'yuv420'.* nv12, yuyv"):
-            call(frames[0], color_order="yuv420")
+    with pytest.raises(FrameError, match=r"unknown layout 'yuv420'.* nv12, yuyv"):
+        runtime.classify(frames[0], color_order="yuv420")  # type: ignore[arg-type]
+    with pytest.raises(FrameError, match=r"unknown layout 'yuv420'.* nv12, yuyv"):
+        runtime.classify_batch(frames[:1], color_order="yuv420")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("frame", [None, "a.png", np.zeros((4, 4)), np.zeros((0, 4), np.uint8)])
@@ -358,17 +325,20 @@ def test_closed_after_an_error(costed_bundle: Path, fake_backend: type[FakeBacke
     ],
 )
 def test_profile_that_does_not_match(
-    write_profile: Callable[..., Path], section: str, change: dict[str, Any]
+    write_profile: Callable[..., Path],
+    demo_profile_values: Callable[..., dict[str, Any]],
+    section: str,
+    change: dict[str, Any],
 ) -> None:
     """A profile whose bundle was built otherwise asks for a build, naming the section."""
-    path = write_profile(lambda values: values[section].update(change))
+    path = write_profile(**{section: demo_profile_values()[section] | change})
     with pytest.raises(BundleError, match=f"built with another '{section}' .*dvt-edge build"):
         Runtime(path)
 
 
 def test_profile_without_bundle(write_profile: Callable[..., Path], tmp_path: Path) -> None:
     """Nothing was built yet."""
-    path = write_profile(lambda values: values.update(output=str(tmp_path / "nothing")))
+    path = write_profile(output=str(tmp_path / "nothing"))
     with pytest.raises(BundleError, match=r"nothing: no bundle here .*dvt-edge build"):
         Runtime(path)
 
@@ -384,7 +354,7 @@ def test_source_that_is_nothing(tmp_path: Path) -> None:
 def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> None:
     """A bundle whose stage was swapped is not run."""
     shutil.copy(own_bundle / "stage1.onnx", own_bundle / "stage2.onnx")
-    for source in (own_bundle, write_profile(_unchanged)):
+    for source in (own_bundle, write_profile()):
         with pytest.raises(BundleError, match=r"stage2\.onnx: changed since the build \(SHA-256"):
             Runtime(source)
 
@@ -392,7 +362,7 @@ def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> 
 def test_portable_bundle_is_refused(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a GPU, the host half of a build for TensorRT names what finishes it."""
     monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
-    _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
+    edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
     with pytest.raises(BackendError, match=r"portable half .* for tensorrt; .* --phase device"):
         Runtime(own_bundle)
 
@@ -407,7 +377,12 @@ def test_portable_bundle_without_a_driver(
     with Runtime(own_bundle) as runtime:
         expected = runtime.classify_batch(frames[:3])
     monkeypatch.setattr(opening, "read_driver", lambda: None)
-    _edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
+
+    def portable(manifest: dict[str, Any]) -> None:
+        manifest["engine"]["backend"] = "tensorrt"
+        manifest["graphs"] = [[stage] for stage in manifest["stages"]]
+
+    edit_manifest(own_bundle, portable)
     with Runtime(own_bundle) as runtime:
         answers = runtime.classify_batch(frames[:3])
     assert [a.class_id for a in answers] == [e.class_id for e in expected]
@@ -418,7 +393,7 @@ def test_unusable_stage(own_bundle: Path) -> None:
     """A stage that the engine cannot read is our error, in one line."""
     (own_bundle / "stage1.onnx").write_bytes(b"no graph")
     digest = file_sha256(own_bundle / "stage1.onnx")
-    _edit_manifest(own_bundle, lambda manifest: manifest["files"].update({"stage1.onnx": digest}))
+    edit_manifest(own_bundle, lambda manifest: manifest["files"].update({"stage1.onnx": digest}))
     with pytest.raises(BackendError, match="refused a stage"):
         Runtime(own_bundle)
 
@@ -432,7 +407,7 @@ def test_exits_that_are_never_worth_it(own_bundle: Path, frames: list[Frame]) ->
     wrong[:, -1] = old.label
     write_records(own_bundle / RECORDS, Records(old.confidence, wrong, old.label))
     digest = file_sha256(own_bundle / RECORDS)
-    _edit_manifest(own_bundle, lambda manifest: manifest["files"].update({RECORDS: digest}))
+    edit_manifest(own_bundle, lambda manifest: manifest["files"].update({RECORDS: digest}))
     with Runtime(own_bundle) as opened:
         opened.set_budget(BudgetConfig(latency_ms=4.0))
         assert {p.exit_stage for p in opened.classify_batch(frames)} == {3}

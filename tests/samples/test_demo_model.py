@@ -74,6 +74,7 @@ def test_scenes_are_gray_48_by_48_and_all_different(scenes: FolderDataset) -> No
     assert len({image.tobytes() for image in _arrays(scenes)}) == SCENES
 
 
+@pytest.mark.slow
 def test_later_exits_are_better(samples: Path, config: CascadeConfig) -> None:
     """On the first 300 test scenes; the model card has the figures for all 10,000."""
     training = TrainingConfig.from_yaml(samples / "demo" / "train.yaml")

@@ -18,12 +18,12 @@ from math import inf, isfinite, lgamma, log
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import ConfigError, DataError
 from dvt_edge.policy.live.pacing import STEPS, shifted
 from dvt_edge.policy.records import Records
 
 _GOLDEN = (5**0.5 - 1) / 2
-_STARTS = 2  # counters, staggered, so that one is never older than the window
+CONFIDENCE_LEVEL = 0.95
+_COUNTER_LEVEL = 1 - (1 - CONFIDENCE_LEVEL) / 2  # of each of the two counters
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,14 @@ class Audit:
 
     ``share`` of the frames is audited, 0..1; ``promised`` is the agreement, 0..1, of early answers
     with the last exit, such as :func:`early_agreement` on the records less what is tolerated. Two
-    counters run, each starting anew after ``window`` audited early answers, staggered by half, so
-    that old good answers do not hide a fall for long. Each has half of 1 - ``confidence_level``:
-    while the promise is kept, the chance of an event in any ``window`` audited early answers is at
-    most 1 - ``confidence_level``. Memory is a few numbers. Raises
-    :class:`~dvt_edge.errors.ConfigError` for values out of range.
+    counters run, each starting over after ``window`` audited early answers, staggered by half, so
+    that old good answers do not hide a fall for long. While the promise is kept, the chance of an
+    event in any ``window`` audited early answers is at most 1 - :data:`CONFIDENCE_LEVEL`, half of
+    it for each counter. Memory is a few numbers.
     """
 
-    def __init__(
-        self, share: float, promised: float, *, confidence_level: float = 0.95, window: int = 1000
-    ) -> None:
-        for name, value in (("audit", share), ("promised agreement", promised)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is a share between 0 and 1, found {value}")
-        if not 0 < confidence_level < 1:
-            raise ConfigError(f"confidence_level lies between 0 and 1, found {confidence_level}")
-        if window < 2:
-            raise ConfigError(f"the audit's window is at least 2 answers, found {window}")
+    def __init__(self, share: float, promised: float, *, window: int = 1000) -> None:
         self.share, self.promised, self.window = share, promised, window
-        self._level = 1 - (1 - confidence_level) / _STARTS
         self._frame = 0
         self.restart()
 
@@ -93,7 +82,7 @@ class Audit:
 
         ``early``: whether the thresholds would have let it leave before the last exit (others
         agree by definition and are not counted); ``agrees``: whether that exit's class is the last
-        exit's. After an event the counters start anew.
+        exit's. After an event the counters start over.
         """
         if not early:
             return None
@@ -106,11 +95,9 @@ class Audit:
         for agreed, audited in self._counts:
             # The same question as whether the upper bound is below the promise, at less work.
             if agreed < self.promised * audited and _refuted(
-                self.promised, agreed, audited, self._level
+                self.promised, agreed, audited, _COUNTER_LEVEL
             ):
-                found = Agreement(
-                    agreed, audited, *agreement_interval(agreed, audited, self._level)
-                )
+                found = _agreement(agreed, audited)
                 self.restart()
                 return AuditEvent(
                     found,
@@ -124,16 +111,15 @@ class Audit:
     def agreement(self) -> Agreement:
         """The counter with more answers, and its interval."""
         agreed, audited = max(self._counts, key=lambda count: count[1])
-        return Agreement(agreed, audited, *agreement_interval(agreed, audited, self._level))
+        return _agreement(agreed, audited)
+
+
+def _agreement(agreed: int, audited: int) -> Agreement:
+    return Agreement(agreed, audited, *agreement_interval(agreed, audited, _COUNTER_LEVEL))
 
 
 def agreement_interval(agreed: int, audited: int, confidence_level: float) -> tuple[float, float]:
-    """Lower and upper bound of the true share, 0..1, valid at every look (see the module).
-
-    Raises :class:`~dvt_edge.errors.DataError` unless 0 <= agreed <= audited.
-    """
-    if not 0 <= agreed <= audited:
-        raise DataError(f"expected 0 <= agreed <= audited, found {agreed} of {audited}")
+    """Lower and upper bound of the true share, 0..1, valid at every look (see the module)."""
     if not audited:
         return 0.0, 1.0
     centre = agreed / audited

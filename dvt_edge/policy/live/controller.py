@@ -23,8 +23,8 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy.live.pacing import Ladder, Pacer
+from dvt_edge.errors import BudgetError
+from dvt_edge.policy.live.pacing import MIDDLE, Ladder, Pacer, highest_step
 from dvt_edge.policy.live.tracking import SPEED_FRAMES, MixTracker, SpeedTracker, resample
 from dvt_edge.policy.records import Floats, Records
 from dvt_edge.policy.solver import Solution, replay, solve
@@ -63,22 +63,16 @@ class Change:
     """One or two sentences with the figures that led to it."""
     certificate_holds: bool
     """Whether the offline certificate speaks about these thresholds and what is seen now."""
-    feasible: bool
-    """False where even leaving at exit 1 costs more than the budget."""
-    expected_ms: float
-    """Mean latency expected now."""
-    expected_accuracy: float
-    """0..1, on the records reweighted to the mix seen now; an estimate, not a bound."""
 
 
 class Controller:
     """Watches the frames and changes the thresholds when the promise is about to break.
 
     ``costs`` [K] is the mean latency of leaving at each exit as profiled, ``thresholds`` [K] those
-    of the certified solution (solved from ``records`` where left out). Times are handed in; memory
-    is bounded (about 20 kB and the records). Not safe to use from several threads at once.
+    of the certified solution. Times are handed in; memory is bounded (about 20 kB and the records).
+    Not safe to use from several threads at once.
 
-        controller = Controller(records, costs, budget_ms=5)
+        controller = Controller(records, costs, 5, solve(records, costs, 5).thresholds)
         for frame in frames:
             p = run(frame, controller.thresholds)
             change = controller.observe(
@@ -86,9 +80,8 @@ class Controller:
             )
 
     The promise is about mean latency; single spikes count as at most :data:`SPIKE` times the usual
-    latency of their stage. Raises :class:`~dvt_edge.errors.BudgetError` for a budget that is not
-    positive or that the profiled costs cannot keep, :class:`~dvt_edge.errors.DataError` for costs
-    or thresholds that do not fit the records.
+    latency of their stage. Raises :class:`~dvt_edge.errors.DataError` for costs or thresholds that
+    do not fit the records.
     """
 
     def __init__(
@@ -96,42 +89,20 @@ class Controller:
         records: Records,
         costs: npt.ArrayLike,
         budget_ms: float,
-        thresholds: npt.ArrayLike | None = None,
+        thresholds: npt.ArrayLike,
     ) -> None:
-        if not isfinite(budget_ms) or budget_ms <= 0:
-            raise BudgetError(f"a budget is a positive number of milliseconds, found {budget_ms}")
-        solution = (
-            solve(records, costs, budget_ms)
-            if thresholds is None
-            else replay(records, costs, thresholds)
-        )
         self.budget_ms = budget_ms
         self._records = records
-        self._certified = solution
-        self._profiled = np.asarray(costs, float)
-        self._speed = SpeedTracker(np.diff(self._profiled, prepend=0.0))
+        self._certified = replay(records, costs, thresholds)
+        self._speed = SpeedTracker(np.diff(np.asarray(costs, float), prepend=0.0))
         self._mix = MixTracker(records)
         self._floor = np.full(records.exits, -np.inf)
         self._frame = self._changed = self._strange = 0
         self._dwell, self._steady = DWELL_FRAMES, STEADY_FRAMES
         self._pacer: Pacer | None = None
-        self._feasible = True
-        self._thresholds = tuple(float(t) for t in solution.thresholds)
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
+        self._feasible = True  # False where even leaving at exit 1 costs more than the budget
+        self.thresholds: tuple[float, ...] = tuple(self._certified.thresholds.tolist())
         """[K]: for the next frame."""
-        return self._thresholds
-
-    @property
-    def certificate_holds(self) -> bool:
-        """Whether the certified thresholds are in force and nothing speaks against them."""
-        return self._pacer is None
-
-    @property
-    def feasible(self) -> bool:
-        """False where even leaving at exit 1 costs more than the budget."""
-        return self._feasible
 
     @property
     def slowdown(self) -> tuple[float, ...]:
@@ -153,38 +124,27 @@ class Controller:
         have one value for each stage that ran, in order (0..1, NaN where unknown); ``latency_ms``
         is all that the budget covers. ``forced`` says that not the thresholds decided where to
         leave: an audited frame, a deadline, a start stage. Do not call it for answers that ran no
-        stage. Latencies that are not finite or not positive are ignored. Raises
-        :class:`~dvt_edge.errors.DataError` where the numbers of stages do not fit.
+        stage. Latencies that are not finite or not positive are ignored.
         """
-        ran, exits = len(stage_latency_ms), self._records.exits
-        if not 1 <= exit_stage <= ran <= exits or len(confidences) != ran:
-            raise DataError(
-                f"expected 1..{exits} stage latencies and as many confidences, with exit_stage "
-                f"among them; found {ran}, {len(confidences)} and exit_stage {exit_stage}"
-            )
         self._frame += 1
         self._speed.add(latency_ms, stage_latency_ms)
         self._mix.add(float(confidences[0]), None if forced else exit_stage - 1)
         check = self._frame % CHECK_FRAMES == 0
         if self._pacer is not None:
             if isfinite(latency_ms) and latency_ms > 0:
-                self._pacer.spend(latency_ms, ran)
+                self._pacer.spend(latency_ms, len(stage_latency_ms))
             if check:
                 self._pacer.reprice(self._speed.usual_ms(WINDOWS[0]))
             if self._feasible:
-                self._thresholds = self._pacer.choose()
+                self.thresholds = self._pacer.choose()
         return self._check() if check else None
 
     def hold_at_least(self, thresholds: npt.ArrayLike, reason: str) -> Change:
         """Never again go below ``thresholds`` [K], as after an audit; latency comes second then.
 
-        ``reason`` goes into the change. Raises :class:`~dvt_edge.errors.DataError` for thresholds
-        of another number.
+        ``reason`` goes into the change.
         """
-        floor = np.asarray(thresholds, float)
-        if floor.shape != self._floor.shape:
-            raise DataError(f"expected {len(self._floor)} thresholds, found {floor.shape}")
-        self._floor = np.maximum(self._floor, floor)
+        self._floor = np.maximum(self._floor, thresholds)
         self._floor[-1] = -np.inf
         return self._adapt(reason)
 
@@ -282,12 +242,13 @@ class Controller:
             thresholds = np.full(live.exits, -np.inf)
             self._feasible = False
         ladder = Ladder(live, thresholds, self._floor)
-        found = replay(live, cost, ladder.thresholds[ladder.middle])
+        found = replay(live, cost, ladder.thresholds[MIDDLE])
         # Accuracy on few records is flat near its top: what is left of the budget is spent there,
         # unless that costs more accuracy than chance explains.
         target = self.budget_ms
         if self._feasible:
-            full = replay(live, cost, ladder.thresholds[ladder.step(target, cost)])
+            step = highest_step(ladder.exit_share @ cost, target)
+            full = replay(live, cost, ladder.thresholds[step])
             error = np.sqrt(found.accuracy * (1 - found.accuracy) / len(live))
             if full.accuracy < found.accuracy - error:
                 target = found.cost
@@ -331,13 +292,5 @@ class Controller:
     def _change(self, found: Solution, reason: str) -> Change:
         self._changed = self._frame
         self._mix.forget_exits()
-        self._thresholds = tuple(float(t) for t in found.thresholds)
-        return Change(
-            self._frame,
-            self._thresholds,
-            reason,
-            self._pacer is None,
-            self._feasible,
-            found.cost,
-            found.accuracy,
-        )
+        self.thresholds = tuple(found.thresholds.tolist())
+        return Change(self._frame, self.thresholds, reason, certificate_holds=self._pacer is None)

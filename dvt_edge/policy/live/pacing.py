@@ -9,7 +9,9 @@ from dvt_edge.policy.live.tracking import SPIKE
 from dvt_edge.policy.records import Floats, Records
 
 STEPS = np.concatenate([-(np.linspace(1, 0, 41)[:-1] ** 2), np.linspace(0, 1, 41) ** 2])
-"""Shifts of a ladder in ranks, -1..1, finest around 0; index 40 is no shift."""
+"""Shifts of a ladder in ranks, -1..1, finest around 0."""
+MIDDLE = 40
+"""Index of the step that shifts nothing."""
 GAIN = 0.1
 """Share of the target by which the next frame may cost less per target of debt."""
 MEMORY = 1024
@@ -57,14 +59,10 @@ class Ladder:
         )
         """[steps, K]: share of the records that leave at each exit."""
 
-    @property
-    def middle(self) -> int:
-        """The step without a shift."""
-        return int(np.flatnonzero(STEPS == 0)[0])
 
-    def step(self, target: float, cost: Floats) -> int:
-        """The highest step whose mean ``cost`` [K] is at most ``target``; 0 where none is."""
-        return max(0, int(np.searchsorted(self.exit_share @ cost, target, side="right")) - 1)
+def highest_step(price: Floats, allowed: float) -> int:
+    """The highest of the steps whose ``price`` [steps] is at most ``allowed``; 0 where none is."""
+    return max(0, int(np.searchsorted(price, allowed, side="right")) - 1)
 
 
 class Pacer:
@@ -96,8 +94,7 @@ class Pacer:
 
     def choose(self) -> tuple[float, ...]:
         """Thresholds [K] of the highest step that the next frame may cost."""
-        allowed = self.target_ms * (1 - GAIN * self.debt)
-        step = max(0, int(np.searchsorted(self._price, allowed, side="right")) - 1)
+        step = highest_step(self._price, self.target_ms * (1 - GAIN * self.debt))
         self._steps[self._count % MEMORY] = step
         self._count += 1
         return tuple(self.ladder.thresholds[step].tolist())
@@ -107,7 +104,7 @@ class Pacer:
         the target: positive where they spent more; 0 where fewer frames are known."""
         if self._count < frames:
             return 0.0
-        return (self._mean_price(frames) - float(self._price[self.ladder.middle])) / self.target_ms
+        return (self._mean_price(frames) - float(self._price[MIDDLE])) / self.target_ms
 
     def model_bias(self) -> float:
         """By how much frames cost less than the ladder expects, as a share of the target; NaN

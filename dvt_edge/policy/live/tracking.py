@@ -24,7 +24,7 @@ _FEW = 4.0  # observations of a segment that weigh as much as the speed common t
 class SpeedTracker:
     """Latency of each segment of a frame, robust to spikes.
 
-    Segment k (from 0) is stage k + 1; the first also has all that is no later stage: preprocessing,
+    Segment k (from 0) is stage k + 1; the first also has all that belongs to none: preprocessing,
     decision, overhead. The estimate is the mean of the recent latencies after those above
     :data:`SPIKE` times their median are cut down to that (winsorised). A segment that ran rarely of
     late is drawn towards the speed common to all, since clocks and heat slow all of them.
@@ -96,7 +96,7 @@ class MixTracker:
             self._free += 1
 
     def forget_exits(self) -> None:
-        """Start the count of exits anew, because the thresholds changed."""
+        """Restart the count of exits, because the thresholds changed."""
         self._free = 0
 
     @property

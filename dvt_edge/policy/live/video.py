@@ -8,21 +8,26 @@ it is seen to differ from a fresh one, it does not make it right. It is kept for
 frames and milliseconds.
 
 Nothing is saved by leaving early exits unasked: with reuse a later stage reads what the earlier
-ones computed, so all of them run still.
+ones computed, so all of them still run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, isfinite
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import ConfigError, DataError, FrameError
+from dvt_edge.errors import FrameError
 from dvt_edge.policy.live.audit import agreement_interval
 from dvt_edge.policy.live.tracking import SPIKE
-from dvt_edge.policy.records import Floats
 
+TOLERATED = 0.02
+"""At most this share of kept answers may differ from fresh ones, as far as the checks can say with
+95 % confidence."""
+MAX_STALE_FRAMES, MAX_STALE_MS = 10, 500.0
+"""For how long an answer is kept at most."""
 THUMBNAIL = 24
 """Rows and columns of the thumbnail that frames are compared by."""
 CUT = 24.0
@@ -71,11 +76,7 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 class VideoPolicy:
     """Says for each frame of one stream whether the last answer is kept; holds no clock, no frame.
 
-    ``costs`` [K]: mean milliseconds of leaving at each exit. ``tolerated``: at most this share,
-    0..1, of kept answers may differ from fresh ones, as far as the checks can tell with 95 %
-    confidence. ``max_stale_frames``, ``max_stale_ms``: for how long an answer is kept at most.
-    Raises :class:`~dvt_edge.errors.ConfigError` for limits out of range and
-    :class:`~dvt_edge.errors.DataError` for costs that do not fit.
+    ``costs`` [K]: mean milliseconds of leaving at each exit.
 
         reason = policy.keep(thumbnail(frame), now_ms, thumbnail_ms)
         if reason is None:
@@ -83,26 +84,8 @@ class VideoPolicy:
             policy.observe(answer.class_id, answer.exit_stage, answer.latency_ms)
     """
 
-    def __init__(
-        self,
-        costs: npt.ArrayLike,
-        *,
-        tolerated: float = 0.02,
-        max_stale_frames: int = 10,
-        max_stale_ms: float = 500.0,
-    ) -> None:
-        self._costs: Floats = np.asarray(costs, float)
-        if self._costs.ndim != 1 or not len(self._costs) or not np.isfinite(self._costs).all():
-            raise DataError(f"costs are one finite number per exit, found {self._costs.tolist()}")
-        if not 0 < tolerated < 1:
-            raise ConfigError(f"tolerated is a share between 0 and 1, found {tolerated}")
-        if max_stale_frames < 1 or not max_stale_ms > 0:
-            raise ConfigError(
-                "answers are kept for at least 1 frame and more than 0 ms, found max_stale_frames "
-                f"{max_stale_frames} and max_stale_ms {max_stale_ms}"
-            )
-        self.tolerated, self.max_stale_frames = tolerated, max_stale_frames
-        self.max_stale_ms = max_stale_ms
+    def __init__(self, costs: Sequence[float]) -> None:
+        self._costs = costs
         self._pairs = np.zeros((len(EDGES), 2), np.int64)  # same answer, all
         self.keep_below = -inf
         """Difference, of 255, up to which an answer is kept; -inf while none is."""
@@ -143,8 +126,8 @@ class VideoPolicy:
         if not (
             self._pays
             and self._difference <= self.keep_below
-            and self._stale < self.max_stale_frames
-            and 0 <= now_ms - self._held_ms <= self.max_stale_ms
+            and self._stale < MAX_STALE_FRAMES
+            and 0 <= now_ms - self._held_ms <= MAX_STALE_MS
         ):
             return None
         self._tested += 1
@@ -161,16 +144,13 @@ class VideoPolicy:
         """The answer, from exit ``exit_stage`` (from 1), to the frame that was not kept.
 
         Do not call it for frames whose exit a deadline or an audit decided, but :meth:`reset`
-        where their answer is to be kept neither. Raises :class:`~dvt_edge.errors.DataError` for an
-        exit that does not exist.
+        where their answer is not to be kept either.
         """
-        if not 1 <= exit_stage <= len(self._costs):
-            raise DataError(f"exit_stage must be 1..{len(self._costs)}, found {exit_stage}")
         if self._class_id is not None and self._difference < CUT:
             pair = self._pairs[np.searchsorted(EDGES, self._difference)]
             pair += (class_id == self._class_id, 1)
         if isfinite(latency_ms) and latency_ms > 0:
-            latency_ms = min(latency_ms, SPIKE * float(self._costs[exit_stage - 1]))
+            latency_ms = min(latency_ms, SPIKE * self._costs[exit_stage - 1])
             self._run_ms += (latency_ms - self._run_ms) / (ENOUGH if self._run_ms else 1)
         self._held, self._class_id = self._seen, class_id
         self._held_ms, self._stale = self._now_ms, 0
@@ -199,9 +179,9 @@ class VideoPolicy:
         """The largest edge up to which answers are seen to hold, and in no bin seen not to."""
         found, same, total = -inf, 0, 0
         for edge, (kept, count) in zip(EDGES.tolist(), self._pairs.tolist(), strict=True):
-            if count and agreement_interval(kept, count, 0.95)[1] < 1 - self.tolerated:
+            if count and agreement_interval(kept, count, 0.95)[1] < 1 - TOLERATED:
                 break
             same, total = same + kept, total + count
-            if count and agreement_interval(same, total, 0.95)[0] >= 1 - self.tolerated:
+            if count and agreement_interval(same, total, 0.95)[0] >= 1 - TOLERATED:
                 found = edge
         return found

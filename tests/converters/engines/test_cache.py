@@ -1,11 +1,11 @@
-"""Engines that were built before: found again, or built anew where anything is in doubt."""
+"""Engines that were built before: found again, or built again where anything is in doubt."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,15 @@ from dvt_edge.converters.engines import cache as cache_module
 from dvt_edge.converters.engines.cache import EngineCache, engine_key
 from dvt_edge.converters.engines.request import Built, Request
 from dvt_edge.machine.platform import Platform
+from tests.conftest import orin_platform
 
-BUILT = Built("10.3.0", 12.5, ("STRONGLY_TYPED",), ("one", "two"), "Layers:\n")
-REQUEST = Request("a/stage1.onnx", "a/stage1.plan", 4, 1 << 30, True, (86,))
-PLATFORM = Platform(
-    backend="tensorrt",
-    version="10.3.0",
-    compute_capabilities=("8.7",),
-    device="Orin",
-    cuda="12.6",
-    l4t="36.4.3",
-    power_mode="15W",
+BUILT = Built(version="10.3.0", seconds=12.5, warnings=("one", "two"), listing="Layers:\n")
+REQUEST = Request(
+    graph="a/stage1.onnx",
+    plan="a/stage1.plan",
+    largest_batch=4,
+    workspace_bytes=1 << 30,
+    compute_capabilities=(86,),
 )
 
 
@@ -38,9 +36,10 @@ def plan(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
     """Empty; its folder is not there yet."""
-    return EngineCache(tmp_path / "cache" / "engines")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return EngineCache()
 
 
 def test_stored_engine_is_fetched(cache: EngineCache, plan: Path, tmp_path: Path) -> None:
@@ -57,7 +56,7 @@ def test_stored_engine_is_fetched(cache: EngineCache, plan: Path, tmp_path: Path
 def test_storing_again_replaces(cache: EngineCache, plan: Path, tmp_path: Path) -> None:
     cache.store("key", plan, BUILT)
     plan.write_bytes(b"a better engine")
-    cache.store("key", plan, replace(BUILT, seconds=1.0))
+    cache.store("key", plan, BUILT.model_copy(update={"seconds": 1.0}))
     built = cache.fetch("key", tmp_path / "fetched.plan")
     assert built is not None
     assert built.seconds == 1.0
@@ -68,7 +67,7 @@ def test_cache_that_does_not_read_still_keeps(
     cache: EngineCache, plan: Path, tmp_path: Path
 ) -> None:
     """What ``--force`` builds anew is there the next time."""
-    forced = EngineCache(cache.folder, reads=False)
+    forced = EngineCache(reads=False)
     forced.store("key", plan, BUILT)
     assert forced.fetch("key", tmp_path / "fetched.plan") is None
     assert cache.fetch("key", tmp_path / "fetched.plan") == BUILT
@@ -119,10 +118,13 @@ def test_damaged_engine_is_none(
     assert cache.fetch("key", tmp_path / "fetched.plan") == BUILT
 
 
-def test_folder_that_cannot_be_written(plan: Path, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A build goes on without a cache. (A file in the way stops the superuser as well.)"""
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    cache = EngineCache(tmp_path / "file" / "engines")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cache = EngineCache()
     cache.store("key", plan, BUILT)
     assert cache.fetch("key", tmp_path / "fetched.plan") is None
     assert plan.read_bytes() == b"an engine"
@@ -135,7 +137,7 @@ def test_full_disk(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module.shutil, "copyfile", full)
+        patch.setattr(shutil, "copyfile", full)
         cache.store("key", plan, BUILT)
     assert cache.fetch("key", tmp_path / "fetched.plan") is None
     assert not list(cache.folder.glob("*.json"))
@@ -156,23 +158,22 @@ def test_engines_used_longest_ago_go(
 
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert EngineCache.default().folder == tmp_path / "caches" / "dvt-edge" / "engines"
+    assert EngineCache().folder == tmp_path / "caches" / "dvt-edge" / "engines"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert EngineCache.default().folder == tmp_path / ".cache" / "dvt-edge" / "engines"
+    assert EngineCache().folder == tmp_path / ".cache" / "dvt-edge" / "engines"
 
 
 def test_key_is_of_graph_settings_and_machine() -> None:
     """Whatever decides the engine is in the key; where files lie, and the power mode, are not."""
-    key = engine_key("1" * 64, REQUEST, PLATFORM)
-    assert key == engine_key("1" * 64, REQUEST, PLATFORM)
+    key = engine_key("1" * 64, REQUEST, orin_platform())
+    assert key == engine_key("1" * 64, REQUEST, orin_platform())
     others = {
         "largest_batch": 1,
         "workspace_bytes": 1 << 20,
-        "quantized": False,
         "compute_capabilities": (89,),
     }
-    assert {"graph", "plan", *others} == {field.name for field in fields(Request)}
+    assert {"graph", "plan", *others} == set(Request.model_fields)
     machines = {
         "backend": "tensorrt-rtx",
         "version": "10.3.1",
@@ -182,12 +183,13 @@ def test_key_is_of_graph_settings_and_machine() -> None:
         "l4t": "36.4.4",
     }
     assert {"power_mode", *machines} == set(Platform.model_fields)
-    keys = [key, engine_key("2" * 64, REQUEST, PLATFORM)]
-    keys += [engine_key("1" * 64, replace(REQUEST, **{k: v}), PLATFORM) for k, v in others.items()]  # type: ignore[arg-type]
+    keys = [key, engine_key("2" * 64, REQUEST, orin_platform())]
+    for name, value in others.items():
+        keys.append(engine_key("1" * 64, REQUEST.model_copy(update={name: value}), orin_platform()))
     for name, value in machines.items():
-        machine = PLATFORM.model_copy(update={name: value})
+        machine = orin_platform().model_copy(update={name: value})
         keys.append(engine_key("1" * 64, REQUEST, machine))
     assert len(set(keys)) == len(keys)
-    moved = replace(REQUEST, graph="b/stage1.onnx", plan="b/stage1.plan")
-    warm = PLATFORM.model_copy(update={"power_mode": "MAXN"})
+    moved = REQUEST.model_copy(update={"graph": "b/stage1.onnx", "plan": "b/stage1.plan"})
+    warm = orin_platform().model_copy(update={"power_mode": "MAXN"})
     assert engine_key("1" * 64, moved, warm) == key

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import onnx
 import pytest
 import torch
+from relations import ONNX_NODE
 
 from dvt_edge.converters.engines.layer_listing import Kernel, kernels_from_listing
 from dvt_edge.converters.engines.request import Request
@@ -18,7 +19,6 @@ from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
 from dvt_edge.converters.quantizing.insert_qdq import (
     TENSORRT_OPS,
-    quantizable_inputs,
     quantizable_layers,
     quantize,
 )
@@ -27,7 +27,11 @@ from dvt_edge.models.cascade import create
 
 pytest.importorskip("tensorrt_rtx")
 
-ARCHITECTURES = ("dvt_fashion_scenes", "dvt_deit_small", "dvt_t2t_vit_12")
+ARCHITECTURES = (
+    "dvt_fashion_scenes",
+    pytest.param("dvt_deit_small", marks=pytest.mark.slow),
+    pytest.param("dvt_t2t_vit_12", marks=pytest.mark.slow),
+)
 Planned = tuple[onnx.ModelProto, list[Kernel]]
 
 
@@ -44,14 +48,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Planned]:
 
     def planned(cascade: Cascade, stage: int, target: Target = "tensorrt") -> Planned:
         graph = stage_graph_from_cascade(cascade, stage, target=target)
-        ranges = dict.fromkeys(quantizable_inputs(graph, TENSORRT_OPS), 4.0)
-        onnx.save(fp16_body(quantize(graph, ranges, TENSORRT_OPS)), folder / "stage.onnx")
+        layers = quantizable_layers(graph, TENSORRT_OPS)
+        ranges = dict.fromkeys(layers.values(), 4.0)
+        onnx.save(fp16_body(quantize(graph, ranges, layers)), folder / "stage.onnx")
         request = Request(
             graph=str(folder / "stage.onnx"),
             plan=str(folder / "stage.plan"),
             largest_batch=1,
             workspace_bytes=1 << 30,
-            quantized=True,
             compute_capabilities=(86,),
         )
         built = run_build("tensorrt_rtx", request, lambda remark: None)
@@ -61,18 +65,22 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Planned]:
     return planned
 
 
+def _nodes(kernel: Kernel) -> list[str]:
+    return ONNX_NODE.findall(kernel.onnx)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_linears_are_int8_and_attention_is_one_kernel(
     cascade: Cascade, plan: Callable[..., Planned], stage: int
 ) -> None:
     graph, kernels = plan(cascade, stage)
     products = [k for k in kernels if k.kind in ("gemm", "correlation")]
-    in_int8 = {node for k in products if k.computes == "Int8" for node in k.onnx_nodes}
+    in_int8 = {node for k in products if k.computes == "Int8" for node in _nodes(k)}
     layers = quantizable_layers(graph, TENSORRT_OPS)
     assert len(layers) > 10
     assert not [name for name in layers if name not in in_int8]
 
-    fused = {node for k in kernels if k.is_fused_attention for node in k.onnx_nodes}
+    fused = {node for k in kernels if k.is_fused_attention for node in _nodes(k)}
     depth = cascade.config.stages[stage].depth
     # The last stage's last layer has one query, the class token's: no attention kernel is for that.
     whole = depth - 1 if stage == 2 else depth

@@ -1,6 +1,6 @@
-"""A builder that builds nothing, with the names that one release of TensorRT has, or lacks.
+"""A builder that builds nothing, with the names that a release of TensorRT has.
 
-``FAKE_TENSORRT`` in the environment is JSON: ``version`` (``8.6.2``, ``10.3.0`` or ``11.0.0``),
+``FAKE_TENSORRT`` in the environment is JSON: ``version`` (such as ``10.3.0``),
 ``log``, a file that gets every call as a JSON line, and ``act``, how the build goes: see
 :meth:`Builder.build_serialized_network`. The plan is the graph's hash, so that it tells what it was
 built from.
@@ -15,11 +15,11 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 _SETTINGS = json.loads(os.environ["FAKE_TENSORRT"])
 _ACT = _SETTINGS.get("act", "")
 __version__ = _SETTINGS["version"]
-_MAJOR = int(__version__.split(".")[0])
 
 if _ACT == "garbage":
     print("a greeting of the library", flush=True)
@@ -45,25 +45,20 @@ class ILogger:
     def __init__(self) -> None:
         pass
 
-
-def _flags(name: str, **since: tuple[int, int]) -> type[enum.IntEnum]:
-    """Flags by name -> first and last major version, numbered as never before."""
-    known = [flag for flag, (first, last) in since.items() if first <= _MAJOR <= last]
-    return enum.IntEnum(name, {flag: number + 3 for number, flag in enumerate(known)})
+    def log(self, severity: Severity, msg: str) -> None:
+        raise NotImplementedError("this class is to be derived from")
 
 
-NetworkDefinitionCreationFlag = _flags(
-    "NetworkDefinitionCreationFlag", EXPLICIT_BATCH=(8, 10), STRONGLY_TYPED=(10, 99)
-)
-BuilderFlag = _flags("BuilderFlag", FP16=(8, 10), INT8=(8, 10), TF32=(8, 99), DEBUG=(8, 99))
+# Numbered as no release numbers them.
+NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 3})
+BuilderFlag = enum.IntEnum("BuilderFlag", {"TF32": 3, "DEBUG": 4})
 MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE", "DLA_MANAGED_SRAM"])
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
 
-if _MAJOR >= 10:
 
-    class IProgressMonitor:
-        def __init__(self) -> None:
-            pass
+class IProgressMonitor:
+    def __init__(self) -> None:
+        pass
 
 
 class Dims(list[int]):
@@ -108,18 +103,11 @@ class _Profile:
 
 
 class _Config:
-    progress_monitor = None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "progress_monitor" and _MAJOR < 10:
-            raise AttributeError(name)
-        object.__setattr__(self, name, value)
+    progress_monitor: Any = None
+    profiling_verbosity: enum.Enum
 
     def set_memory_pool_limit(self, pool: enum.Enum, size: int) -> None:
         _record("workspace", pool.name, size)
-
-    def set_flag(self, flag: enum.IntEnum) -> None:
-        _record("set_flag", flag.name)
 
     def clear_flag(self, flag: enum.IntEnum) -> None:
         _record("clear_flag", flag.name)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dvt_edge.converters.graphs.chain import BATCH, Chain, batches
-from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.models import Cascade, CascadeConfig
+from tests.conftest import stage_graphs
 
 Images = npt.NDArray[np.float32]
 
@@ -28,7 +28,7 @@ def cascade(
 @pytest.fixture(scope="module")
 def graphs(cascade: Cascade) -> list[onnx.ModelProto]:
     """Its FP32 stages."""
-    return [stage_graph_from_cascade(cascade, i) for i in range(3)]
+    return stage_graphs(cascade)
 
 
 def _images(count: int) -> Images:
@@ -73,9 +73,11 @@ def test_feeds_of_the_next_stage(
         np.testing.assert_allclose(feeds["relations"], output.relations.numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (4, [4]), (9, [4, 4, 1])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(0, []), (1, [1]), (BATCH, [BATCH]), (BATCH + 1, [BATCH, 1])]
+)
 def test_batches_are_consecutive(count: int, sizes: list[int]) -> None:
-    parts = list(batches(_images(count), size=4))
+    parts = list(batches(_images(count)))
     assert [len(part) for part in parts] == sizes
     if parts:
         np.testing.assert_array_equal(np.concatenate(parts), _images(count))

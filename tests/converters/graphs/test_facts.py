@@ -11,9 +11,9 @@ import pytest
 from dvt_edge.bundle.manifest import TensorSpec
 from dvt_edge.converters.graphs.builder import GraphBuilder
 from dvt_edge.converters.graphs.facts import count_macs, stage_spec
-from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
-from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_inputs, quantize
+from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_layers, quantize
 from dvt_edge.models import Cascade, CascadeConfig, StageConfig
+from tests.conftest import stage_graphs
 
 SMALL = StageConfig(grid=2, width=8, depth=1, heads=2, mlp_ratio=2)
 FINER = StageConfig(grid=3, width=8, depth=1, heads=2, mlp_ratio=2)
@@ -64,7 +64,7 @@ def graphs_of(
     def graphs(*stages: StageConfig) -> list[onnx.ModelProto]:
         config = tiny_config(image_size=8, classes=3, stages=stages, reuse_hidden=4, reuse_width=2)
         cascade = random_cascade(config)
-        return [stage_graph_from_cascade(cascade, i) for i in range(len(stages))]
+        return stage_graphs(cascade)
 
     return graphs
 
@@ -79,8 +79,8 @@ def test_macs_of_stages(graphs_of: Graphs) -> None:
 
 def test_quantized_stages_count_the_same(graphs_of: Graphs) -> None:
     for graph in graphs_of(SMALL, FINER):
-        names = quantizable_inputs(graph, TENSORRT_OPS)
-        coarse = quantize(graph, dict.fromkeys(names, 1.0), TENSORRT_OPS)
+        layers = quantizable_layers(graph, TENSORRT_OPS)
+        coarse = quantize(graph, dict.fromkeys(layers.values(), 1.0), layers)
         assert count_macs(coarse) == count_macs(graph)
 
 

@@ -13,13 +13,14 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 from onnx.utils import Extractor
 
-from dvt_edge.converters.graphs.chain import Chain, Tensors, model_outputs
+from dvt_edge.converters.graphs.chain import Chain, Tensors, open_graph, run_graph
 from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.converters.graphs.fp16 import FP16_OPSET, fp16_body
-from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
-from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_inputs, quantize
+from dvt_edge.converters.graphs.stage_graph import Target
+from dvt_edge.converters.quantizing.insert_qdq import TENSORRT_OPS, quantizable_layers, quantize
 from dvt_edge.models import Cascade, CascadeConfig, StageConfig
 from dvt_edge.profile import ExitsConfig
+from tests.conftest import stage_graphs
 
 Graphs = list[onnx.ModelProto]
 Make = Callable[..., Graphs]
@@ -43,12 +44,13 @@ def graphs(
         )
         changes: dict[str, Any] = {"image_size": 32, "stages": stages} if tokenizer == "t2t" else {}
         cascade = random_cascade(tiny_config(tokenizer=tokenizer, **changes))
-        made = [stage_graph_from_cascade(cascade, i, exits, target) for i in range(3)]
+        made = stage_graphs(cascade, exits, target)
         if not quantized:
             return made
+        layers = [quantizable_layers(graph, TENSORRT_OPS) for graph in made]
         return [
-            quantize(g, dict.fromkeys(quantizable_inputs(g, TENSORRT_OPS), 6.0), TENSORRT_OPS)
-            for g in made
+            quantize(graph, dict.fromkeys(covered.values(), 6.0), covered)
+            for graph, covered in zip(made, layers, strict=True)
         ]
 
     return make
@@ -91,7 +93,7 @@ def test_types(graphs: Make, tokenizer: str, target: Target, quantized: bool) ->
 @pytest.mark.parametrize("fit", [False, True])
 def test_every_exit_stays_float32(graphs: Make, kind: str, fit: bool) -> None:
     """Whatever confidence is, it is computed in float32 from float32 logits."""
-    exits = ExitsConfig(confidence=kind, fit_temperature=fit)  # type: ignore[arg-type]
+    exits = ExitsConfig(confidence=kind, fit_temperature=fit)
     stage = graphs("patch", "tensorrt", True, exits)[2]
     half = shape_inference.infer_shapes(fp16_body(stage), strict_mode=True)
     types = _types((*half.graph.value_info, *half.graph.output))
@@ -138,7 +140,7 @@ def test_scales_are_the_same_in_both(graphs: Make, target: Target) -> None:
         for name in scales:
             exact = numpy_helper.to_array(both[0][name])
             rounded = numpy_helper.to_array(both[1][f"{name}/float16"])
-            assert (exact.dtype, rounded.dtype) == (np.float32, np.float16)
+            assert [str(v.dtype) for v in (exact, rounded)] == ["float32", "float16"]
             np.testing.assert_array_equal(exact, rounded.astype(np.float32))
         levels = [name for name, t in both[0].items() if t.data_type == TensorProto.INT8]
         assert levels
@@ -155,7 +157,7 @@ def test_graph_is_left_as_it_was(graphs: Make) -> None:
 
 
 def _run(model: onnx.ModelProto, feeds: Tensors) -> Tensors:
-    return next(model_outputs(model, [feeds]))
+    return run_graph(open_graph(model), feeds)
 
 
 def _rounded_at_every_step(model: onnx.ModelProto, output: str, images: Any) -> Any:
@@ -163,7 +165,9 @@ def _rounded_at_every_step(model: onnx.ModelProto, output: str, images: Any) -> 
     inferred = shape_inference.infer_shapes(model, strict_mode=True)
     part = Extractor(inferred).extract_model(["image"], [output])
     with np.errstate(over="ignore"):  # attention's guard may become infinite, its quotient zero
-        return ReferenceEvaluator(part).run([output], {"image": images})[0]
+        found = ReferenceEvaluator(part).run([output], {"image": images})
+    assert isinstance(found, list)
+    return found[0]
 
 
 @pytest.mark.parametrize(("layer", "inner"), [("attention1/norm1", 1), ("attention2/norm1", 0)])

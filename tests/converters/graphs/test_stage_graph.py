@@ -10,23 +10,19 @@ import onnx
 import pytest
 import torch
 
-from dvt_edge.converters.graphs.chain import Chain
-from dvt_edge.converters.graphs.stage_graph import Target, set_temperature, stage_graph_from_cascade
-from dvt_edge.models import Cascade, CascadeConfig, StageConfig
+from dvt_edge.converters.graphs.chain import Chain, open_graph, run_graph
+from dvt_edge.converters.graphs.stage_graph import set_temperature, stage_graph_from_cascade
+from dvt_edge.models import Cascade, CascadeConfig
 from dvt_edge.models.upsampling import relation_matrix
-from dvt_edge.policy.confidence import ConfidenceKind, confidence
+from dvt_edge.policy.confidence import ConfidenceKind
 from dvt_edge.profile import ExitsConfig
+from tests.confidence_reference import confidence
+from tests.conftest import UNEQUAL, stage_graphs
 
 Configs = Callable[..., CascadeConfig]
 Cascades = Callable[..., Cascade]
 TOLERANCE = 1e-4
 
-UNEQUAL = (
-    StageConfig(grid=2, width=8, depth=1, heads=1, mlp_ratio=1),
-    StageConfig(grid=3, width=24, depth=3, heads=4, mlp_ratio=2.5),
-    StageConfig(grid=4, width=12, depth=2, heads=3, mlp_ratio=3),
-    StageConfig(grid=7, width=16, depth=1, heads=2, mlp_ratio=2),
-)
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "default": {},
     "one stage": {"stages": UNEQUAL[2:3]},
@@ -67,11 +63,6 @@ def cascade(
     return random_cascade(tiny_config(**ARCHITECTURES[request.param]))
 
 
-def _graphs(cascade: Cascade, target: Target = "onnxruntime") -> list[onnx.ModelProto]:
-    stages = range(len(cascade.stages))
-    return [stage_graph_from_cascade(cascade, i, target=target) for i in stages]
-
-
 def _images(config: CascadeConfig, count: int) -> np.ndarray:
     shape = (count, config.channels, config.image_size, config.image_size)
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -92,7 +83,7 @@ def test_graphs_equal_pytorch(cascade: Cascade, count: int) -> None:
     images = _images(cascade.config, count)
     with torch.no_grad():
         expected = cascade(torch.from_numpy(images))
-    found = list(Chain(_graphs(cascade)).run(images))
+    found = list(Chain(stage_graphs(cascade)).run(images))
     assert len(found) == len(expected)
     for k, (outputs, stage) in enumerate(zip(found, expected, strict=True)):
         last = k + 1 == len(expected)
@@ -122,7 +113,7 @@ def test_queries_and_keys_hand_over_the_same_relations(cascade: Cascade) -> None
     images = _images(cascade.config, 3)
     with torch.no_grad():
         expected = cascade(torch.from_numpy(images))
-    found = list(Chain(_graphs(cascade, "tensorrt")).run(images))
+    found = list(Chain(stage_graphs(cascade, target="tensorrt")).run(images))
     for k, (outputs, stage) in enumerate(zip(found, expected, strict=True)):
         logits = stage.logits.numpy()
         np.testing.assert_allclose(outputs["logits"], logits, atol=TOLERANCE, rtol=TOLERANCE)
@@ -153,7 +144,7 @@ def test_tensor_names_shapes_and_types(cascade: Cascade) -> None:
     config = cascade.config
     float32, int32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
     size = config.image_size
-    for k, (graph, stage) in enumerate(zip(_graphs(cascade), config.stages, strict=True)):
+    for k, (graph, stage) in enumerate(zip(stage_graphs(cascade), config.stages, strict=True)):
         inputs = {"image": (["N", config.channels, size, size], float32)}
         outputs = {
             "logits": (["N", config.classes], float32),
@@ -175,7 +166,7 @@ def test_tensor_names_shapes_and_types(cascade: Cascade) -> None:
 
 def test_operators_are_few_and_plain(cascade: Cascade) -> None:
     """The upsampling is a product with a constant: nothing resizes, pools or loops."""
-    for graph in _graphs(cascade):
+    for graph in stage_graphs(cascade):
         onnx.checker.check_model(graph, full_check=True)
         assert {node.op_type for node in graph.graph.node} <= OPERATORS
         names = [node.name for node in graph.graph.node]
@@ -186,14 +177,14 @@ def test_operators_are_few_and_plain(cascade: Cascade) -> None:
 def test_graphs_are_the_same_every_time(tiny_config: Configs, random_cascade: Cascades) -> None:
     """A build is reproducible to the byte."""
     cascade = random_cascade(tiny_config())
-    first, second = ([g.SerializeToString() for g in _graphs(cascade)] for _ in range(2))
+    first, second = ([g.SerializeToString() for g in stage_graphs(cascade)] for _ in range(2))
     assert first == second
 
 
 def test_cascade_is_not_changed(tiny_config: Configs, random_cascade: Cascades) -> None:
     cascade = random_cascade(tiny_config(tokenizer="conv"))
     before = {name: tensor.clone() for name, tensor in cascade.state_dict().items()}
-    _graphs(cascade)
+    stage_graphs(cascade)
     after = cascade.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -203,11 +194,11 @@ def test_graph_reads_what_it_is_handed(
     tiny_config: Configs, random_cascade: Cascades, reuse: str
 ) -> None:
     cascade = random_cascade(tiny_config())
-    chain = Chain(_graphs(cascade)[:1])
-    feeds = chain.next_feeds(_images(cascade.config, 2))
-    second = Chain([_graphs(cascade)[1]])._sessions[0]
-    answer = second.run(["logits"], feeds)[0]
-    changed = second.run(["logits"], feeds | {reuse: feeds[reuse][:, ::-1].copy()})[0]
+    first, second, _ = stage_graphs(cascade)
+    feeds = Chain([first]).next_feeds(_images(cascade.config, 2))
+    session = open_graph(second)
+    answer = run_graph(session, feeds)["logits"]
+    changed = run_graph(session, feeds | {reuse: feeds[reuse][:, ::-1].copy()})["logits"]
     assert np.abs(answer - changed).max() > 1e-3
 
 
@@ -217,9 +208,9 @@ def test_equal_logits_choose_the_first_class(
     """As ``argmax`` does everywhere else."""
     cascade = random_cascade(tiny_config())
     with torch.no_grad():
-        cascade.stages[0].head.weight.zero_()
-        cascade.stages[0].head.bias.zero_()
-    outputs = next(Chain(_graphs(cascade)[:1]).run(_images(cascade.config, 3)))
+        cascade.get_parameter("stages.0.head.weight").zero_()
+        cascade.get_parameter("stages.0.head.bias").zero_()
+    outputs = next(Chain(stage_graphs(cascade)[:1]).run(_images(cascade.config, 3)))
     assert outputs["class_id"].tolist() == [0, 0, 0]
     np.testing.assert_allclose(outputs["confidence"], 0.2, rtol=1e-6)
 
@@ -240,7 +231,7 @@ def test_confidence_is_what_the_exits_ask_for(
     exits = ExitsConfig(confidence=kind, fit_temperature=temperature is not None)
     for gain in (1.0, 300.0):
         with torch.no_grad():
-            cascade.stages[0].head.weight *= gain
+            cascade.get_parameter("stages.0.head.weight").mul_(gain)
         plain = next(Chain([stage_graph_from_cascade(cascade, 0)]).run(images))
         graph = stage_graph_from_cascade(cascade, 0, exits)
         if temperature is not None:

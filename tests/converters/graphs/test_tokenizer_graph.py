@@ -47,7 +47,8 @@ def _compare(cascade: Cascade, index: int, images: Array) -> None:
     session = open_session(_graph(cascade, index).SerializeToString(), threads=1)
     (found,) = session.run(["tokens"], {"image": images})
     with torch.no_grad():
-        expected = cascade.stages[index].patch_embed(torch.from_numpy(images)).numpy()
+        tokenizer = cascade.get_submodule(f"stages.{index}.patch_embed")
+        expected = tokenizer(torch.from_numpy(images)).numpy()
     assert found.shape == expected.shape
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
@@ -75,7 +76,7 @@ def test_tokens_equal_pytorch(
     cascade = _unit_gain(random_cascade(_config(tokenizer, size, grids)))
     images = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
     if kind != "noise":
-        images[:] = 0 if kind == "zeros" else np.float32([2.2, 2.4, 2.6]).reshape(3, 1, 1)
+        images[:] = 0 if kind == "zeros" else np.array([[[2.2]], [[2.4]], [[2.6]]])
         images[..., :2, :2] = 0
     for index in range(len(grids)):
         _compare(cascade, index, images)
@@ -87,8 +88,7 @@ def test_performer_exponents(random_cascade: Callable[..., Cascade], scale: floa
     stay at most zero, and its tokens are finite and PyTorch's."""
     cascade = _unit_gain(random_cascade(_config("t2t", 32, (2,))))
     for layer in ("attention1", "attention2"):
-        kqv = cascade.get_submodule(f"stages.0.patch_embed.{layer}.kqv")
-        kqv.weight.data.mul_(scale)  # type: ignore[operator, union-attr]
+        cascade.get_parameter(f"stages.0.patch_embed.{layer}.kqv.weight").data.mul_(scale)
     graph = _graph(cascade, 0)
     exponents = [
         n.input[0] for n in graph.graph.node if n.op_type == "Exp" and "guard" not in n.name

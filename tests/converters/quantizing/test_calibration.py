@@ -20,7 +20,7 @@ def _histogram(*batches: object) -> MagnitudeHistogram:
     return histogram
 
 
-def _error(values: Floats, clip: float) -> float:
+def _error(values: npt.NDArray[np.floating], clip: float) -> float:
     """Mean squared error of symmetric INT8 with the range ``clip``."""
     step = clip / 127
     return float(np.mean((values - np.clip(np.rint(values / step), -127, 127) * step) ** 2))
@@ -102,9 +102,9 @@ def test_grown_range_does_not_stretch_the_candidates() -> None:
 def two_layers() -> onnx.ModelProto:
     """x -> times 3 -> times 0.5, both as linears named after their factors."""
     g = GraphBuilder("two")
-    x = g.input("x", ["N", 4])
-    y = g.linear(x, 3 * np.eye(4, dtype=np.float32), None, "three")
-    g.output("y", g.linear(y, np.eye(4, dtype=np.float32) / 2, None, "half"), ["N", 4])
+    one = np.eye(4, dtype=np.float32)
+    y = g.linear(g.input("x", ["N", 4]), np.float32(3) * one, None, "three")
+    g.output("y", g.linear(y, np.float32(0.5) * one, None, "half"), ["N", 4])
     return g.build()
 
 

@@ -14,16 +14,15 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import numpy_helper
 
 from dvt_edge.converters.graphs.chain import Chain
-from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.converters.quantizing.insert_qdq import (
     ONNXRUNTIME_OPS,
     TENSORRT_OPS,
-    QuantizedOps,
-    quantizable_inputs,
+    quantizable_layers,
     quantize,
     quantize_weight,
 )
 from dvt_edge.models import Cascade, CascadeConfig
+from tests.conftest import stage_graphs
 
 BACKENDS = {"onnxruntime": ONNXRUNTIME_OPS, "tensorrt": TENSORRT_OPS}
 RANGE = 4.0
@@ -36,11 +35,14 @@ def graphs(
 ) -> list[onnx.ModelProto]:
     """FP32 stages of a cascade with every kind of layer."""
     cascade = random_cascade(tiny_config(tokenizer="conv", image_size=20))
-    return [stage_graph_from_cascade(cascade, i) for i in range(3)]
+    return stage_graphs(cascade)
 
 
-def _quantized(graph: onnx.ModelProto, ops: QuantizedOps) -> onnx.ModelProto:
-    return quantize(graph, dict.fromkeys(quantizable_inputs(graph, ops), RANGE), ops)
+def _quantized(
+    graph: onnx.ModelProto, ops: tuple[str, ...], clip: float = RANGE
+) -> onnx.ModelProto:
+    layers = quantizable_layers(graph, ops)
+    return quantize(graph, dict.fromkeys(layers.values(), clip), layers)
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
@@ -61,7 +63,7 @@ def _quantized_layers(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _expected_layers(stage: int, ops: QuantizedOps) -> set[str]:
+def _expected_layers(stage: int, ops: tuple[str, ...]) -> set[str]:
     depth = 2
     layers = {f"blocks.{i}.{name}" for i in range(depth) for name in LAYERS}
     if stage:
@@ -129,7 +131,7 @@ def test_activation_read_twice_is_quantized_once(graphs: list[onnx.ModelProto]) 
     model = _quantized(graphs[2], ONNXRUNTIME_OPS)
     sources = [n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"]
     assert len(sources) == len(set(sources))
-    assert sorted(sources) == sorted(set(quantizable_inputs(graphs[2], ONNXRUNTIME_OPS)))
+    assert sorted(sources) == sorted(set(quantizable_layers(graphs[2], ONNXRUNTIME_OPS).values()))
 
 
 def test_original_graph_is_kept(graphs: list[onnx.ModelProto]) -> None:
@@ -140,7 +142,7 @@ def test_original_graph_is_kept(graphs: list[onnx.ModelProto]) -> None:
 
 def test_missing_range_is_an_error(graphs: list[onnx.ModelProto]) -> None:
     with pytest.raises(KeyError):
-        quantize(graphs[0], {}, ONNXRUNTIME_OPS)
+        quantize(graphs[0], {}, quantizable_layers(graphs[0], ONNXRUNTIME_OPS))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -155,10 +157,9 @@ def test_quantized_stages_run_and_stay_close(graphs: list[onnx.ModelProto], back
 def test_clipping_too_tight_is_seen(graphs: list[onnx.ModelProto]) -> None:
     """The ranges are what decides: a thousandth of them ruins the answers."""
     images = np.random.default_rng(0).normal(size=(4, 1, 20, 20)).astype(np.float32)
-    names = quantizable_inputs(graphs[0], ONNXRUNTIME_OPS)
     exact = next(Chain(graphs[:1]).run(images))["logits"]
     good, bad = (
-        next(Chain([quantize(graphs[0], dict.fromkeys(names, r), ONNXRUNTIME_OPS)]).run(images))
+        next(Chain([_quantized(graphs[0], ONNXRUNTIME_OPS, r)]).run(images))
         for r in (RANGE, RANGE / 1000)
     )
     assert np.abs(bad["logits"] - exact).max() > 3 * np.abs(good["logits"] - exact).max()

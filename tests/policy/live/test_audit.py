@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvt_edge.errors import ConfigError, DataError
+from dvt_edge.errors import DataError
 from dvt_edge.policy import Records
 from dvt_edge.policy.live.audit import (
     Agreement,
@@ -13,22 +13,12 @@ from dvt_edge.policy.live.audit import (
     early_agreement,
     raised,
 )
+from tests.conftest import made_records
 
 INF, NAN = float("inf"), float("nan")
 
 
-def made_records(count=4000, exits=3, seed=0):
-    """The surer, the more often an exit is right; later exits are surer."""
-    rng = np.random.default_rng(seed)
-    ease = rng.random((count, 1))
-    confidence = np.clip(
-        ease + 0.15 * np.arange(exits) + 0.1 * rng.standard_normal((count, exits)), 0, 1
-    )
-    prediction = np.where(rng.random((count, exits)) < 0.4 + 0.6 * confidence, 0, 1)
-    return Records(confidence.astype(np.float32), prediction.astype(np.int32), None)
-
-
-RECORDS = made_records()
+RECORDS = made_records(4000, labelled=False)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 1.0])
@@ -83,12 +73,6 @@ def test_intervals(agreed, audited, low, high):
     assert high[0] <= found[1] <= high[1]
 
 
-@pytest.mark.parametrize(("agreed", "audited"), [(2, 1), (-1, 1)])
-def test_counts_that_cannot_be(agreed, audited):
-    with pytest.raises(DataError, match="agreed"):
-        agreement_interval(agreed, audited, 0.95)
-
-
 def test_no_event_while_the_promise_holds_at_the_stated_rate():
     """500 runs of one window exactly at the promise, the worst case that keeps it."""
     rng = np.random.default_rng(1)
@@ -120,7 +104,7 @@ def test_the_event_says_what_was_found():
     assert event.agreement.upper < 0.95 == event.promised
     found = event.agreement
     assert f"{found.agreed} of {found.audited} audited early answers" in event.reason
-    assert audit.agreement.audited < 40  # started anew
+    assert audit.agreement.audited < 40  # started over
 
 
 def test_answers_of_the_last_exit_are_not_counted():
@@ -134,21 +118,6 @@ def test_a_promise_of_one_is_refuted_by_one_and_of_zero_by_none():
     assert Audit(0.5, 1.0).note(True, True) is None
     nothing = Audit(0.5, 0.0)
     assert not any(nothing.note(True, False) for _ in range(100))
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "words"),
-    [
-        ((-0.1, 0.9), {}, "audit is a share"),
-        ((NAN, 0.9), {}, "audit is a share"),
-        ((0.1, 1.1), {}, "promised agreement"),
-        ((0.1, 0.9), {"confidence_level": 1.0}, "confidence_level"),
-        ((0.1, 0.9), {"window": 1}, "window"),
-    ],
-)
-def test_bad_settings(values, options, words):
-    with pytest.raises(ConfigError, match=words):
-        Audit(*values, **options)
 
 
 def event(agreed, audited, promised):
@@ -170,8 +139,8 @@ def test_thresholds_rise_until_the_records_agree_enough(thresholds):
 
 
 def test_repeated_events_end_with_nothing_leaving_early():
-    thresholds = (0.5, 0.5, -INF)
-    for _ in range(60):
+    thresholds: tuple[float, ...] = (0.5, 0.5, -INF)
+    for _ in range(200):  # in small steps once no record disagrees any more
         before, thresholds = thresholds, raised(RECORDS, thresholds, event(10, 100, 0.95))
         assert all(a >= b for a, b in zip(thresholds, before, strict=True))
     assert thresholds == (INF, INF, -INF)
@@ -193,12 +162,12 @@ def test_one_record_and_one_exit():
 def test_raised_thresholds_restore_the_agreement_where_the_records_tell_the_truth():
     """Records that were too good: a quarter more early answers are wrong in the field."""
     rng = np.random.default_rng(5)
-    field = made_records(seed=9)
+    field = made_records(4000, seed=9, labelled=False)
     prediction = field.prediction.copy()
     spoil = (rng.random(prediction.shape) < 0.25) & (field.confidence < 0.9)
     prediction[spoil] = 2
     field = Records(field.confidence, prediction, None)
-    thresholds = (0.6, 0.6, -INF)
+    thresholds: tuple[float, ...] = (0.6, 0.6, -INF)
     promised = early_agreement(RECORDS, thresholds) - 0.02
     before = early_agreement(field, thresholds)
     audit, rises = Audit(1.0, promised, window=500), 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,12 @@ from dvt_edge.bundle.manifest import StageSpec, TensorSpec
 from dvt_edge.errors import BackendError
 from dvt_edge.runtime.backends.cuda_device import MappedArray, Transfers
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
+from tests.conftest import stage_graphs
+
+if TYPE_CHECKING:
+    import onnx
+
+    from dvt_edge.models.cascade import Cascade
 
 
 class HostDevice:
@@ -144,10 +150,17 @@ class OrtEngine:
         shape = [batch if isinstance(n, str) else n for n in tensor.shape]
         size = batch * tensor.bytes_per_image
         memory = (ctypes.c_char * size).from_address(self.bound[batch][tensor.name])
-        return np.frombuffer(memory, tensor.dtype).reshape(shape)
+        return np.frombuffer(memoryview(memory), tensor.dtype).reshape(shape)
 
     def close(self) -> None:
         self.closed = True
+
+
+def fp16_stages(cascade: Cascade) -> list[onnx.ModelProto]:
+    """As TensorRT gets them: float16, queries and keys handed on."""
+    from dvt_edge.converters.graphs.fp16 import fp16_body
+
+    return [fp16_body(graph) for graph in stage_graphs(cascade, target="tensorrt")]
 
 
 @pytest.fixture(scope="session")
@@ -156,12 +169,13 @@ def host_device() -> type[HostDevice]:
     return HostDevice
 
 
+@pytest.fixture(params=["discrete", "shared memory"])
+def new_device(request: pytest.FixtureRequest) -> Callable[[], HostDevice]:
+    """A function that gives one more GPU."""
+    return lambda: HostDevice(integrated=request.param == "shared memory")
+
+
 @pytest.fixture(scope="session")
 def models(tiny_config: Callable[..., Any], random_cascade: Callable[..., Any]) -> list[Any]:
-    """A tiny cascade's stages as TensorRT gets them: float16, queries and keys handed on."""
-    from dvt_edge.converters.graphs.fp16 import fp16_body
-    from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
-
-    cascade = random_cascade(tiny_config())
-    stages = range(len(cascade.stages))
-    return [fp16_body(stage_graph_from_cascade(cascade, i, target="tensorrt")) for i in stages]
+    """A tiny cascade's :func:`fp16_stages`."""
+    return fp16_stages(random_cascade(tiny_config()))

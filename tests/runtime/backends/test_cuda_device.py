@@ -34,6 +34,8 @@ class Driver:
         self.free = 100 * MIB
         self.allocated: dict[int, int] = {}
         self.objects = 0
+        self.streams: list[int] = []
+        """Flags of those that were made."""
         self.graphs: set[int] = set()
         self.templates: set[int] = set()
         self.capturing = False
@@ -122,7 +124,7 @@ def _fake_pycuda(driver: Driver) -> ModuleType:
         def get_device_pointer(self) -> int:
             return int(self)
 
-    class PinnedArray(np.ndarray):  # type: ignore[type-arg]
+    class PinnedArray(np.ndarray):
         """NumPy alone decides on ``base``; pycuda sets it from C."""
 
         _owner: Any = None
@@ -150,6 +152,10 @@ def _fake_pycuda(driver: Driver) -> ModuleType:
             driver.objects -= 1
 
     class Stream(Counted):
+        def __init__(self, flags: int = 0) -> None:
+            super().__init__(flags)
+            driver.streams.append(flags)
+
         def synchronize(self) -> None:
             assert not driver.capturing
             if "synchronize" in driver.fails:
@@ -266,7 +272,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     package.driver = module  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", module)
-    monkeypatch.setattr(cuda_device.ctypes, "CDLL", lambda name: Libcuda(made))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libcuda(made))
     monkeypatch.setattr(cuda_device, "_retained", {})
     return made
 
@@ -301,7 +307,7 @@ def test_what_it_is(device: CudaDevice, driver: Driver) -> None:
     assert (device.name, device.compute_capability) == ("Orin", "8.7")
     assert device.integrated
     assert device.stream > 1 << 32
-    assert device._stream.flags == 1  # does not wait for the default stream
+    assert driver.streams == [1]  # does not wait for the default stream
     driver.fails["discrete"] = 1
     other = CudaDevice()
     assert not other.integrated

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from PIL import Image
 
 from dvt_edge import Runtime
 from dvt_edge.bundle.bundle import Bundle
@@ -20,13 +19,13 @@ from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.converters.graphs.chain import Chain
 from dvt_edge.converters.graphs.facts import stage_spec
-from dvt_edge.converters.graphs.fp16 import fp16_body
-from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.errors import ClosedError
 from dvt_edge.models import Cascade
 from dvt_edge.runtime.backends.gpu_backend import DeviceBackend
 from dvt_edge.runtime.backends.protocol import machine_name
 from dvt_edge.runtime.preprocess import Preprocessor
+from tests.runtime.backends.conftest import fp16_stages
+from tests.runtime.conftest import spread_scenes
 
 BATCH_SIZES = (1, 4, 8)
 FRAMES = 20
@@ -45,20 +44,19 @@ class Expected(NamedTuple):
     class_id: list[int]
     confidence: list[float]
 
+    def first(self, count: int) -> Expected:
+        exits, classes = self.exit_stage[:count], self.class_id[:count]
+        return Expected(self.thresholds, exits, classes, self.confidence[:count])
+
 
 @pytest.fixture(scope="module")
 def demo_stages(samples: Path) -> list[onnx.ModelProto]:
-    cascade = Cascade.load(samples / "demo" / "model.safetensors")
-    return [
-        fp16_body(stage_graph_from_cascade(cascade, i, target="tensorrt"))
-        for i in range(len(cascade.stages))
-    ]
+    return fp16_stages(Cascade.load(samples / "demo" / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")
 def frames(samples: Path) -> Frames:
-    files = sorted((samples / "demo" / "scenes" / "test").glob("*/*.png"))
-    return [np.asarray(Image.open(file)) for file in files[:: len(files) // FRAMES][:FRAMES]]
+    return spread_scenes(samples, FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +95,12 @@ class Opened(NamedTuple):
     device: Any
 
 
-@pytest.fixture(params=["discrete", "shared memory"])
+@pytest.fixture
 def open_runtime(
-    request: pytest.FixtureRequest,
     demo_stages: list[onnx.ModelProto],
     own_bundle: Path,
     known_costs: Callable[..., Costs],
-    host_device: type[Any],
+    new_device: Callable[[], Any],
     expected: Expected,
 ) -> Iterator[Callable[[], Opened]]:
     """A function that opens one more Runtime, on a device of its own."""
@@ -111,7 +108,7 @@ def open_runtime(
     specs = [stage_spec(model, f"stage{i}.plan") for i, model in enumerate(demo_stages)]
 
     def make() -> Opened:
-        device = host_device(integrated=request.param == "shared memory")
+        device = new_device()
         engines = [device.engine(m, s) for m, s in zip(demo_stages, specs, strict=True)]
         backend: Any = DeviceBackend("TensorRT 10", device, engines, specs, BATCH_SIZES)
         bundle = Bundle(own_bundle)
@@ -149,7 +146,7 @@ def test_batches_answer_as_single_frames(
     """Whatever leaves, whatever moves together, and in parts of the largest batch."""
     runtime, device = open_runtime()
     answers = runtime.classify_batch(frames[:count])
-    _agrees(answers, Expected(expected.thresholds, *(part[:count] for part in expected[1:])))
+    _agrees(answers, expected.first(count))
     if count == FRAMES:
         assert device.copies, "no survivor had to move"
 

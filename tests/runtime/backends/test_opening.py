@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -14,43 +13,34 @@ import pytest
 
 from dvt_edge import Runtime
 from dvt_edge.bundle.bundle import Bundle
-from dvt_edge.bundle.manifest import MANIFEST
 from dvt_edge.errors import BackendError, BundleError
 from dvt_edge.machine.board import read_board
-from dvt_edge.machine.driver import Driver, Gpu
+from dvt_edge.machine.driver import Driver
+from dvt_edge.machine.platform import Platform
 from dvt_edge.runtime.backends import opening
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from dvt_edge.runtime.backends.opening import FINISH, open_backend
-
-BUILT = {
-    "backend": "tensorrt",
-    "version": "10.3.0",
-    "compute_capabilities": ["8.7"],
-    "device": "Orin",
-    "cuda": "12.6.68",
-    "l4t": "36.4.3",
-    "power_mode": "MAXN_SUPER",
-}
-ORIN = Driver("12.6", (Gpu("Orin", "8.7"),))
+from tests.conftest import ORIN, edit_manifest, orin_platform
 
 
 @pytest.fixture
 def finished(own_bundle: Path) -> Callable[..., Bundle]:
     """A function giving the demo's bundle as if its stages were engines, of ``platform``."""
 
-    def make(platform: dict[str, Any] | None = None, **engine: Any) -> Bundle:
-        manifest = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
-        manifest["engine"] = {"backend": "tensorrt", "batch_sizes": [1, 8]} | engine
+    def make(platform: Platform | None = None, **engine: Any) -> Bundle:
+        plan = {"precision": "int8", "graph": "stage1.onnx", "seconds": 1, "cached": False}
+        changes: dict[str, Any] = {
+            "engine": {"backend": "tensorrt", "batch_sizes": [1, 8]} | engine
+        }
         if platform is not None:
-            plan = {"precision": "int8", "graph": "stage1.onnx", "seconds": 1, "cached": False}
-            manifest["engines"] = {
-                "platform": platform,
+            changes["engines"] = {
+                "platform": platform.model_dump(),
                 "flags": [],
                 "workspace_mb": 64,
                 "plans": [plan],
                 "built_at": "2025-01-01T00:00:00+00:00",
             }
-        (own_bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        edit_manifest(own_bundle, lambda manifest: manifest.update(changes))
         return Bundle(own_bundle)
 
     return make
@@ -90,7 +80,7 @@ def test_portable_half(finished: Callable[..., Bundle], orin: list[Any], backend
 def test_where_they_were_built(
     finished: Callable[..., Bundle], orin: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = finished(BUILT)
+    bundle = finished(orin_platform())
     open_backend(bundle)
     ((name, module, paths, specs, sizes),) = orin
     assert (name, module) == ("open_tensorrt", "tensorrt")
@@ -113,7 +103,7 @@ def test_built_elsewhere(
 ) -> None:
     """Refused with both sides and the remedy; TensorRT has not seen the plans."""
     with pytest.raises(BundleError, match=rf"\({words}\); rebuild .* --phase device"):
-        open_backend(finished(BUILT | built))
+        open_backend(finished(orin_platform(**built)))
     assert not orin
 
 
@@ -134,7 +124,7 @@ def test_remarks(
     remark: str | None,
 ) -> None:
     """What changes timing alone is logged, and the engines are opened."""
-    bundle = finished(BUILT | built)
+    bundle = finished(orin_platform(**built))
     with caplog.at_level(logging.WARNING):
         open_backend(bundle)
     told = [record.getMessage() for record in caplog.records]
@@ -163,7 +153,7 @@ def test_no_gpu(
 ) -> None:
     monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
     with pytest.raises(BackendError, match=r"none answers here; 'dvt-edge doctor'"):
-        open_backend(finished(BUILT))
+        open_backend(finished(orin_platform()))
     assert not orin
 
 
@@ -172,7 +162,7 @@ def test_no_tensorrt(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"need the Python module 'tensorrt' .*doctor"):
-        open_backend(finished(BUILT))
+        open_backend(finished(orin_platform()))
     assert not orin
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 
 from dvt_edge.machine.board import processor_name
 from dvt_edge.runtime.backends.protocol import machine_name
-
-if TYPE_CHECKING:
-    from tests.runtime.conftest import FakeBackend
+from tests.runtime.conftest import FakeBackend
 
 
 def test_machine_name(fake_backend: type[FakeBackend], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One engine behind stand-ins for TensorRT 8.6, 10 and TensorRT-RTX."""
+"""One engine behind stand-ins for TensorRT and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = {"image": (-1, 3, 8, 8), "features": (-1, 4, 16), "confidence": (-1,)}
 INPUTS = ("image", "features")
 ADDRESSES = {"image": 1 << 40, "features": 2 << 40, "confidence": 3 << 40}
 STREAM, SCRATCH = 5 << 40, 6 << 40
-VERSIONS = ("tensorrt 8.6", "tensorrt 10", "tensorrt_rtx")
+VERSIONS = ("tensorrt 10", "tensorrt_rtx")
 
 
 class Fake(ModuleType):
@@ -52,7 +52,7 @@ class Part:
 
 def _fake(version: str) -> Any:
     trt: Any = Fake(version)
-    old, rtx = version == "tensorrt 8.6", version == "tensorrt_rtx"
+    rtx = version == "tensorrt_rtx"
 
     class Severity(enum.Enum):
         INTERNAL_ERROR = 0
@@ -87,6 +87,9 @@ def _fake(version: str) -> Any:
             trt.calls.append(("profile", profile, stream))
             return True
 
+        def set_device_memory(self, memory: int, size: int) -> None:
+            trt.calls.append(("memory", memory, size))
+
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             trt.calls.append(("shape", name, shape))
             return "shape" not in trt.fails
@@ -101,17 +104,6 @@ def _fake(version: str) -> Any:
                 self.logger.log(Severity.ERROR, "Cask convolution execution")
                 return False
             return True
-
-    class OldContext(Context):
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name == "device_memory":  # of the bindings it can only be written
-                trt.calls.append(("memory", value))
-            else:
-                super().__setattr__(name, value)
-
-    class NewContext(Context):
-        def set_device_memory(self, memory: int, size: int) -> None:
-            trt.calls.append(("memory", memory, size))
 
     class Config(Part):
         cuda_graph_strategy = Graphs.DISABLED
@@ -132,6 +124,9 @@ def _fake(version: str) -> Any:
             return True
 
     class Engine(Part):
+        device_memory_size = 1
+        device_memory_size_v2 = 8192
+
         def __init__(self, logger: Any) -> None:
             super().__init__(trt, "engine")
             self.logger = logger
@@ -142,27 +137,14 @@ def _fake(version: str) -> Any:
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return SHAPES[name]
 
-        def _context(self, kind: type[Context], *how: Any) -> Context | None:
-            trt.calls.append(("context", *how))
-            if "context" in trt.fails:
-                self.logger.log(Severity.INTERNAL_ERROR, "out of memory")
-                return None
-            return kind(self.logger)
-
-    class OldEngine(Engine):
-        device_memory_size = 4096
-
-        def create_execution_context_without_device_memory(self) -> Context | None:
-            return self._context(OldContext)
-
-    class NewEngine(Engine):
-        device_memory_size = 1
-        device_memory_size_v2 = 8192
-
         def create_execution_context(self, how: Any) -> Context | None:
             if rtx:
                 how = (how.strategy, how.cuda_graph_strategy, how.cache)
-            return self._context(NewContext, how)
+            trt.calls.append(("context", how))
+            if "context" in trt.fails:
+                self.logger.log(Severity.INTERNAL_ERROR, "out of memory")
+                return None
+            return Context(self.logger)
 
         def create_runtime_config(self) -> Config:
             return Config()
@@ -182,12 +164,11 @@ def _fake(version: str) -> Any:
                 self.logger.log(Severity.ERROR, "magicTag == kEXPECTED_MAGIC_TAG failed")
                 self.logger.log(Severity.INTERNAL_ERROR, "version 8 != 10")
                 return None
-            return OldEngine(self.logger) if old else NewEngine(self.logger)
+            return Engine(self.logger)
 
     ILogger.Severity = Severity  # type: ignore[attr-defined]
     trt.ILogger, trt.TensorIOMode, trt.Runtime = ILogger, TensorIOMode, Runtime
-    if not old:
-        trt.ExecutionContextAllocationStrategy = Strategy
+    trt.ExecutionContextAllocationStrategy = Strategy
     if rtx:
         trt.CudaGraphStrategy = Graphs
     return trt
@@ -228,35 +209,21 @@ def test_bound_once(trt: Any, stage: TensorRTStage, batch: int) -> None:
     assert trt.calls == [("execute", STREAM)] * 2
 
 
-@pytest.mark.parametrize(
-    ("version", "memory"),
-    [
-        ("tensorrt 8.6", ("memory", SCRATCH)),
-        ("tensorrt 10", ("memory", SCRATCH, 8192)),
-        ("tensorrt_rtx", ("memory", SCRATCH, 8192)),
-    ],
-)
-def test_scratch_is_what_the_backend_gives(version: str, memory: tuple[int, ...]) -> None:
-    trt = _fake(version)
-    stage = _open(trt)
-    assert stage.scratch_bytes == (4096 if version == "tensorrt 8.6" else 8192)
+def test_scratch_is_what_the_backend_gives(trt: Any, stage: TensorRTStage) -> None:
+    assert stage.scratch_bytes == 8192
     stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
-    assert [call for call in trt.calls if call[0] == "memory"] == [memory]
+    assert [call for call in trt.calls if call[0] == "memory"] == [("memory", SCRATCH, 8192)]
 
 
-@pytest.mark.parametrize(
-    ("version", "how", "capturable"),
-    [("tensorrt 8.6", [], True), ("tensorrt 10", ["USER_MANAGED"], True)],
-)
-def test_how_contexts_are_made(version: str, how: list[str], capturable: bool) -> None:
+def test_how_contexts_are_made() -> None:
     """Without memory of their own; one for each batch size, since a graph freezes its state."""
-    trt = _fake(version)
+    trt = _fake("tensorrt 10")
     stage = _open(trt)
-    assert stage.capturable is capturable
+    assert stage.capturable
     for batch in (1, 8, 1, 32, 8):
         stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
-    made = [[part.name for part in call[1:]] for call in trt.calls if call[0] == "context"]
-    assert made == [how] * 3
+    made = [call[1].name for call in trt.calls if call[0] == "context"]
+    assert made == ["USER_MANAGED"] * 3
 
 
 def test_rtx_captures_by_itself() -> None:
@@ -308,7 +275,7 @@ def test_no_context(trt: Any, stage: TensorRTStage) -> None:
 
 
 def test_a_run_fails(trt: Any, stage: TensorRTStage) -> None:
-    """An error is told with the run that it belongs to, not with later ones."""
+    """An error is reported with the run that it belongs to, not with later ones."""
     stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
     trt.fails.add("execute")
     for _ in range(3):

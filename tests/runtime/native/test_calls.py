@@ -15,12 +15,12 @@ from dvt_edge.profile import ColorOrder, InputConfig
 from dvt_edge.runtime.native import calls
 from dvt_edge.runtime.native.library import PreprocessPlan, library, unavailable
 from dvt_edge.runtime.preprocess import Preprocessor, frame_shape
+from tests.runtime.conftest import COLOR
 
 pytestmark = pytest.mark.skipif(library() is None, reason=str(unavailable()))
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-COLOR = InputConfig(resize=20, crop=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SHARED = 48 << 10
 """Bytes of shared memory that every GPU has."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,11 +23,14 @@ PTX, MACHINE_CODE = 1, 2
 
 
 @pytest.fixture
-def fresh() -> Iterator[None]:
-    """What was loaded is forgotten before and after."""
-    native._load.cache_clear()
-    yield
-    native._load.cache_clear()
+def fresh() -> Any:
+    """The module once more, with nothing loaded yet."""
+    spec = importlib.util.find_spec(native.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_is_there() -> None:
@@ -65,42 +71,40 @@ def _entries(binary: bytes) -> list[tuple[int, int]]:
     return entries
 
 
-@pytest.mark.usefixtures("fresh")
-def test_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing(fresh: Any) -> None:
     """The reason names the remedy."""
-    monkeypatch.setattr(native, "_find", lambda name: None)
-    assert native.library() is None
-    assert "install a C++ compiler" in str(native.unavailable())
-    assert "put nvcc" in str(native.kernels_unavailable())
+    fresh.LIBRARY = fresh.KERNELS = "no such file"
+    assert fresh.library() is None
+    assert "install a C++ compiler" in fresh.unavailable()
+    assert "put nvcc" in fresh.kernels_unavailable()
 
 
-@pytest.mark.usefixtures("fresh")
-def test_not_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_not_a_library(fresh: Any, tmp_path: Path) -> None:
     """A file of another machine, or a damaged one, is no crash."""
-    path = tmp_path / native.LIBRARY
+    path = tmp_path / "damaged.so"
     path.write_bytes(b"\x7fELF nothing more")
-    monkeypatch.setattr(native, "_find", lambda name: path)
-    assert native.library() is None
-    assert "cannot be loaded" in str(native.unavailable())
-    assert "install dvt-edge again" in str(native.unavailable())
+    fresh.LIBRARY = path.name  # not beside the module, but where an editable install puts it
+    fresh.distribution = lambda name: SimpleNamespace(locate_file=lambda file: path)
+    assert fresh.library() is None
+    assert f"{path} cannot be loaded" in fresh.unavailable()
+    assert "install dvt-edge again" in fresh.unavailable()
 
 
-@pytest.mark.usefixtures("fresh")
-def test_other_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_interface(fresh: Any) -> None:
     """A library left over from another version is not called."""
     if native.library() is None:
         pytest.skip(str(native.unavailable()))
-    native._load.cache_clear()
-    monkeypatch.setattr(native, "ABI_VERSION", -1)
-    assert native.library() is None
-    assert "this code needs -1; install dvt-edge again" in str(native.unavailable())
+    fresh.ABI_VERSION = -1
+    assert fresh.library() is None
+    assert "this code needs -1; install dvt-edge again" in fresh.unavailable()
 
 
-def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_installed(fresh: Any) -> None:
     """Without the distribution's metadata only the folder itself is searched."""
 
     def missing(name: str) -> None:
-        raise native.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(native, "distribution", missing)
-    assert native._find("no such file") is None
+    fresh.LIBRARY, fresh.distribution = "no such file", missing
+    assert fresh.library() is None
+    assert "install a C++ compiler" in fresh.unavailable()

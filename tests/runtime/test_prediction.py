@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dvt_edge.errors import DataError
-from dvt_edge.policy.explain import explain
+from dvt_edge.runtime.prediction import Prediction
 
 INF = float("inf")
 NAN = float("nan")
@@ -85,12 +84,8 @@ NAN = float("nan")
     ],
 )
 def test_sentences(values, expected):
-    sentence = explain(**{"label": "cat", "thresholds": (0.8, 0.7, -INF), **values})
+    fixed = {"class_id": 3, "label": "cat", "thresholds": (0.8, 0.7, -INF)}
+    times = {"latency_ms": 1.0, "preprocess_ms": 0.5, "stage_latency_ms": (0.5,)}
+    sentence = Prediction(**{**fixed, **times, **values}).explain()
     assert sentence == expected
     assert sentence.count(". ") == 0  # one sentence
-
-
-@pytest.mark.parametrize("exit_stage", [0, 4, -1])
-def test_an_exit_that_is_none(exit_stage):
-    with pytest.raises(DataError, match=r"1\.\.3"):
-        explain(label="cat", confidence=0.5, exit_stage=exit_stage, thresholds=(0.8, 0.7, -INF))
