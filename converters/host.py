@@ -10,7 +10,6 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,19 +92,25 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     quantized = quantize_cascade(profile, graphs, calibration.images, calibration.label, progress)
     choices: list[PrecisionFigures] = []
     same_class: tuple[float, ...] | None = None
-    models = [[stage] for stage in quantized.stages]
+    half: list[list[onnx.ModelProto]] = []
     if profile.engine.builds_engines:
-        models, same_class = _portable(profile, quantized, calibration)
+        half, same_class = _portable(profile, quantized, calibration)
     elif profile.engine.precision == "auto":
         chosen, choices = _faster(profile, quantized, calibration, progress)
         records = Chain(chosen).records(calibration.images, calibration.label)
-        quantized = replace(quantized, records=records)
-        models = [[stage] for stage in chosen]
+        quantized = replace(quantized, stages=chosen, records=records)
     with replaced_folder(profile.output) as folder:
-        specs = [
-            _save_stage(profile, folder, i, stage, quantized.float_layers[i])
-            for i, stage in enumerate(models)
-        ]
+        stages = tuple(
+            _save(folder, f"stage{i + 1}.onnx", model, quantized.float_layers[i])
+            for i, model in enumerate(quantized.stages)
+        )
+        in_half = tuple(
+            tuple(
+                _save(folder, f"stage{i + 1}.{{}}.onnx", model, quantized.float_layers[i])
+                for model in models
+            )
+            for i, models in enumerate(half)
+        )
         write_records(folder / RECORDS, quantized.records)
         if profile.engine.builds_engines:
             np.savez_compressed(
@@ -125,10 +130,11 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
-            stages=tuple(precisions[0] for precisions in specs),
+            stages=stages,
             quantization=figures(profile, quantized, same_class),
             choices=tuple(choices),
-            graphs=tuple(specs) if profile.engine.builds_engines else (),
+            graphs=in_half,
+            stand_ins=stages if half else (),
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
             versions=_versions(),
         )
@@ -136,23 +142,15 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     return Bundle(profile.output), True
 
 
-def _save_stage(
-    profile: Profile,
-    folder: Path,
-    index: int,
-    models: Sequence[onnx.ModelProto],
-    float_layers: tuple[str, ...],
-) -> tuple[StageSpec, ...]:
-    """Write the graphs of one stage, one per precision."""
-    specs = []
-    for model in models:
-        spec = stage_spec(model)
-        kind = f".{spec.precision}" if profile.engine.builds_engines else ""
-        file = f"stage{index + 1}{kind}.onnx"
-        onnx.save(model, folder / file)
-        kept = float_layers if spec.precision == "int8" else ()
-        specs.append(spec.model_copy(update={"file": file, "float_layers": kept}))
-    return tuple(specs)
+def _save(
+    folder: Path, file: str, model: onnx.ModelProto, float_layers: tuple[str, ...]
+) -> StageSpec:
+    """Write a graph to ``file``, whose braces stand for its precision."""
+    spec = stage_spec(model)
+    file = file.format(spec.precision)
+    onnx.save(model, folder / file)
+    kept = float_layers if spec.precision == "int8" else ()
+    return spec.model_copy(update={"file": file, "float_layers": kept})
 
 
 def _portable(

@@ -6,8 +6,9 @@ records.npz     answers of every exit to every calibration image
 costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
 measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
 
-For TensorRT it is written in two halves. The portable one, made on any host, holds each stage in
-the precisions that engines may be built in and a few calibration images:
+For TensorRT it is written in two halves. The portable one, made on any host, also holds each stage
+in the precisions that engines may be built in and a few calibration images; stage1.onnx ... run
+where there is no NVIDIA driver:
 
 stage1.int8.onnx    INT8 with a float16 body and scales, opset 19
 stage1.fp16.onnx    float16, nothing quantized, opset 17

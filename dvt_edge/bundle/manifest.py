@@ -121,9 +121,12 @@ class Manifest(Document):
     """Every precision that was tried, stage by stage, with ``precision: auto``."""
     graphs: tuple[tuple[StageSpec, ...], ...] = ()
     """For TensorRT: every stage in each precision that its engine may be built in."""
+    stand_ins: tuple[StageSpec, ...] = ()
+    """For TensorRT: what ONNX Runtime runs where there is no NVIDIA driver, float32 but for INT8
+    layers. The records are their answers."""
     engines: Engines | None = None
-    """The device half; None before it, when ``stages`` are the first of ``graphs``, and where there
-    are no engines."""
+    """The device half; None before it, when ``stages`` are ``stand_ins``, and where there are no
+    engines."""
     files: dict[str, str]
     """SHA-256 of every file but the manifest, the costs and the measurement."""
     versions: dict[str, str]
@@ -131,7 +134,7 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _every_file_has_a_hash(self) -> Manifest:
-        stages = [*self.stages, *itertools.chain(*self.graphs)]
+        stages = [*self.stages, *self.stand_ins, *itertools.chain(*self.graphs)]
         for name in (*(stage.file for stage in stages), RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")

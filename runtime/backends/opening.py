@@ -66,7 +66,7 @@ def _stand_in(bundle: Bundle) -> Backend:
         "latency and energy are not the device's",
         bundle.folder,
     )
-    specs = [precisions[0] for precisions in manifest.graphs]
+    specs = manifest.stand_ins
     paths = [bundle.folder / spec.file for spec in specs]
     return OnnxRuntimeBackend(paths, specs, max(manifest.engine.batch_sizes), threads=0)
 

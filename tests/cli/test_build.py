@@ -93,6 +93,7 @@ def test_halves(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     assert result.out.splitlines()[-1].startswith("Engines of other settings. Copy it")
 
 
+@pytest.mark.slow
 def test_host_phase_as_json(dvt_edge: Run, write_profile: Write) -> None:
     """One JSON document and nothing else."""
     profile = write_profile(engine=ENGINE | {"precision": "fp16"})

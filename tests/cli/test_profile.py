@@ -63,6 +63,7 @@ def test_json(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
         assert runtime.costs == costs
 
 
+@pytest.mark.slow
 def test_json_file(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     """Tables for people are printed as well."""
     file = tmp_path / "new" / "measured.json"
@@ -145,6 +146,7 @@ def test_solved_for_the_pace(dvt_edge: Run, write_profile: Write, own_bundle: Pa
         assert runtime.costs.paced_fps == 60
 
 
+@pytest.mark.slow
 def test_small_budget(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
     """The tables come nevertheless; the smallest possible budget is named, and then works."""
     before = (own_bundle / COSTS).read_bytes()
@@ -201,6 +203,7 @@ def test_json_where_nobody_leaves_early(
     assert values["solution"]["exit_fraction"] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_declared_power(
     dvt_edge: Run, write_profile: Write, images: Path, monkeypatch: Any
 ) -> None:

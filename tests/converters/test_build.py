@@ -36,6 +36,7 @@ def test_host_phase_leaves_a_portable_bundle(
     assert result.unfinished == "only the host phase was asked for"
     assert jetson.calls() == []
     names = [f"stage{i}.{kind}.onnx" for i in (1, 2, 3) for kind in ("fp16", "int8")]
+    names += [f"stage{i}.onnx" for i in (1, 2, 3)]
     names += ["manifest.json", "parity.npz", "records.npz"]
     assert sorted(path.name for path in profile.output.iterdir()) == sorted(names)
     again = build(profile, phase="host")
@@ -48,7 +49,8 @@ def test_host_phase_leaves_a_portable_bundle(
 def test_graphs(portable: Portable, precision: str, kinds: list[str]) -> None:
     """Those that the profile leaves open, all in float16 but for what is quantized."""
     manifest = Bundle(portable(precision=precision).output).manifest
-    assert manifest.stages == tuple(specs[0] for specs in manifest.graphs)
+    assert manifest.stages == manifest.stand_ins
+    assert {tensor.dtype for spec in manifest.stages for tensor in spec.inputs} == {"float32"}
     for i, specs in enumerate(manifest.graphs):
         assert [spec.precision for spec in specs] == kinds
         assert [spec.file for spec in specs] == [f"stage{i + 1}.{kind}.onnx" for kind in kinds]

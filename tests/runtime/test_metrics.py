@@ -23,9 +23,8 @@ FRAME = np.zeros((48, 48), np.uint8)
 
 
 @pytest.fixture
-def runtime(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    monkeypatch.setattr("dvt_edge.runtime.runtime.QUICK_MEASUREMENT_S", 1e-3)
-    with Runtime(demo_bundle) as opened:
+def runtime(costed_bundle: Path) -> Iterator[Runtime]:
+    with Runtime(costed_bundle) as opened:
         yield opened
 
 

@@ -380,7 +380,7 @@ def test_portable_bundle_without_a_driver(
 
     def portable(manifest: dict[str, Any]) -> None:
         manifest["engine"]["backend"] = "tensorrt"
-        manifest["graphs"] = [[stage] for stage in manifest["stages"]]
+        manifest["stand_ins"] = manifest["stages"]
 
     edit_manifest(own_bundle, portable)
     with Runtime(own_bundle) as runtime:

@@ -29,7 +29,7 @@ def _torch_macs(config: CascadeConfig) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
-        ("dvt_deit_small", (1143, 2558, 5596)),
+        pytest.param("dvt_deit_small", (1143, 2558, 5596), marks=pytest.mark.slow),
         ("dvt_t2t_vit_12", (468, 1018, 2305)),
         ("dvt_t2t_vit_14", (1201, 2685, 5957)),
     ],
