@@ -133,11 +133,13 @@ class Manifest(Document):
     """Of the programs that built the bundle."""
 
     @model_validator(mode="after")
-    def _every_file_has_a_hash(self) -> Manifest:
+    def _consistent(self) -> Manifest:
         stages = [*self.stages, *self.stand_ins, *itertools.chain(*self.graphs)]
         for name in (*(stage.file for stage in stages), RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")
+        if self.engine.builds_engines and len(self.stand_ins) != len(self.stages):
+            raise ValueError("stand_ins has not one entry for each stage")
         return self
 
     @property

@@ -359,10 +359,15 @@ def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> 
             Runtime(source)
 
 
+def _make_portable(manifest: dict[str, Any]) -> None:
+    manifest["engine"]["backend"] = "tensorrt"
+    manifest["stand_ins"] = manifest["stages"]
+
+
 def test_portable_bundle_is_refused(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a GPU, the host half of a build for TensorRT names what finishes it."""
     monkeypatch.setattr(opening, "read_driver", lambda: Driver("12.6", ()))
-    edit_manifest(own_bundle, lambda manifest: manifest["engine"].update(backend="tensorrt"))
+    edit_manifest(own_bundle, _make_portable)
     with pytest.raises(BackendError, match=r"portable half .* for tensorrt; .* --phase device"):
         Runtime(own_bundle)
 
@@ -377,12 +382,7 @@ def test_portable_bundle_without_a_driver(
     with Runtime(own_bundle) as runtime:
         expected = runtime.classify_batch(frames[:3])
     monkeypatch.setattr(opening, "read_driver", lambda: None)
-
-    def portable(manifest: dict[str, Any]) -> None:
-        manifest["engine"]["backend"] = "tensorrt"
-        manifest["stand_ins"] = manifest["stages"]
-
-    edit_manifest(own_bundle, portable)
+    edit_manifest(own_bundle, _make_portable)
     with Runtime(own_bundle) as runtime:
         answers = runtime.classify_batch(frames[:3])
     assert [a.class_id for a in answers] == [e.class_id for e in expected]

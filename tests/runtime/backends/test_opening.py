@@ -40,7 +40,7 @@ def finished(own_bundle: Path) -> Callable[..., Bundle]:
                 "plans": [plan],
                 "built_at": "2025-01-01T00:00:00+00:00",
             }
-        edit_manifest(own_bundle, lambda manifest: manifest.update(changes))
+        edit_manifest(own_bundle, lambda m: m.update(changes, stand_ins=m["stages"]))
         return Bundle(own_bundle)
 
     return make
