@@ -36,8 +36,7 @@ test: .venv/installed
 check: .venv/installed build/typing/.made
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=build/typing $(BIN)/mypy -p dvt_edge
-	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases tests
+	$(BIN)/mypy -p dvt_edge -p tests
 	cmake -S . -B build/werror -DDVT_EDGE_WERROR=ON >/dev/null
 	cmake --build build/werror
 	$(BIN)/pytest -n auto

@@ -83,7 +83,7 @@ def test_opens(folder: Path) -> None:
 
 def test_unlabelled_records(tmp_path: Path, folder: Path) -> None:
     """Records without labels come back without labels."""
-    write_records(folder / RECORDS, Records(np.ones((2, 1)), np.ones((2, 1), np.int32)))  # type: ignore[arg-type]
+    write_records(folder / RECORDS, Records(np.ones((2, 1), np.float32), np.ones((2, 1), np.int32)))
     edit_manifest(folder, lambda m: m["files"].update({RECORDS: file_sha256(folder / RECORDS)}))
     assert Bundle(folder).records().label is None
 

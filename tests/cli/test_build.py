@@ -59,7 +59,7 @@ def test_halves(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
         f"--phase device --profile {profile}' (not here: only the host phase was asked for)"
     )
     assert "top-1 on the calibration images" in host.out
-    assert "stage1.int8.onnx" in host.out
+    assert "stage1.onnx" in host.out
     assert "for compute capability" not in host.out
     assert Bundle(folder).manifest.portable
 

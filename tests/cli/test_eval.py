@@ -80,6 +80,18 @@ def test_import_build_eval(dvt_edge: Run, imported: Path, tmp_path: Path) -> Non
     assert "recorded" in text.out
 
 
+def test_eval(dvt_edge: Run, write_profile: Write, images: Path, tmp_path: Path) -> None:
+    """Four images, of a bundle without recorded thresholds."""
+    arguments = ("--data", images, "-o", tmp_path / "out", "--workers", "1", "--json")
+    result = dvt_edge("eval", "--profile", write_profile(), *arguments)
+    assert result.code == 0, result.err
+    values = json.loads(result.out)
+    assert (values["images"], values["unreadable"]) == (4, [])
+    assert len(values["top1"]) == 3
+    with (tmp_path / "out/curve.csv").open(encoding="utf-8") as file:
+        assert {row["rule"] for row in csv.DictReader(file)} == {"solver", "authors"}
+
+
 def test_recorded_thresholds_in_the_budget(dvt_edge: Run, imported: Path, tmp_path: Path) -> None:
     """``thresholds: recorded`` uses a row of the checkpoint as it is; a row too many is refused."""
     profile = yaml.safe_load(imported.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -126,7 +126,7 @@ def i2c_device(root: Path, address: str, files: dict[str, object]) -> Path:
 
 
 def ina3221(
-    root: Path, address: str, hwmon: int, channels: list[tuple[str, int, int] | None]
+    root: Path, address: str, hwmon: int, channels: Sequence[tuple[str, int, int] | None]
 ) -> Path:
     """Channels as (label, mV, mA); None has no label. Gives the folder of the channels' files."""
     files: dict[str, object] = {"name": "ina3221"}

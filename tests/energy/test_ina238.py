@@ -29,6 +29,7 @@ def test_a_rail_of_the_same_name(trees, clock, sensors, tmp_path):
     with open_ina238(tmp_path, clock).window() as w:
         clock.advance(10)
     assert w.energy_mj == pytest.approx(234_567.89)
+    assert w.rails_mj is not None
     assert w.rails_mj["VIN (2)"] == pytest.approx(65_040)
 
 

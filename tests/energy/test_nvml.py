@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,15 +25,16 @@ class FakeNvml(SimpleNamespace):
         super().__init__(mj=lambda: 5_000_000, sessions=0, fail=set())
         self.nvmlInit = lambda: self._call("init", +1)
         self.nvmlShutdown = lambda: self._call("shutdown", -1)
-        self.nvmlDeviceGetHandleByIndex = lambda index: self._call("handle") or index
-        self.nvmlDeviceGetTotalEnergyConsumption = lambda _: self._call("energy") or self.mj()
+        self.nvmlDeviceGetHandleByIndex = lambda index: self._call("handle", answer=index)
+        self.nvmlDeviceGetTotalEnergyConsumption = lambda _: self._call("energy", answer=self.mj)()
 
-    def _call(self, call: str, sessions: int = 0) -> None:
+    def _call(self, call: str, sessions: int = 0, answer: Any = None) -> Any:
         assert self.sessions > 0 or call == "init"
         if call == "shutdown" or call not in self.fail:
             self.sessions += sessions
         if call in self.fail:
             raise FakeNvmlError("Not Supported")
+        return answer
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_window(nvml, clock):
 def test_seconds_are_needed(nvml, clock):
     with NvmlMeter(clock=clock).window() as w:
         clock.advance(4.9)
-    assert "at least 5 s" in w.unavailable
+    assert "at least 5 s" in str(w.unavailable)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_failing_later(nvml, clock, call):
     with meter.window() as w:
         clock.advance(10)
     assert w.energy_mj is None
-    assert "Not Supported" in w.unavailable
+    assert "Not Supported" in str(w.unavailable)
     assert nvml.sessions == 0
 
 
@@ -90,7 +92,7 @@ def test_failing_while_measuring(nvml, clock):
     with NvmlMeter(clock=clock).window() as w:
         nvml.fail.update(("energy", "shutdown"))
         clock.advance(10)
-    assert "no energy counter" in w.unavailable
+    assert "no energy counter" in str(w.unavailable)
     assert nvml.sessions == 0
     assert not clock.ticks
 
@@ -132,7 +134,7 @@ def test_the_driver_was_loaded_anew(nvml, clock):
         clock.advance(10)
         nvml.mj = lambda: 1000
     assert w.energy_mj is None
-    assert "counter of GPU 0 went backwards" in w.unavailable
+    assert "counter of GPU 0 went backwards" in str(w.unavailable)
 
 
 def test_not_installed(monkeypatch, clock):

@@ -198,7 +198,12 @@ def test_the_real_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     meter = SampledMeter("test", [Rail("A", (tmp_path / "power",), 1.0)], ("A",), None)
     sampled = threading.Semaphore(0)
     read = meter.read
-    monkeypatch.setattr(meter, "read", lambda: (sampled.release(), read())[1])
+
+    def counted() -> Mapping[str, float]:
+        sampled.release()
+        return read()
+
+    monkeypatch.setattr(meter, "read", counted)
     with meter.window():
         for _ in range(5):
             assert sampled.acquire(timeout=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,9 +68,9 @@ def images(count: int = 60, labelled: bool = True) -> ArrayDataset:
     return ArrayDataset(pixels, [v % 3 for v in range(count)] if labelled else None)
 
 
-def run(contenders: Sequence[Contender], clock: HandClock, **arguments: object) -> Comparison:
-    given = {"images": images(), "seconds": 1.0} | arguments
-    return compare(contenders, clock=clock, **given)  # type: ignore[arg-type]
+def run(contenders: Sequence[Contender], clock: HandClock, **arguments: Any) -> Comparison:
+    given: dict[str, Any] = {"images": images(), "seconds": 1.0} | arguments
+    return compare(contenders, clock=clock, **given)
 
 
 def test_in_turns(clock: HandClock) -> None:
@@ -123,9 +124,9 @@ def test_class_names_in_another_order(clock: HandClock) -> None:
         ({"classes": 5}, "it has 5 classes, the labels have 3"),
     ],
 )
-def test_other_classes(clock: HandClock, changes: dict[str, object], reason: str) -> None:
+def test_other_classes(clock: HandClock, changes: dict[str, Any], reason: str) -> None:
     """No accuracy, and why."""
-    pair = [Fake("x", 1, clock, []), Fake("y", 1, clock, [], **changes)]  # type: ignore[arg-type]
+    pair = [Fake("x", 1, clock, []), Fake("y", 1, clock, [], **changes)]
     result = run(pair, clock)
     assert result.sides[0].accuracy == 1.0
     assert result.sides[1].accuracy is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def run(bundle: Path, data: Path, output: Path, **options: object) -> Evaluation:
+def run(bundle: Path, data: Path, output: Path, **options: Any) -> Evaluation:
     """An evaluation with a backend of its own."""
     opened = Bundle(bundle)
     backend = open_backend(opened)
     try:
-        return evaluate(opened, backend, data, output, workers=1, **options)  # type: ignore[arg-type]
+        return evaluate(opened, backend, data, output, workers=1, **options)
     finally:
         backend.close()
 
@@ -55,7 +56,7 @@ def test_answers_are_those_of_the_runtime(
             answer = runtime.classify(np.asarray(Image.open(path)))
             at = answer.exit_stage - 1
             assert result.records.prediction[row, at] == answer.class_id
-            assert names[result.records.label[row]] == path.parent.name  # type: ignore[index]
+            assert names[result.records.truth[row]] == path.parent.name
     assert (result.top5 >= result.records.correct).all()
     assert (tmp_path / "out" / FINISHED).exists()
     assert not (tmp_path / "out" / PARTIAL).exists()

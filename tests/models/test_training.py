@@ -27,6 +27,7 @@ from tests.conftest import write_yaml
 Configs = Callable[..., TrainingConfig]
 OFTEN = 1e-9
 """Minutes between checkpoints that make every step write one."""
+EVERY_AUGMENTATION = {"flip": 0.5, "crop_scale": (0.5, 1.0), "brightness": 0.3, "erase": 0.5}
 
 
 class KilledError(Exception):
@@ -107,20 +108,10 @@ def test_progress_is_told_after_every_step(training_config: Configs) -> None:
         ({}, [(0, 1)]),  # before the first checkpoint: starts again
         ({}, [(0, 5)]),  # at the end of an epoch, which is not closed yet
         ({}, [(1, 3)]),
-        ({}, [(0, 2), (0, 4), (1, 1), (2, 5)]),
-        ({"optimizer": "muon"}, [(1, 3)]),
-        ({"precision": "bf16"}, [(1, 3)]),
-        (
-            {
-                "augment": {
-                    "flip": 0.5,
-                    "crop_scale": (0.5, 1.0),
-                    "brightness": 0.3,
-                    "erase": 0.5,
-                }
-            },
-            [(1, 3)],
-        ),
+        pytest.param({}, [(0, 2), (0, 4), (1, 1), (2, 5)], marks=pytest.mark.slow),
+        pytest.param({"optimizer": "muon"}, [(1, 3)], marks=pytest.mark.slow),
+        pytest.param({"precision": "bf16"}, [(1, 3)], marks=pytest.mark.slow),
+        pytest.param({"augment": EVERY_AUGMENTATION}, [(1, 3)], marks=pytest.mark.slow),
     ],
 )
 def test_killed_run_ends_where_an_uninterrupted_one_does(

@@ -18,6 +18,7 @@ from dvt_edge.policy import solve
 from dvt_edge.policy.authors import authors_thresholds
 from dvt_edge.profile import Profile
 from dvt_edge.report import ReportData, collect
+from dvt_edge.report.data import CostKind
 from tests.report.conftest import GROSS_MJ, NO_SENSOR
 
 
@@ -45,8 +46,9 @@ def test_the_operating_point_is_the_solver_s(
 
 def test_the_frontier_rises(full_data: ReportData) -> None:
     """Cost and accuracy increase along both curves, and no point is dearer than all stages."""
-    for kind, key in (("latency", "latency_ms"), ("energy", "energy_mj")):
-        curve = full_data.frontiers[kind]  # type: ignore[index]
+    kinds: dict[CostKind, str] = {"latency": "latency_ms", "energy": "energy_mj"}
+    for kind, key in kinds.items():
+        curve = full_data.frontiers[kind]
         assert 2 < len(curve) <= 300
         cost = [getattr(point, key) for point in curve]
         assert (np.diff(cost) > 0).all()

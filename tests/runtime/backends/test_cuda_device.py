@@ -269,7 +269,7 @@ class Libcuda:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     made = Driver()
     package, module = ModuleType("pycuda"), _fake_pycuda(made)
-    package.driver = module  # type: ignore[attr-defined]
+    vars(package)["driver"] = module
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", module)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libcuda(made))

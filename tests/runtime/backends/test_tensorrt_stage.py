@@ -54,14 +54,16 @@ def _fake(version: str) -> Any:
     trt: Any = Fake(version)
     rtx = version == "tensorrt_rtx"
 
-    class Severity(enum.Enum):
-        INTERNAL_ERROR = 0
-        ERROR = 1
-        WARNING = 2
-
     class ILogger:
+        class Severity(enum.Enum):
+            INTERNAL_ERROR = 0
+            ERROR = 1
+            WARNING = 2
+
         def __init__(self) -> None:
             self.started = True
+
+    Severity = ILogger.Severity
 
     class TensorIOMode(enum.Enum):
         INPUT = 1
@@ -166,7 +168,6 @@ def _fake(version: str) -> Any:
                 return None
             return Engine(self.logger)
 
-    ILogger.Severity = Severity  # type: ignore[attr-defined]
     trt.ILogger, trt.TensorIOMode, trt.Runtime = ILogger, TensorIOMode, Runtime
     trt.ExecutionContextAllocationStrategy = Strategy
     if rtx:
