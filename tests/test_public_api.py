@@ -221,3 +221,36 @@ def test_engines_are_built_without_torch_and_onnx(module: str) -> None:
     """On the device there is neither; ``converters/device.py`` is the other half of this rule."""
     for name in (*_imported(module), *_imported("dvt_edge.converters.device")):
         assert not _inside(name, ("torch", "onnx", "dvt_edge.models")), name
+
+
+@pytest.mark.parametrize(
+    ("package", "other", "allowed"),
+    [
+        ("dvt_edge.files", "dvt_edge.policy", ()),
+        ("dvt_edge.policy", "dvt_edge.files", ()),
+        ("dvt_edge.machine", "dvt_edge.files", ("dvt_edge.files.documents",)),
+        ("dvt_edge.models", "dvt_edge.runtime", ("dvt_edge.runtime.preprocess",)),
+    ],
+)
+def test_what_one_package_uses_of_another(
+    package: str, other: str, allowed: tuple[str, ...]
+) -> None:
+    """No more than ``docs/architecture.md`` says."""
+    inside = [module for module in INNER if _inside(module, (package,))]
+    assert inside
+    for name in set().union(*map(_imported_modules, inside)):
+        assert not _inside(name, (other,)) or _inside(name, allowed), name
+
+
+def test_who_imports_torch() -> None:
+    """The model, and what turns it into graphs."""
+    users = {m for m in MODULES if any(_inside(name, ("torch",)) for name in _imported(m))}
+    outside = {m for m in users if not _inside(m, ("dvt_edge.models",))}
+    assert outside == {"dvt_edge.converters.host"}
+
+
+def test_the_root_imports_little() -> None:
+    """``import dvt_edge`` is for everyone; its other names are looked up on first use."""
+    tree = ast.parse(MODULES["dvt_edge"].read_text(encoding="utf-8"))
+    eager = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {name for name in eager if name and name.startswith("dvt_edge")} == {"dvt_edge.errors"}

@@ -20,7 +20,7 @@ class UnreadableError(EnergyError):
 
 
 class DeniedError(UnreadableError):
-    """Rights are all that is missing to read ``files``; tells the command that gives them."""
+    """Rights are all that is missing to read ``files``; names the command that grants them."""
 
     def __init__(self, *files: Path) -> None:
         names = " ".join(map(str, files))

@@ -112,7 +112,7 @@ def mix_patterns(exits: int) -> list[list[int]]:
 def declared_figures(watts: Sequence[float], timing: PacedTiming, instead_of: str) -> EnergyFigures:
     """Declared power times the time of the last exit's stages; ``watts`` [K], one per stage.
 
-    It is as good as the declared figures, and tells nothing about what the software does but how
+    It is as good as the declared figures, and says nothing about what the software does but how
     long it takes. Preprocessing draws what the first stage does. ``instead_of`` says why nothing
     was measured.
     """
