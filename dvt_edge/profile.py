@@ -175,16 +175,16 @@ class BudgetConfig(Document):
             raise BudgetError(f"{where}: {first['msg']}; the keys of a budget are {keys}") from None
 
     def __str__(self) -> str:
-        """The limits, for people: ``mean latency 1.5 ms, accuracy from 0.8``."""
+        """The limits, for people: ``mean latency 1.5 ms, accuracy of at least 0.8``."""
         parts = [] if self.point is None else [f"recorded thresholds, point {self.point}"]
         if self.latency_ms is not None:
             parts.append(f"{self.statistic} latency {self.latency_ms:g} ms")
         if self.energy_mj is not None:
             parts.append(f"mean energy {self.energy_mj:g} mJ")
         if self.min_accuracy is not None:
-            parts.append(f"accuracy from {self.min_accuracy:g}")
+            parts.append(f"accuracy of at least {self.min_accuracy:g}")
         if self.max_stage is not None:
-            parts.append(f"stages up to {self.max_stage}")
+            parts.append(f"at most stage {self.max_stage}")
         return ", ".join(parts)
 
     @model_validator(mode="after")

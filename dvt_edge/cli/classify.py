@@ -107,7 +107,7 @@ def _print_summary(
     known = [(path, p) for path, p in answers if path.parent.name in names]
     if known:
         right = sum(path.parent.name == p.label for path, p in known)
-        parts.append(f"{100 * right / len(known):.2f} % as their folder says")
+        parts.append(f"{100 * right / len(known):.2f} % match their folder")
     if failed:
         parts.append(f"{failed} failed")
     click.echo("; ".join(parts))

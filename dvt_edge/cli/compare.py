@@ -40,7 +40,7 @@ NOISE = "noise"
     type=PATH,
     help="Images; one folder per class gives accuracy [default: A's calibration images, or noise].",
 )
-@duration_option("Minimum seconds; every image is classified once in any case.")
+@duration_option("Minimum duration in seconds; every image is classified at least once.")
 @json_option
 def command(
     a: Path,
@@ -59,7 +59,9 @@ def command(
     paths = [path for path in (a, b) if path is not None]
     for path in paths:
         if path.suffix == ".onnx":
-            raise click.UsageError(f"{path} is no profile or bundle; give it by --against {path}")
+            raise click.UsageError(
+                f"{path} is neither a profile nor a bundle; pass it with --against {path}"
+            )
     with ExitStack() as stack:
         runtimes = [watched(stack.enter_context(Runtime(path))) for path in paths]
         first = runtimes[0].bundle.manifest

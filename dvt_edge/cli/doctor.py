@@ -35,11 +35,11 @@ def command(profile_file: Path | None, as_json: bool) -> int:
         click.echo()
         if lacking:
             click.echo(
-                f"Needed here and not ready: {', '.join(f.name for f in lacking)}. Do what the "
-                "arrows say, then run dvt-edge doctor again."
+                f"Missing or not working: {', '.join(f.name for f in lacking)}. Follow "
+                "the arrows, then run dvt-edge doctor again."
             )
         else:
-            click.echo("Everything that this machine needs is there.")
+            click.echo("This machine has everything it needs.")
     return 1 if lacking else 0
 
 

@@ -342,10 +342,10 @@ def test_classify_tells_events(
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"max_stage": 2}, "stages up to 2"),
+        ({"max_stage": 2}, "at most stage 2"),
         (
             {"latency_ms": 1e6, "statistic": "p95", "min_accuracy": 0.3},
-            "p95 latency 1e+06 ms, accuracy from 0.3",
+            "p95 latency 1e+06 ms, accuracy of at least 0.3",
         ),
     ],
 )

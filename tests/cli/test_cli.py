@@ -127,7 +127,7 @@ def test_classify_folder(
         assert latency.endswith(" ms")
     right = sum(line.split("  ")[1] == p.parent.name for line, p in zip(lines, paths, strict=True))
     assert summary.startswith("4 images; mean ")
-    assert f"{100 * right / 4:.2f} % as their folder says" in summary
+    assert f"{100 * right / 4:.2f} % match their folder" in summary
 
 
 def test_classify_json(dvt_edge: Run, write_profile: Write, images: Path) -> None:

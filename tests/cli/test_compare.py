@@ -77,8 +77,8 @@ def test_noise(dvt_edge: Run, own_bundle: Path, plain: Path) -> None:
     ("arguments", "words"),
     [
         (["A"], "give B, or --against model.onnx"),
-        (["A", "x.onnx"], "give it by --against x.onnx"),
-        (["x.onnx", "A"], "give it by --against x.onnx"),
+        (["A", "x.onnx"], "pass it with --against x.onnx"),
+        (["x.onnx", "A"], "pass it with --against x.onnx"),
         ([], "Missing argument 'A'"),
     ],
 )

@@ -48,7 +48,7 @@ def test_healthy(dvt_edge: Run) -> None:
     assert lines[0] == "ok       ONNX Runtime    1.20.0, CPUExecutionProvider"
     assert lines[1] == "missing  torch           optional: not installed; needed to train"
     assert lines[2].split() == ["->", "pip", "install", "torch"]
-    assert lines[-1] == "Everything that this machine needs is there."
+    assert lines[-1] == "This machine has everything it needs."
 
 
 def test_required_gap(dvt_edge: Run, found: list[Finding]) -> None:
@@ -57,7 +57,7 @@ def test_required_gap(dvt_edge: Run, found: list[Finding]) -> None:
     result = dvt_edge("doctor")
     assert (result.code, result.err) == (1, "")
     lines = result.out.splitlines()
-    assert "Needed here and not ready: TensorRT. " in lines[-1]
+    assert "Missing or not working: TensorRT. " in lines[-1]
     assert "optional" not in next(line for line in lines if "TensorRT" in line)
     commands = [line for line in lines if "->" in line]
     assert commands[-1].strip() == f"-> {BROKEN.remedy}".strip()
