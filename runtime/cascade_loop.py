@@ -75,9 +75,10 @@ class CascadeLoop:
             before = now
             if confidences[-1] >= thresholds[stage]:
                 break
+        class_id, energy_mj = classes[-1], self.energy_mj
         return Prediction(
-            class_id=classes[-1],
-            label=self._names[classes[-1]],
+            class_id=class_id,
+            label=self._names[class_id],
             confidence=confidences[-1],
             exit_stage=len(classes),
             latency_ms=1e3 * (perf_counter() - started),
@@ -88,7 +89,7 @@ class CascadeLoop:
             classes=tuple(classes),
             truncated=refused is not None,
             reason=refused,
-            energy_mj=self._energy(len(classes)),
+            energy_mj=None if energy_mj is None else energy_mj[len(classes) - 1],
         )
 
     def run_many(
@@ -109,6 +110,7 @@ class CascadeLoop:
             self.preprocess(frame, buffer[row], order)
         ready = before = perf_counter()
         answers: dict[int, Prediction] = {}
+        energy_mj = self.energy_mj
         waiting = np.arange(len(frames))
         times: list[float] = []
         confidences: list[list[float]] = [[] for _ in frames]
@@ -139,7 +141,7 @@ class CascadeLoop:
                         thresholds=thresholds,
                         confidences=tuple(confidences[frame_at]),
                         classes=tuple(classes[frame_at]),
-                        energy_mj=self._energy(stage + 1),
+                        energy_mj=None if energy_mj is None else energy_mj[stage],
                     )
             stays = np.flatnonzero(~leaves)
             if not len(stays):
@@ -148,9 +150,6 @@ class CascadeLoop:
                 backend.keep_rows(stage, stays)
                 waiting = waiting[stays]
         return [answers[i] for i in range(len(frames))]
-
-    def _energy(self, exit_stage: int) -> float | None:
-        return None if self.energy_mj is None else self.energy_mj[exit_stage - 1]
 
 
 def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:

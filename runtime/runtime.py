@@ -141,7 +141,8 @@ class Runtime:
                 loop = self._open_loop()
                 answers.append(self._session.classify(loop, frame, color_order, deadline_ms))
         finally:
-            self._notify(answers)
+            if self._watchers or self._unreported:  # else spare each frame the call
+                self._notify(answers)
         return answers[0]
 
     def classify_batch(
