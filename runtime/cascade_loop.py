@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf
 from time import perf_counter
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.machine.board import available_cores
@@ -94,7 +96,7 @@ class CascadeLoop:
 
     def run_many(
         self,
-        frames: Sequence[object],
+        frames: Sequence[object] | npt.NDArray[Any],
         thresholds: tuple[float, ...],
         order: ColorOrder | None = None,
     ) -> list[Prediction]:

@@ -9,19 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 from typing_extensions import Self
 
 from dvt_edge.bundle.bundle import open_source
-from dvt_edge.bundle.costs import Costs, load_costs
+from dvt_edge.bundle.costs import Costs
 from dvt_edge.errors import ClosedError, DataError
 from dvt_edge.policy.choose import choose_thresholds
 from dvt_edge.policy.solver import Certificate, Solution, replay
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.progress import Progress, silent
-from dvt_edge.runtime.backends.protocol import Backend, machine_name
+from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import CostsRefused, Event
-from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, measure_costs
+from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, costs_here, measure_costs
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.session import Session
 
@@ -61,10 +62,7 @@ class Runtime:
         try:
             self.records = self.bundle.records()
             """Answers of all exits to the calibration images."""
-            machine = machine_name(self._loop.backend)
-            self.costs = load_costs(self.bundle, machine, self._refuse) or measure_costs(
-                self._loop, self.bundle.manifest, QUICK_MEASUREMENT_S
-            )
+            self.costs = costs_here(self._loop, self.bundle, self._refuse)
             """Measured latency of leaving at each exit on this machine."""
             self._loop.energy_mj = self.costs.energy_mj
             self.set_budget(self.budget)
@@ -146,7 +144,10 @@ class Runtime:
         return answers[0]
 
     def classify_batch(
-        self, frames: Sequence[object], *, color_order: ColorOrder | None = None
+        self,
+        frames: Sequence[object] | npt.NDArray[Any],
+        *,
+        color_order: ColorOrder | None = None,
     ) -> list[Prediction]:
         """Classify several frames, each as :meth:`classify` takes it; answers in input order.
 

@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from dvt_edge.bundle.bundle import open_source
-from dvt_edge.bundle.costs import load_costs
 from dvt_edge.cli.options import PATH, json_option, profile_option
 from dvt_edge.cli.output import note, percent, print_json, show, show_table
 from dvt_edge.cli.progress import shown_progress
@@ -23,9 +22,8 @@ from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.choose import finite_thresholds
 from dvt_edge.policy.curve import CurvePoint, budgeted_curve
 from dvt_edge.profile import Profile
-from dvt_edge.runtime.backends.protocol import machine_name
 from dvt_edge.runtime.cascade_loop import open_loop
-from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, measure_costs
+from dvt_edge.runtime.measuring.measure import costs_here
 
 CURVE_LINES = 8
 
@@ -59,9 +57,7 @@ def command(
     manifest, records = bundle.manifest, bundle.records()
     loop = open_loop(bundle)
     with closing(loop.backend), shown_progress() as progress:
-        costs = load_costs(bundle, machine_name(loop.backend), note) or measure_costs(
-            loop, manifest, QUICK_MEASUREMENT_S
-        )
+        costs = costs_here(loop, bundle, note)
         result = evaluate(bundle, loop.backend, data, folder, workers=workers, progress=progress)
     curve = budgeted_curve(
         records,

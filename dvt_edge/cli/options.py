@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ profile_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
+def _number(context: click.Context, option: click.Parameter, value: float) -> float:
+    """FloatRange lets NaN pass."""
+    if math.isnan(value):
+        raise click.BadParameter("expected a number of seconds", context, option)
+    return value
+
+
 def duration_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--duration``, in seconds; ``text`` says what for."""
     return click.option(
@@ -25,5 +33,6 @@ def duration_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., A
         type=click.FloatRange(0.5, 3600),
         default=10.0,
         show_default=True,
+        callback=_number,
         help=text,
     )

@@ -27,17 +27,26 @@ class Backend(Protocol):
     is used by one thread at a time.
     """
 
-    name: str
-    """What executes the stages, with its version, such as ``ONNX Runtime 1.32.0``."""
-    gpu: str | None
-    """Name of the GPU that it runs on; None where that is the CPU."""
-    stage_ms: float | None
-    """How long the device itself was busy with the stage that ran last, by its own events; None
-    where there is no device but the CPU, whose time the caller's clock measures."""
-    max_batch: int
-    """Most frames at a time."""
-    bytes_resident: int
-    """Bytes of images and reuse tensors that the backend holds."""
+    @property
+    def name(self) -> str:
+        """What executes the stages, with its version, such as ``ONNX Runtime 1.32.0``."""
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that it runs on; None where that is the CPU."""
+
+    @property
+    def stage_ms(self) -> float | None:
+        """How long the device itself was busy with the stage that ran last, by its own events; None
+        where there is no device but the CPU, whose time the caller's clock measures."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most frames at a time."""
+
+    @property
+    def bytes_resident(self) -> int:
+        """Bytes of images and reuse tensors that the backend holds."""
 
     def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
         """Where to write ``count`` normalised images [count, C, S, S] before stage 0 runs."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvt_edge.bundle.costs import Costs, costs_from_timing
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.costs import Costs, costs_from_timing, load_costs
 from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.bundle.measurement import EnergyFigures, Measurement, PacedTiming
 from dvt_edge.energy import Meter
@@ -171,6 +172,15 @@ def _process_bytes() -> int | None:
     except (OSError, IndexError):
         return None
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def costs_here(loop: CascadeLoop, bundle: Bundle, refused: Callable[[str], None]) -> Costs:
+    """Stored costs of these stages on this machine; without any, measured now, quickly.
+
+    ``refused`` is called with what is wrong with those of another machine or other stages.
+    """
+    stored = load_costs(bundle, machine_name(loop.backend), refused)
+    return stored or measure_costs(loop, bundle.manifest, QUICK_MEASUREMENT_S)
 
 
 def measure_costs(

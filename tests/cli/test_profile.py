@@ -338,3 +338,12 @@ def test_sensors_that_fail(
     assert (result.code, result.err) == (0, "")
     text = " ".join(result.out.split())
     assert "Energy: unavailable: /sys/x: no such device; look at the kernel's log" in text
+
+
+@pytest.mark.usefixtures("never_measured")
+@pytest.mark.parametrize("duration", ["nan", "0", "inf", "soon"])
+def test_durations_that_are_none(dvt_edge: Run, write_profile: Write, duration: str) -> None:
+    """NaN compares with nothing, so it has to be asked for."""
+    result = dvt_edge("profile", "--profile", write_profile(), "--duration", duration)
+    assert (result.code, result.out) == (2, "")
+    assert "--duration" in result.err

@@ -127,7 +127,7 @@ def test_batch_is_cut_into_parts(
 
 def test_array_of_frames(runtime: Runtime, frames: list[Frame]) -> None:
     """A stack [N, H, W] is a sequence of frames."""
-    stack: Any = np.stack(frames)
+    stack = np.stack(frames)
     assert _answers(runtime.classify_batch(stack)) == _answers(runtime.classify_batch(frames))
 
 
