@@ -97,7 +97,7 @@ def _planned(graph: onnx.ModelProto) -> dict[str, Any]:
         request = Request(
             graph=f"{folder}/stage.onnx",
             plan=f"{folder}/stage.plan",
-            largest_batch=1,
+            batch_sizes=(1,),
             workspace_bytes=1 << 30,
             compute_capabilities=(86,),
         )

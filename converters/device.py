@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import zipfile
 import zlib
@@ -18,7 +19,13 @@ from dvt_edge.converters.engines.cache import EngineCache, engine_key
 from dvt_edge.converters.engines.layer_listing import counts_by_kind, kernels_from_listing
 from dvt_edge.converters.engines.request import Request
 from dvt_edge.converters.engines.runner import run_build
-from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
+from dvt_edge.converters.selection import (
+    Candidate,
+    Parity,
+    Place,
+    choose_precisions,
+    choose_preprocessing,
+)
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.machine.board import check_jetpack, read_board
 from dvt_edge.machine.clock import now_utc
@@ -28,6 +35,7 @@ from dvt_edge.machine.probes import probe_library
 from dvt_edge.profile import EngineConfig
 from dvt_edge.progress import Progress
 from dvt_edge.requirements import LIBRARIES, is_older
+from dvt_edge.runtime.native.library import kernels
 from dvt_edge.runtime.preprocess import Preprocessor
 
 MEMORY_PER_GRAPH_BYTE = 6
@@ -97,6 +105,7 @@ def build_engines(
     with replaced_folder(bundle.folder) as folder:
         built = _build_all(bundle, platform, graphs, cache, folder, progress)
         chosen, choices = _choose(bundle, platform, built, progress)
+        preprocess, preprocess_ms = _choose_preprocessing(bundle, platform, chosen[0], progress)
         names = [name for name in manifest.files if not name.endswith(".plan")]
         for name in names:
             shutil.copy2(bundle.folder / name, folder / name)
@@ -112,6 +121,8 @@ def build_engines(
             workspace_mb=manifest.engine.workspace_mb,
             plans=tuple(plan.record for plan in chosen),
             built_at=now_utc(),
+            preprocess=preprocess,
+            preprocess_ms=preprocess_ms,
         )
         files = sorted([*names, *(stage.file for stage in stages)])
         finished = manifest.model_copy(
@@ -192,7 +203,7 @@ def _build_one(
     request = Request(
         graph=str(bundle.folder / spec.file),
         plan=str(path),
-        largest_batch=max(engine.batch_sizes),
+        batch_sizes=tuple(sorted(set(engine.batch_sizes))),
         workspace_bytes=engine.workspace_mb << 20,
         compute_capabilities=engine.compute_capabilities,
     )
@@ -232,6 +243,22 @@ def _choose(
         )
         for i, plan in enumerate(chosen)
     ]
+
+
+def _choose_preprocessing(
+    bundle: Bundle, platform: Platform, first: _BuiltStage, progress: Progress
+) -> tuple[Place, dict[str, float] | None]:
+    """Where frames become images, with ``input.preprocess: auto``; the host where the GPU cannot do
+    it or cannot be asked."""
+    if bundle.manifest.input.preprocess != "auto" or not platform.device:
+        return "host", None
+    if kernels() is None:
+        return "host", None
+    try:
+        return choose_preprocessing(first, bundle.manifest, progress)
+    except BackendError as error:
+        logging.getLogger(__name__).warning("frames become images on the host: %s", error)
+        return "host", None
 
 
 def read_parity(bundle: Bundle) -> Parity:

@@ -1,30 +1,36 @@
-"""One stage in several precisions -> the faster one whose answers pass, measured here."""
+"""What only the machine can say, measured here: which precision of a stage is faster and answers
+well enough, and where frames become images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.bundle.engine_records import PrecisionFigures
-from dvt_edge.bundle.manifest import StageSpec
+from dvt_edge.bundle.manifest import Manifest, StageSpec
 from dvt_edge.errors import BuildError
+from dvt_edge.machine.board import available_cores
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import EngineConfig
 from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.opening import open_stages
 from dvt_edge.runtime.backends.protocol import Backend
+from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.measuring.timing import noise_frame
+from dvt_edge.runtime.preprocess import Preprocessor
 
 Images = npt.NDArray[np.float32]
 
 MEASURED_RUNS = 100
-"""Timed runs of a stage per candidate, after as many images of warm-up as there are."""
+"""Timed runs per candidate; those of a stage come after all parity images."""
 MEASURED_SECONDS = 2.0
 """Per stage, if that many runs would take longer."""
 LEAST_RUNS = 5
@@ -56,6 +62,8 @@ class Parity:
     tolerance_points: float
     """Largest loss of top-1 at an exit; without labels the records' last exit is right."""
 
+
+Place = Literal["host", "device"]
 
 AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
@@ -112,6 +120,39 @@ def choose_precisions(
     return chosen, table
 
 
+def choose_preprocessing(
+    first: Candidate, manifest: Manifest, progress: Progress = silent
+) -> tuple[Place, dict[str, float]]:
+    """Where single frames become images sooner: on the GPU that runs ``first``, or on the host.
+
+    Returns it, and the median milliseconds from a frame of the calibration images' size to the end
+    of stage 1 by place; both take turns. Raises :class:`~dvt_edge.errors.BackendError` where the
+    GPU cannot do it.
+    """
+    backends: dict[Place, Backend] = {}
+    places: tuple[Place, ...] = ("host", "device")
+    try:
+        for place in places:
+            backends[place] = open_stages(
+                manifest.engine,
+                [first.path],
+                [first.spec],
+                max_batch=1,
+                preprocess=place == "device",
+            )
+        progress("preprocessing", 0, 1)
+        preprocess = Preprocessor(manifest.input, manifest.engine.threads or available_cores())
+        frame, leaves = noise_frame(manifest), (-math.inf,)
+        loops = [CascadeLoop(b, preprocess, manifest.class_names) for b in backends.values()]
+        times = _taking_turns([partial(loop.run_one, frame, leaves) for loop in loops])
+    finally:
+        for backend in backends.values():
+            backend.close()
+    progress("preprocessing", 1, 1)
+    faster = places[times.index(min(times))]
+    return faster, {str(place): ms for place, ms in zip(places, times, strict=True)}
+
+
 def _answers(
     backend: Backend, stage: int, parity: Parity
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
@@ -127,15 +168,22 @@ def _answers(
 
 
 def _median_ms(backends: Sequence[Backend], stage: int) -> list[float]:
-    """Median time of ``stage`` at batch 1 for every backend, the backends taking turns."""
-    samples: list[list[float]] = [[] for _ in backends]
+    """Median time of ``stage`` at batch 1 for every backend."""
+    return _taking_turns([partial(backend.run_stage, stage, 1) for backend in backends])
+
+
+def _taking_turns(ways: Sequence[Callable[[], object]]) -> list[float]:
+    """Median milliseconds of each way, after one run that does not count."""
+    samples: list[list[float]] = [[] for _ in ways]
+    for way in ways:
+        way()
     until = perf_counter() + MEASURED_SECONDS
     for run in range(MEASURED_RUNS):
         if run >= LEAST_RUNS and perf_counter() > until:
             break
-        for backend, times in zip(backends, samples, strict=True):
+        for way, times in zip(ways, samples, strict=True):
             started = perf_counter()
-            backend.run_stage(stage, 1)
+            way()
             times.append(1e3 * (perf_counter() - started))
     return [float(np.median(times)) for times in samples]
 

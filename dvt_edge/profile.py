@@ -32,6 +32,10 @@ class InputConfig(Document):
     [H, W, 2], BT.601 of limited range."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of the resize, antialiased."""
+    preprocess: Literal["auto", "host", "device"] = "auto"
+    """Where single frames become the model's input: ``device`` on the GPU, ``host`` on the CPU, to
+    the same pixels. ``auto`` takes what was faster on the GPU that the engines were built on, and
+    ``host`` where none was measured. Batches are always made on the CPU."""
 
     @model_validator(mode="after")
     def _consistent(self) -> InputConfig:
@@ -66,8 +70,9 @@ class EngineConfig(Document):
     """``onnxruntime`` runs on any CPU; ``tensorrt`` on Jetson and other NVIDIA GPUs, with engines
     built on the device; ``tensorrt-rtx`` on RTX GPUs, with engines built anywhere."""
     provider: Literal["cpu", "cuda"] = "cpu"
-    """Where ``onnxruntime`` computes; ``cuda`` is for GPUs without TensorRT and needs
-    onnxruntime-gpu and pycuda."""
+    """Where ``onnxruntime`` computes; ``cuda`` is for NVIDIA GPUs in x86-64 machines without
+    TensorRT and needs onnxruntime-gpu 1.21 or later and pycuda. A Jetson takes backend
+    ``tensorrt``."""
     precision: Literal["int8", "fp16", "fp32", "auto"] = "int8"
     """``int8`` quantizes every linear layer. ``fp16`` (TensorRT) and ``fp32`` (ONNX Runtime) leave
     the layers in float. ``auto`` builds both and keeps, stage by stage, the faster one here whose
@@ -82,6 +87,13 @@ class EngineConfig(Document):
     this machine if empty."""
     workspace_mb: int = Field(default=1024, ge=16, le=1_000_000)
     """Most scratch memory in MiB that a TensorRT engine may use while it is built and runs."""
+    wait: Literal["spin", "block"] = "spin"
+    """How a thread waits for a GPU at batch 1: ``spin`` answers soonest and keeps a core busy,
+    ``block`` sleeps. For larger batches it sleeps."""
+    graph: Literal["stages", "conditional"] = "stages"
+    """What a GPU runs at one launch: a stage, or with ``conditional`` the whole cascade at batch 1,
+    its exits decided on the device. That takes CUDA 12.4, excludes deadlines, and has not run on
+    hardware yet."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EngineConfig:
@@ -233,3 +245,18 @@ class Profile(Document):
     energy: EnergyConfig | None = None
     output: DocumentPath
     """Folder of the bundle."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        on_cpu = self.engine.backend == "onnxruntime" and self.engine.provider == "cpu"
+        if on_cpu and (self.input.preprocess == "device" or self.engine.graph == "conditional"):
+            raise ValueError(
+                "input.preprocess: device and engine.graph: conditional need a GPU: "
+                "engine.backend tensorrt or tensorrt-rtx, or provider cuda"
+            )
+        if self.engine.graph == "conditional" and self.budget.deadline_ms is not None:
+            raise ValueError(
+                "engine.graph: conditional runs the whole cascade at one launch, so a deadline_ms "
+                "cannot stop it between stages; set engine.graph to stages"
+            )
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from math import inf
 from time import perf_counter
 from typing import Any
@@ -27,8 +28,8 @@ class CascadeLoop:
     """Runs frames through a backend's stages until their confidence reaches a threshold.
 
     No stage runs after the first whose threshold is -inf. A confidence that is NaN reaches no other
-    threshold. Not safe to use from several threads at once;
-    :class:`~dvt_edge.runtime.runtime.Runtime` is.
+    threshold. One thread at a time may run stages, whichever loop's; meanwhile another may prepare
+    the frame of another loop. :class:`~dvt_edge.runtime.runtime.Runtime` sees to that.
     """
 
     def __init__(
@@ -36,47 +37,81 @@ class CascadeLoop:
     ) -> None:
         self.backend = backend
         self.preprocess = preprocess
+        self.slot = 0
+        """Of the backend's images, the one that this loop's frames use."""
         self._names = tuple(class_names)
         self.energy_mj: Sequence[float] | None = None
         """[K]: what leaving at each exit takes, for predictions to estimate their energy by."""
+
+    def at(self, slot: int) -> CascadeLoop:
+        """The same cascade for the frames of another slot."""
+        other = copy(self)
+        other.slot = slot
+        return other
 
     def run_one(
         self,
         frame: object,
         thresholds: tuple[float, ...],
         order: ColorOrder | None = None,
-        *,
-        may_start: MayStart | None = None,
-        started: float | None = None,
     ) -> Prediction:
         """Classify one frame; ``thresholds`` [K], the last one -inf.
 
-        ``may_start`` is asked before every stage. ``started``: when the work on the frame began, by
-        ``perf_counter``; now where left out. Raises :class:`~dvt_edge.errors.FrameError` for a
-        frame that is not an image.
+        Raises :class:`~dvt_edge.errors.FrameError` for a frame that is not an image.
         """
-        if started is None:
-            started = perf_counter()
-        backend = self.backend
-        self.preprocess(frame, backend.image_buffer(1)[0], order)
-        ready = before = perf_counter()
+        return self.run_prepared(thresholds, self.prepare(frame, order))
+
+    def prepare(self, frame: object, order: ColorOrder | None = None) -> float:
+        """Make a frame the image of this loop's slot; returns the milliseconds that took here.
+
+        Stages may run meanwhile, for another slot. Raises as :meth:`run_one`.
+        """
+        started = perf_counter()
+        backend, slot = self.backend, self.slot
+        take = backend.take_frame
+        if take is None or not self.preprocess.hand_over(frame, order, take, slot):
+            self.preprocess(frame, backend.image_buffer(1, slot)[0], order)
+        return 1e3 * (perf_counter() - started)
+
+    def run_prepared(
+        self,
+        thresholds: tuple[float, ...],
+        preprocess_ms: float,
+        *,
+        before_ms: float = 0.0,
+        may_start: MayStart | None = None,
+    ) -> Prediction:
+        """Run the stages on the prepared frame.
+
+        ``before_ms`` is what the frame took beside ``preprocess_ms`` so far. ``may_start`` is asked
+        before every stage.
+        """
+        backend, slot = self.backend, self.slot
+        before = perf_counter()
+        started = before - 1e-3 * (preprocess_ms + before_ms)
         times: list[float] = []
         confidences: list[float] = []
         classes: list[int] = []
         refused: str | None = None
-        for stage in range(thresholds.index(-inf) + 1):
-            if may_start is not None:
-                refused = may_start(stage + 1, 1e3 * (before - started))
-                if refused:
+        if backend.run_whole is not None and may_start is None:
+            answers, later_ms = backend.run_whole(thresholds, slot)
+            confidences = [float(answer.confidence[0]) for answer in answers]
+            classes = [int(answer.class_id[0]) for answer in answers]
+            times = [1e3 * (perf_counter() - before) - sum(later_ms), *later_ms]
+        else:
+            for stage in range(thresholds.index(-inf) + 1):
+                if may_start is not None:
+                    refused = may_start(stage + 1, 1e3 * (before - started))
+                    if refused:
+                        break
+                answer = backend.run_stage(stage, 1, slot)
+                confidences.append(float(answer.confidence[0]))
+                classes.append(int(answer.class_id[0]))
+                now = perf_counter()
+                times.append(1e3 * (now - before))
+                before = now
+                if confidences[-1] >= thresholds[stage]:
                     break
-            answer = backend.run_stage(stage, 1)
-            confidences.append(float(answer.confidence[0]))
-            classes.append(int(answer.class_id[0]))
-            now = perf_counter()
-            times.append(1e3 * (now - before))
-            before = now
-            if confidences[-1] >= thresholds[stage]:
-                break
         class_id, energy_mj = classes[-1], self.energy_mj
         return Prediction(
             class_id=class_id,
@@ -84,7 +119,7 @@ class CascadeLoop:
             confidence=confidences[-1],
             exit_stage=len(classes),
             latency_ms=1e3 * (perf_counter() - started),
-            preprocess_ms=1e3 * (ready - started),
+            preprocess_ms=preprocess_ms,
             stage_latency_ms=tuple(times),
             thresholds=thresholds,
             confidences=tuple(confidences),
@@ -94,31 +129,35 @@ class CascadeLoop:
             energy_mj=None if energy_mj is None else energy_mj[len(classes) - 1],
         )
 
-    def run_many(
-        self,
-        frames: Sequence[object] | npt.NDArray[Any],
-        thresholds: tuple[float, ...],
-        order: ColorOrder | None = None,
+    def prepare_many(
+        self, frames: Sequence[object] | npt.NDArray[Any], order: ColorOrder | None = None
+    ) -> float:
+        """:meth:`prepare` for at most ``backend.max_batch`` frames."""
+        started = perf_counter()
+        buffer = self.backend.image_buffer(len(frames), self.slot)
+        for row, frame in enumerate(frames):
+            self.preprocess(frame, buffer[row], order)
+        return 1e3 * (perf_counter() - started)
+
+    def run_many_prepared(
+        self, count: int, thresholds: tuple[float, ...], preprocess_ms: float
     ) -> list[Prediction]:
-        """Classify at most ``backend.max_batch`` frames together; answers in input order.
+        """Run the stages on ``count`` prepared frames together; answers in their order.
 
         After each stage the frames that leave are answered and the others move together, so a
         later stage runs on as many frames as still need it.
         """
-        backend, last = self.backend, thresholds.index(-inf)
-        started = perf_counter()
-        buffer = backend.image_buffer(len(frames))
-        for row, frame in enumerate(frames):
-            self.preprocess(frame, buffer[row], order)
-        ready = before = perf_counter()
+        backend, slot, last = self.backend, self.slot, thresholds.index(-inf)
+        before = perf_counter()
+        started = before - 1e-3 * preprocess_ms
         answers: dict[int, Prediction] = {}
         energy_mj = self.energy_mj
-        waiting = np.arange(len(frames))
+        waiting = np.arange(count)
         times: list[float] = []
-        confidences: list[list[float]] = [[] for _ in frames]
-        classes: list[list[int]] = [[] for _ in frames]
+        confidences: list[list[float]] = [[] for _ in range(count)]
+        classes: list[list[int]] = [[] for _ in range(count)]
         for stage, threshold in enumerate(thresholds[: last + 1]):
-            answer = backend.run_stage(stage, len(waiting))
+            answer = backend.run_stage(stage, len(waiting), slot)
             # In float64 as run_one: a threshold may lie between two neighbouring float32 values.
             confidence = answer.confidence.astype(np.float64)
             leaves = confidence >= threshold
@@ -138,7 +177,7 @@ class CascadeLoop:
                         confidence=confidences[frame_at][-1],
                         exit_stage=stage + 1,
                         latency_ms=1e3 * (now - started),
-                        preprocess_ms=1e3 * (ready - started),
+                        preprocess_ms=preprocess_ms,
                         stage_latency_ms=tuple(times),
                         thresholds=thresholds,
                         confidences=tuple(confidences[frame_at]),
@@ -149,9 +188,9 @@ class CascadeLoop:
             if not len(stays):
                 break
             if len(stays) < len(waiting):
-                backend.keep_rows(stage, stays)
+                backend.keep_rows(stage, stays, slot)
                 waiting = waiting[stays]
-        return [answers[i] for i in range(len(frames))]
+        return [answers[i] for i in range(count)]
 
 
 def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:

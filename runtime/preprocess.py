@@ -230,6 +230,18 @@ class Preprocessor:
         if not (fits and self._run(pixels, order, out)):
             self.normalise(self._crop(pixels, order), out)
 
+    def hand_over(
+        self, frame: object, order: ColorOrder | None, take: calls.TakeFrame, slot: int
+    ) -> bool:
+        """Give ``frame`` to ``take``, which makes the float16 image of ``slot`` from it elsewhere.
+
+        False where that cannot be, such as without native code. Raises
+        :class:`~dvt_edge.errors.FrameError`.
+        """
+        order = order or self.config.color_order
+        pixels, plan = self._planned(check_frame(frame, order), order, np.dtype(np.float16))
+        return plan is not None and take(plan, pixels, slot)
+
     def crop(self, frame: object, order: ColorOrder | None = None) -> Pixels:
         """``frame`` in the model's channels, resized and cropped: uint8 [crop, crop(, 3)], RGB."""
         order = order or self.config.color_order
@@ -260,8 +272,18 @@ class Preprocessor:
 
     def _run(self, pixels: Pixels, order: ColorOrder, out: npt.NDArray[Any]) -> bool:
         """Whether the native library wrote ``out``."""
-        if not self._native:
+        pixels, plan = self._planned(pixels, order, out.dtype)
+        if plan is None:
             return False
+        calls.preprocess(plan, pixels, out, self._threads)
+        return True
+
+    def _planned(
+        self, pixels: Pixels, order: ColorOrder, dtype: np.dtype[Any]
+    ) -> tuple[Pixels, PreprocessPlan | None]:
+        """``pixels`` with packed rows, and how native code makes ``dtype`` of them, if it can."""
+        if not self._native:
+            return pixels, None
         if pixels.ndim == 2 and order in ("bgr", "rgb"):
             order = "gray"
         elif pixels.ndim == 3 and order == "gray":
@@ -269,16 +291,13 @@ class Preprocessor:
         packed = (1,) if pixels.ndim == 2 else (pixels.shape[2], 1)
         if pixels.strides[1:] != packed:
             pixels = np.ascontiguousarray(pixels)
-        key = (order, pixels.shape, pixels.strides[0], out.dtype)
+        key = (order, pixels.shape, pixels.strides[0], dtype)
         # One source's frames are alike. The pair is replaced as a whole: threads may race here.
         known, plan = self._plan
         if key != known:
             height, width = brightness(pixels, order).shape[:2]
             resized = _resized(height, width, self.config)
             stride = pixels.strides[0]
-            plan = calls.make_plan(self.config, order, (height, width), resized, stride, out.dtype)
+            plan = calls.make_plan(self.config, order, (height, width), resized, stride, dtype)
             self._plan = key, plan
-        if plan is None:
-            return False
-        calls.preprocess(plan, pixels, out, self._threads)
-        return True
+        return pixels, plan

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from dvt_edge.policy.choose import choose_thresholds
 from dvt_edge.policy.solver import Certificate, Solution, replay
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.progress import Progress, silent
-from dvt_edge.runtime.backends.protocol import Backend
+from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import CostsRefused, Event
 from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, costs_here, measure_costs
@@ -33,6 +35,20 @@ OnAnswer = Callable[[Prediction], None]
 OnEvent = Callable[[Event], None]
 
 
+class _Slot:
+    """Place for one frame or batch in flight."""
+
+    def __init__(self, loop: CascadeLoop) -> None:
+        self.loop = loop
+        self.writing = threading.Lock()
+        """Held while its images are written."""
+
+
+_Shot = tuple[object, ColorOrder | None, float | None]
+"""A frame on its way, its layout, and the milliseconds that preparing it took; None where it is to
+be compared with the last one first."""
+
+
 class Runtime:
     """Classifies frames with the stages of a bundle, leaving early within the budget.
 
@@ -40,7 +56,8 @@ class Runtime:
     whose ``output`` names the bundle and whose budget is kept, or the folder of a bundle, whose
     own budget is kept. ``backend`` executes the stages instead of the one that the bundle asks for.
     What happened is in :attr:`events`, also what happened while it opened; :meth:`watch` reports
-    what comes. Safe to use from several threads; frames are then worked on in turn.
+    what comes. Safe to use from several threads: stages run for one frame at a time, and the next
+    one is preprocessed meanwhile.
 
         with dvt_edge.Runtime("demo-cpu.yaml") as runtime:
             print(runtime.classify(frame).label)
@@ -52,11 +69,15 @@ class Runtime:
 
     def __init__(self, source: str | Path | Profile, *, backend: Backend | None = None) -> None:
         self._lock = threading.Lock()
+        """Held while stages run, and while thresholds change."""
+        self._ahead = threading.Lock()
+        """Held by the one :meth:`classify_each` that prepares a frame ahead."""
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         """What happened lately: thresholds changed, an audit failed, logits were not finite, stored
         costs were not used."""
         self._watchers: tuple[tuple[OnAnswer | None, OnEvent | None], ...] = ()
         self._unreported: deque[Event] = deque()
+        self._slots: list[_Slot] = []
         self.bundle, self.budget = open_source(source)
         self._loop: CascadeLoop | None = open_loop(self.bundle, backend)
         try:
@@ -65,6 +86,10 @@ class Runtime:
             self.costs = costs_here(self._loop, self.bundle, self._refuse)
             """Measured latency of leaving at each exit on this machine."""
             self._loop.energy_mj = self.costs.energy_mj
+            self._slots = [_Slot(self._loop.at(slot)) for slot in range(SLOTS)]
+            self._free: SimpleQueue[_Slot] = SimpleQueue()
+            for slot in self._slots:
+                self._free.put(slot)
             self.set_budget(self.budget)
             self._unreported.clear()  # no one could listen yet; it stays in events
         except BaseException:
@@ -133,15 +158,70 @@ class Runtime:
         :class:`~dvt_edge.errors.BudgetError` for a deadline that is not positive and
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
-        answers: list[Prediction] = []
+        slot = self._free.get()
         try:
-            with self._lock:
-                loop = self._open_loop()
-                answers.append(self._session.classify(loop, frame, color_order, deadline_ms))
+            return self._answer(slot, self._prepare(slot, frame, color_order), deadline_ms)
         finally:
-            if self._watchers or self._unreported:  # else spare each frame the call
-                self._notify(answers)
-        return answers[0]
+            self._free.put(slot)
+
+    def classify_each(
+        self,
+        frames: Iterable[object],
+        *,
+        color_order: ColorOrder | None = None,
+        deadline_ms: float | None = None,
+    ) -> Iterator[Prediction]:
+        """:meth:`classify` each of ``frames``, such as those that a camera gives; answers in order.
+
+        While the stages run for one frame, the next is fetched from ``frames`` and preprocessed, in
+        a thread of its own. Of several such loops at a time only the first works ahead. Raises as
+        :meth:`classify`, at the frame in question, and whatever ``frames`` raises.
+        """
+        coming = iter(frames)
+        if not self._ahead.acquire(blocking=False):
+            for frame in coming:
+                yield self.classify(frame, color_order=color_order, deadline_ms=deadline_ms)
+            return
+        wanted: SimpleQueue[bool] = SimpleQueue()
+        fetched: SimpleQueue[tuple[_Slot, _Shot] | BaseException | None] = SimpleQueue()
+
+        def fetch() -> tuple[_Slot, _Shot] | BaseException | None:
+            slot: _Slot | None = None
+            try:
+                for frame in coming:
+                    slot = self._free.get()
+                    return slot, self._prepare(slot, frame, color_order)
+            except BaseException as error:  # the caller's to raise
+                if slot is not None:
+                    self._free.put(slot)
+                return error
+            return None
+
+        def work() -> None:
+            while wanted.get():
+                fetched.put(fetch())
+            while not fetched.empty():  # the caller wants no more
+                unused = fetched.get()
+                if isinstance(unused, tuple):
+                    self._free.put(unused[0])
+            self._ahead.release()
+
+        # Not waited for in the end: it may be in a camera's call that never returns.
+        threading.Thread(target=work, name="dvt-edge ahead", daemon=True).start()
+        try:
+            wanted.put(True)
+            while (found := fetched.get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                slot, shot = found
+                wanted.put(True)
+                try:
+                    answer = self._answer(slot, shot, deadline_ms)
+                finally:
+                    self._free.put(slot)
+                yield answer
+        finally:
+            wanted.put(False)
 
     def classify_batch(
         self,
@@ -160,14 +240,20 @@ class Runtime:
         if getattr(frames, "ndim", 4) == 2 or getattr(frames, "shape", (0,))[1:][1:] == (3,):
             raise DataError("classify_batch takes several frames; give one frame to classify()")
         answers: list[Prediction] = []
+        size = self._open_loop().backend.max_batch
+        slot = self._free.get()
         try:
-            with self._lock:
-                loop = self._open_loop()
-                size = loop.backend.max_batch
-                for start in range(0, len(frames), size):
-                    part = frames[start : start + size]
-                    answers += loop.run_many(part, self._session.thresholds, color_order)
+            for start in range(0, len(frames), size):
+                part = frames[start : start + size]
+                with slot.writing:
+                    self._open_loop()
+                    preprocess_ms = slot.loop.prepare_many(part, color_order)
+                with self._lock:
+                    self._open_loop()
+                    thresholds = self._session.thresholds
+                    answers += slot.loop.run_many_prepared(len(part), thresholds, preprocess_ms)
         finally:
+            self._free.put(slot)
             self._notify(answers)
         return answers
 
@@ -192,12 +278,20 @@ class Runtime:
 
     def measure(self, seconds: float, progress: Progress = silent) -> Costs:
         """Measure the costs again, for about ``seconds``; thresholds stay as they are."""
-        with self._lock:
-            return measure_costs(self._open_loop(), self.bundle.manifest, seconds, progress)
+        slot = self._free.get()
+        try:
+            with self._lock:
+                self._open_loop()
+                return measure_costs(slot.loop, self.bundle.manifest, seconds, progress)
+        finally:
+            self._free.put(slot)
 
     def close(self) -> None:
-        """Free the backend's memory; closing twice does nothing."""
-        with self._lock:
+        """Free the backend's memory, once no frame is being worked on; twice does nothing."""
+        with ExitStack() as still:
+            for slot in self._slots:  # no one writes into the memory that is about to go
+                still.enter_context(slot.writing)
+            still.enter_context(self._lock)
             if self._loop is not None:
                 self._loop.backend.close()
                 self._loop = None
@@ -207,6 +301,28 @@ class Runtime:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _prepare(self, slot: _Slot, frame: object, order: ColorOrder | None) -> _Shot:
+        """Preprocess ``frame`` in ``slot``, while stages may run for another frame."""
+        with slot.writing:
+            self._open_loop()
+            early = self._session.prepares_all
+            return frame, order, slot.loop.prepare(frame, order) if early else None
+
+    def _answer(self, slot: _Slot, shot: _Shot, deadline_ms: float | None) -> Prediction:
+        """Run the stages on what :meth:`_prepare` prepared, and report."""
+        answers: list[Prediction] = []
+        try:
+            with self._lock:
+                self._open_loop()
+                frame, order, preprocess_ms = shot
+                answers.append(
+                    self._session.classify(slot.loop, frame, order, preprocess_ms, deadline_ms)
+                )
+        finally:
+            if self._watchers or self._unreported:  # else spare each frame the call
+                self._notify(answers)
+        return answers[0]
 
     def _report(self, event: Event) -> None:
         self.events.append(event)

@@ -53,6 +53,9 @@ class Session:
         self._controller: Controller | None = None
         self._audit: Audit | None = None
         self._video: VideoPolicy | None = None
+        self.prepares_all = budget is None or not budget.video
+        """Whether every frame is prepared: of consecutive ones it is not known before each is
+        compared with the last."""
         self._last: Prediction | None = None
         if budget is None:
             return
@@ -75,9 +78,10 @@ class Session:
         loop: CascadeLoop,
         frame: object,
         order: ColorOrder | None,
+        preprocess_ms: float | None,
         deadline_ms: float | None,
     ) -> Prediction:
-        """Answer one frame by all that is in force."""
+        """Answer one frame by all that is in force; ``preprocess_ms`` where it is prepared."""
         limit = self._deadline_ms if deadline_ms is None else deadline_ms
         if limit is not None and not limit > 0:  # NaN too
             raise BudgetError(
@@ -86,7 +90,7 @@ class Session:
             )
         audit = self._audit is not None and self._audit.due()
         video = None if audit else self._video
-        started, look_ms = perf_counter(), 0.0
+        started, look_ms = perf_counter(), 0.0  # of a kept answer
         if video is not None:
             look = None
             if video.wants_thumbnail:
@@ -107,7 +111,11 @@ class Session:
         in_force = self.thresholds
         thresholds = self._all_allowed if audit else in_force
         may_start = None if limit is None else self._within(limit)
-        answer = loop.run_one(frame, thresholds, order, may_start=may_start, started=started)
+        if preprocess_ms is None:
+            preprocess_ms = loop.prepare(frame, order)
+        answer = loop.run_prepared(
+            thresholds, preprocess_ms, before_ms=look_ms, may_start=may_start
+        )
         if audit:
             answer = replace(answer, thresholds=in_force, reason=answer.reason or AUDITED)
         self._learn(answer, audit)

@@ -12,28 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.runtime.native.calls import Pixels, check
-from dvt_edge.runtime.native.library import PreprocessPlan, library, unavailable
+from dvt_edge.runtime.native.calls import Pixels, check, gather_plan
+from dvt_edge.runtime.native.library import GatherPlan, PreprocessPlan, library, unavailable
 
 
 def _declared() -> ctypes.CDLL:
     found = library()
     if found is None:
         raise RuntimeError(str(unavailable()))
-    plan, pointer = ctypes.POINTER(PreprocessPlan), ctypes.c_void_p
-    integer, long = ctypes.c_int, ctypes.c_int64
-    integers, longs = ctypes.POINTER(integer), ctypes.POINTER(long)
-    gather_arguments = [ctypes.POINTER(pointer), longs, integer, pointer, integer]
-    decide = [pointer, integer, ctypes.c_double, pointer]
+    plan, pointer, integer = ctypes.POINTER(PreprocessPlan), ctypes.c_void_p, ctypes.c_int
     for name, result, arguments in (
         ("dvt_limit_instructions", None, [integer]),
-        ("dvt_preprocess_reference", integer, [plan, pointer, pointer, integer, long]),
-        ("dvt_axis_table", integer, [plan, integer, pointer]),
-        ("dvt_tile", long, [plan, long, integers, integers]),
-        ("dvt_decide", integer, decide),
-        ("dvt_decide_reference", integer, decide),
-        ("dvt_gather", None, gather_arguments),
-        ("dvt_gather_reference", None, gather_arguments),
+        ("dvt_preprocess_reference", integer, [plan, pointer, pointer, integer, ctypes.c_int64]),
+        ("dvt_gather_reference", None, [ctypes.POINTER(GatherPlan), integer]),
+        ("dvt_leaves_reference", integer, [ctypes.c_float, ctypes.c_double]),
     ):
         function = getattr(found, name)
         function.restype = result
@@ -58,53 +50,19 @@ def preprocess_reference(
     )
 
 
-def axis_table(plan: PreprocessPlan, axis: int) -> npt.NDArray[np.int32]:
-    """What the CUDA kernel reads about one axis (0 columns, 1 rows): int32 [crop, 2 + taps]; each
-    row holds a window's first pixel, its pixels, and weights with 22 fractional bits."""
-    taps = _declared().dvt_axis_table(ctypes.byref(plan), axis, None)
-    if taps < 0:
-        raise ValueError("a field of the plan is out of its range")
-    table = np.empty((plan.crop, 2 + taps), np.int32)
-    _declared().dvt_axis_table(ctypes.byref(plan), axis, table.ctypes.data)
-    return table
-
-
-def tile(plan: PreprocessPlan, shared_bytes: int) -> tuple[int, int, int] | None:
-    """Width and height in pixels of the CUDA kernel's tile, and the bytes of shared memory that it
-    needs; None where not even one pixel's window fits into ``shared_bytes``."""
-    width, height = ctypes.c_int(), ctypes.c_int()
-    needed = _declared().dvt_tile(
-        ctypes.byref(plan), shared_bytes, ctypes.byref(width), ctypes.byref(height)
-    )
-    return (width.value, height.value, int(needed)) if needed else None
-
-
-def staying_rows(
-    confidence: npt.NDArray[np.float32], threshold: float, *, reference: bool = False
-) -> npt.NDArray[np.int32]:
-    """Indexes, increasing, of the rows whose confidence does not reach ``threshold``.
-
-    NaN reaches no threshold but -inf. ``reference`` does it as the CUDA kernel's threads do.
-    """
-    confidence = np.ascontiguousarray(confidence, np.float32)
-    rows = np.empty(len(confidence), np.int32)
-    call = _declared().dvt_decide_reference if reference else _declared().dvt_decide
-    return rows[: call(confidence.ctypes.data, len(confidence), threshold, rows.ctypes.data)]
+def leaves(confidence: float, threshold: float) -> bool:
+    """Whether the exit kernel leaves: NaN reaches no threshold but -inf."""
+    return bool(_declared().dvt_leaves_reference(confidence, threshold))
 
 
 def gather(
-    arrays: Sequence[npt.NDArray[Any]],
-    rows: npt.NDArray[np.integer[Any]],
-    *,
-    reference: bool = False,
+    arrays: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.integer[Any]], threads: int
 ) -> None:
-    """Move ``rows``, increasing, of each C-contiguous array to its front, in place.
+    """Move ``rows``, increasing, of each C-contiguous array to its front, in place, as ``threads``
+    threads of the kernel do it."""
+    gather_planned(gather_plan([(a.ctypes.data, a.strides[0]) for a in arrays], rows), threads)
 
-    ``reference`` does it as the CUDA kernel's threads do.
-    """
-    count = len(arrays)
-    bases = (ctypes.c_void_p * count)(*(a.ctypes.data for a in arrays))
-    sizes = (ctypes.c_int64 * count)(*(a.strides[0] for a in arrays))
-    indexes = np.ascontiguousarray(rows, np.int32)
-    call = _declared().dvt_gather_reference if reference else _declared().dvt_gather
-    call(bases, sizes, count, indexes.ctypes.data, len(indexes))
+
+def gather_planned(plan: GatherPlan, threads: int) -> None:
+    """:func:`gather` by a plan."""
+    _declared().dvt_gather_reference(ctypes.byref(plan), threads)

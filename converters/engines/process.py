@@ -37,7 +37,8 @@ LISTING = "Layers:"
 """How the message with the planned kernels starts."""
 PROGRESS_SECONDS = 0.2
 NOISE = ("cudaError 35", "CUDA initialization failure", "CUDA lazy loading")
-"""Messages about the missing driver of a machine that builds ahead of time."""
+"""Messages about the missing driver of a machine that builds ahead of time; no news unless they are
+all that a builder says."""
 
 
 class BuilderError(Exception):
@@ -49,18 +50,23 @@ class _Logger(trt.ILogger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.errors: list[str] = []
+        self._errors: list[str] = []
+        self._noise: list[str] = []
         self.warnings: list[str] = []
         self.listing: str | None = None
+
+    @property
+    def errors(self) -> list[str]:
+        return self._errors or self._noise
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         if msg.startswith(LISTING):
             self.listing = msg
-        elif any(noise in msg for noise in NOISE):
             return
-        elif severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-            self.errors.append(msg)
-        elif severity == trt.ILogger.Severity.WARNING and msg not in self.warnings:
+        noise = any(noise in msg for noise in NOISE)
+        if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            (self._noise if noise else self._errors).append(msg)
+        elif severity == trt.ILogger.Severity.WARNING and not noise and msg not in self.warnings:
             self.warnings.append(msg)
 
 
@@ -105,10 +111,12 @@ def build_engine(request: Request, emit: Emit) -> Built:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # the exit is float32 because its confidence must be
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT-RTX: ensures that what an engine does can be captured as a graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.progress_monitor = _Monitor(emit)
-    if request.compute_capabilities:
-        _set_targets(config, request.compute_capabilities)
-    _add_profiles(builder, network, config, request.largest_batch)
+    _set_targets(config, request.compute_capabilities)
+    _add_profiles(builder, network, config, request.batch_sizes)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuilderError("; ".join(logger.errors) or "the builder gave no reason")
@@ -123,12 +131,21 @@ def build_engine(request: Request, emit: Emit) -> Built:
 
 
 def _set_targets(config: Any, capabilities: tuple[int, ...]) -> None:
-    """Compute capabilities, which TensorRT-RTX alone can build for without having them."""
-    known = {
-        name.removeprefix("SM"): value
-        for name, value in vars(trt)["ComputeCapability"].__members__.items()
-        if name.startswith("SM")
-    }
+    """GPUs to build for. TensorRT builds for the one here; TensorRT-RTX has to be told."""
+    enum = getattr(trt, "ComputeCapability", None)
+    if enum is None and capabilities:
+        raise BuilderError(
+            f"{trt.__name__} builds for the GPU of this machine alone; remove "
+            "engine.compute_capabilities"
+        )
+    if enum is None:
+        return
+    if not capabilities:  # without this it builds for a selection of NVIDIA's
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(enum.CURRENT, 0)
+        return
+    members = enum.__members__.items()
+    known = {name.removeprefix("SM"): it for name, it in members if name.startswith("SM")}
     unknown = [str(c) for c in capabilities if str(c) not in known]
     if unknown:
         raise BuilderError(
@@ -145,19 +162,17 @@ def _add_profiles(
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
-    largest_batch: int,
+    batch_sizes: tuple[int, ...],
 ) -> None:
-    """Profile 0 is batch 1 and nothing else, planned as a static network; profile 1 any batch."""
-    for smallest, largest in ((1, 1), (1, largest_batch)):
+    """One per batch size, for exactly that many images: each is planned as a static network."""
+    for size in batch_sizes:
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             image = [tensor.shape[i] for i in range(1, len(tensor.shape))]
-            least, most = (trt.Dims([n, *image]) for n in (smallest, largest))
-            profile.set_shape(tensor.name, least, most, most)
+            shape = trt.Dims([size, *image])
+            profile.set_shape(tensor.name, shape, shape, shape)
         config.add_optimization_profile(profile)
-        if largest_batch == 1:
-            return
 
 
 def main() -> int:

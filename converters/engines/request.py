@@ -15,8 +15,8 @@ class Request(Document):
     """ONNX file."""
     plan: str
     """File to write."""
-    largest_batch: int
-    """Above 1 the engine has a second profile, of 1 to this many images."""
+    batch_sizes: tuple[int, ...]
+    """Ascending from 1; the engine has a static optimization profile for each, in this order."""
     workspace_bytes: int
     compute_capabilities: tuple[int, ...] = ()
     """86 for 8.6; empty for the GPU of this machine."""

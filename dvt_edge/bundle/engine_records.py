@@ -53,3 +53,7 @@ class Engines(Document):
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     built_at: str
     """UTC, ISO 8601."""
+    preprocess: Literal["host", "device"] = "host"
+    """Where frames become images, as ``input.preprocess: auto`` found it out."""
+    preprocess_ms: dict[str, float] | None = None
+    """Median from the frame to the end of stage 1, by place; None where it was not measured."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from dvt_edge.bundle.engine_records import Engines, Precision, PrecisionFigures
+from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfig
 
@@ -72,6 +73,25 @@ class StageSpec(Document):
     def handed_on_bytes(self) -> int:
         """Size of features and relations for the next stage, per image."""
         return sum(handed_on({t.name: t.bytes_per_image for t in self.outputs}).values())
+
+
+def check_handed_on(stages: Sequence[StageSpec]) -> None:
+    """Whether each stage writes what the next one reads, in the type and shape that it reads.
+
+    The reader finds the writer's memory as it is. Raises
+    :class:`~dvt_edge.errors.BundleError`.
+    """
+    for number, (writer, reader) in enumerate(itertools.pairwise(stages), start=1):
+        written = handed_on({t.name: t for t in writer.outputs})
+        written["image"] = stages[0].inputs[0]
+        for read in reader.inputs:
+            found = written.get(read.name)
+            if found is None or (found.dtype, found.shape) != (read.dtype, read.shape):
+                what = f"{found.dtype} {list(found.shape)}" if found else "nothing of that name"
+                raise BundleError(
+                    f"stage {number + 1} reads '{read.name}' as {read.dtype} {list(read.shape)}, "
+                    f"stage {number} hands on {what}; rebuild the bundle"
+                )
 
 
 class ExitFigures(Document):

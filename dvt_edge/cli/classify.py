@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from math import isnan
 from pathlib import Path
@@ -37,17 +38,24 @@ def command(
     like classes, the summary also says how many answers agree with the folder.
     """
     answers: list[tuple[Path, Prediction]] = []
+    loaded: deque[Path] = deque()
     failed = 0
-    with watched(Runtime(profile_file)) as runtime:
+
+    def frames() -> Iterator[object]:
+        nonlocal failed
         for path in _expand(paths):
             try:
-                answer = runtime.classify(
-                    load_image(path), color_order="rgb", deadline_ms=deadline_ms
-                )
+                frame = load_image(path)
             except DataError as error:
                 failed += 1
                 click.echo(f"error: {error}", err=True)
-                continue
+            else:
+                loaded.append(path)
+                yield frame
+
+    with watched(Runtime(profile_file)) as runtime:
+        for answer in runtime.classify_each(frames(), color_order="rgb", deadline_ms=deadline_ms):
+            path = loaded.popleft()
             answers.append((path, answer))
             if as_json:
                 print_json(_values(path, answer))

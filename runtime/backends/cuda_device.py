@@ -3,6 +3,9 @@
 The primary context is used, which CUDA's runtime, torch and TensorRT share; it is current only
 inside :meth:`CudaDevice.current`, on whichever thread works at the moment. pycuda does not bind
 stream capture; that goes to libcuda itself.
+
+What must be given back is in a ``Held``, apart from the device, so that a device that nobody
+closed is closed when it is collected or the process ends, whichever thread that is on.
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ import contextlib
 import ctypes
 import math
 import os
-import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +25,14 @@ import numpy.typing as npt
 from dvt_edge.errors import BackendError, ClosedError
 from dvt_edge.machine.driver import cuda_error
 from dvt_edge.requirements import LIBRARIES
+from dvt_edge.runtime.backends.cuda_context import Held, in_a_fork, primary_context
+from dvt_edge.runtime.native.library import DriverCalls, library
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the default stream, where torch works, and ours do not wait for each
 other, and its use by another thread does not break a capture."""
+_SLEEPING = 1 | 2
+"""CU_EVENT_BLOCKING_SYNC and CU_EVENT_DISABLE_TIMING."""
 _THREAD_LOCAL_CAPTURE = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may use CUDA meanwhile."""
 
@@ -36,11 +43,7 @@ _FORKED = (
 
 _LESS = "close other programs, or lower engine.batch_sizes or engine.workspace_mb and rebuild"
 
-# The primary context, by the process that retained it. It is never detached: CUDA's runtime, which
-# engines use, keeps it until the process ends anyway, and pycuda's detach() leaves it on the stack
-# of the thread that retained it, or on another thread unreleased.
-_retained: dict[int, Any] = {}
-_retaining = threading.Lock()
+Wait = Literal["spin", "block"]
 
 
 @dataclass
@@ -61,12 +64,16 @@ class MappedArray:
 
 
 class CudaDevice:
-    """The first GPU and one stream on it; frees everything in :meth:`close`.
+    """The first GPU and one stream on it; :meth:`close` frees everything.
+
+    So does the collector, or the end of the process, where that is forgotten. ``wait`` says how a
+    thread waits for a stage at batch 1: ``spin`` answers soonest and keeps a core busy, ``block``
+    sleeps; for larger batches it always sleeps.
 
     Raises :class:`~dvt_edge.errors.BackendError` without pycuda, driver or GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Wait = "spin") -> None:
         try:
             import pycuda.driver as cuda
         except ImportError as error:
@@ -74,16 +81,12 @@ class CudaDevice:
                 f"running on a GPU needs pycuda ({error}); {LIBRARIES['pycuda.driver'].install}"
             ) from None
         self._cuda: Any = cuda
-        self._process = os.getpid()
-        if _retained and self._process not in _retained:
+        if in_a_fork():
             raise BackendError(_FORKED)
         try:
             cuda.init()
             device = cuda.Device(0)
-            with _retaining:
-                if not _retained:
-                    _retained[self._process] = device.retain_primary_context()
-            self._context = _retained[self._process]
+            context = primary_context(device)
         except cuda.Error as error:
             raise BackendError(
                 f"no NVIDIA GPU can be used ({error}); 'dvt-edge doctor' says what is missing"
@@ -95,18 +98,21 @@ class CudaDevice:
         """Whether host and device share their memory, as on Jetson."""
         self.transfers = Transfers()
         self._driver = ctypes.CDLL("libcuda.so.1")
-        self._owned: list[Any] = []
-        self._graphs: list[int] = []
-        self._modules: list[Any] = []
-        self._closed = False
+        self._held = Held(cuda, self._driver, context)
+        self._release = weakref.finalize(self, self._held.release)
+        self._spin = wait == "spin"
+        native = library()
+        self._calls = None if native is None else _Calls(native, self._driver)
+        held = self._held
         with self.current():
-            self._stream = cuda.Stream(_NON_BLOCKING)
-            self._started, self._stopped = cuda.Event(), cuda.Event()
+            held.stream = cuda.Stream(_NON_BLOCKING)
+            held.started, held.stopped = cuda.Event(), cuda.Event()
+            self._check(self._driver.cuEventCreate(ctypes.byref(held.done), _SLEEPING))
 
     @property
     def forked(self) -> bool:
         """Whether this is a process forked since, to which nothing here belongs."""
-        return os.getpid() != self._process
+        return os.getpid() != self._held.process
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -117,21 +123,28 @@ class CudaDevice:
         """
         if self.forked:
             raise BackendError(_FORKED)
-        if self._closed:
+        if not self._release.alive:
             raise ClosedError("this GPU backend is closed; open another Runtime")
+        context = self._held.context
         try:
-            self._context.push()
+            context.push()
             try:
                 yield
             finally:
-                self._context.pop()
+                context.pop()
         except self._cuda.Error as error:
             raise BackendError(_failed(str(error))) from None
 
     @property
     def stream(self) -> int:
         """Handle of the stream that everything runs on, in order."""
-        return int(self._stream.handle)
+        return int(self._held.stream.handle)
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        """Have ``close`` called when the device closes, in the order given, while the context is
+        current: after the graphs are gone and before the memory is. It must not refer to the
+        device."""
+        self._held.users.append(close)
 
     def allocate(self, size: int) -> int:
         """Address of ``size`` bytes of device memory, aligned to at least 256.
@@ -146,7 +159,7 @@ class CudaDevice:
                 f"{_mib(size)} MiB more of device memory are needed, {free >> 20} of "
                 f"{total >> 20} MiB are free; {_LESS}"
             ) from None
-        self._owned.append(memory)
+        self._held.memory[int(memory)] = memory
         return int(memory)
 
     def allocate_mapped(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> MappedArray:
@@ -159,58 +172,86 @@ class CudaDevice:
             raise BackendError(
                 f"{_mib(size)} MiB more of page-locked memory are needed and cannot be had; {_LESS}"
             ) from None
-        self._owned.append(array.base)
-        return MappedArray(array, int(array.base.get_device_pointer()))
+        address = int(array.base.get_device_pointer())
+        self._held.memory[address] = array.base
+        return MappedArray(array, address)
+
+    def free(self, address: int) -> None:
+        """Free what one of the two above gave; nothing on the stream may still use it."""
+        self._held.memory.pop(address).free()
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
         """Copy page-locked ``array`` to the device, in stream order."""
-        self._cuda.memcpy_htod_async(address, array, self._stream)
+        self._cuda.memcpy_htod_async(address, array, self._held.stream)
         self.transfers.to_device += array.nbytes
 
     def download(self, array: npt.NDArray[Any], address: int) -> None:
         """Copy from the device to ``array`` and wait."""
-        self._stream.synchronize()
+        self._held.stream.synchronize()
         self._cuda.memcpy_dtoh(array, address)
         self.transfers.to_host += array.nbytes
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy within the device, in stream order."""
-        self._cuda.memcpy_dtod_async(target, source, size, self._stream)
+        self._cuda.memcpy_dtod_async(target, source, size, self._held.stream)
 
-    def load_kernel(self, fatbin: bytes, name: str) -> Any:
-        """A kernel of compiled CUDA code, for :meth:`launch`."""
+    def load_kernel(self, fatbin: bytes, name: str) -> None:
+        """Make ``name`` of compiled CUDA code known to :meth:`launch`."""
         module = self._cuda.module_from_buffer(fatbin)
-        self._modules.append(module)
-        return module.get_function(name)
+        self._held.modules.append(module)
+        self._held.kernels[name] = module.get_function(name)
 
     def launch(
         self,
-        kernel: Any,
+        kernel: str,
         grid: tuple[int, int],
         threads: int,
         *arguments: Any,
         shared_bytes: int = 0,
     ) -> None:
-        """Run a kernel in stream order; arguments are NumPy scalars of the kernel's types."""
+        """Run a loaded kernel in stream order; arguments are NumPy scalars of the kernel's types,
+        and ``ctypes`` structures, which go by value."""
         block = (threads, 1, 1)
-        kernel(*arguments, block=block, grid=grid, shared=shared_bytes, stream=self._stream)
+        values = [_by_value(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
+        run, stream = self._held.kernels[kernel], self._held.stream
+        run(*values, block=block, grid=grid, shared=shared_bytes, stream=stream)
 
-    def synchronize(self) -> None:
-        """Wait until the stream is done."""
-        self._stream.synchronize()
+    def synchronize(self, batch: int = 1) -> None:
+        """Wait until the stream is done, as the profile says for a stage of ``batch`` images."""
+        event = self._event(batch)
+        if self._calls is not None:
+            self._check(self._calls.wait(self.stream, event))
+        elif event is None:
+            self._held.stream.synchronize()
+        else:
+            self._check(self._driver.cuEventRecord(event, ctypes.c_void_p(self.stream)))
+            self._check(self._driver.cuEventSynchronize(event))
 
-    def timed(self, work: Callable[[], None]) -> None:
-        """Do ``work`` between two events; :meth:`elapsed_ms` says how long the stream took."""
-        self._started.record(self._stream)
+    def run(self, graph: int, batch: int) -> None:
+        """Launch a captured graph and wait for it; one call where there is native code."""
+        if self._calls is not None:
+            self._check(self._calls.run_graph(graph, self.stream, self._event(batch)))
+        else:
+            self.replay(graph)
+            self.synchronize(batch)
+
+    def timed(self, work: Callable[[], None]) -> float:
+        """Do ``work`` on the stream and wait for it: the milliseconds that the stream took."""
+        held = self._held
+        held.started.record(held.stream)
         work()
-        self._stopped.record(self._stream)
-
-    def elapsed_ms(self) -> float:
-        """Time of the last :meth:`timed` work, once it is done."""
-        return float(self._stopped.time_since(self._started))
+        held.stopped.record(held.stream)
+        held.stopped.synchronize()
+        return float(held.stopped.time_since(held.started))
 
     def capture(self, work: Callable[[], None]) -> int:
         """Record what ``work`` puts on the stream as a graph, without running it."""
+        with self.recorded(work) as graph:
+            return self.instantiate(graph)
+
+    @contextlib.contextmanager
+    def recorded(self, work: Callable[[], None]) -> Iterator[ctypes.c_void_p]:
+        """What ``work`` puts on the stream, as a graph that cannot run yet; for the block."""
         stream, graph = ctypes.c_void_p(self.stream), ctypes.c_void_p()
         self._check(self._driver.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL_CAPTURE))
         try:
@@ -221,17 +262,21 @@ class CudaDevice:
                 self._driver.cuGraphDestroy(graph)
             raise
         self._check(self._driver.cuStreamEndCapture(stream, ctypes.byref(graph)))
-        runnable = ctypes.c_void_p()
         try:
-            self._check(
-                self._driver.cuGraphInstantiateWithFlags(
-                    ctypes.byref(runnable), graph, ctypes.c_ulonglong(0)
-                )
-            )
+            yield graph
         finally:
             self._driver.cuGraphDestroy(graph)
+
+    def instantiate(self, graph: ctypes.c_void_p) -> int:
+        """A graph made runnable, for :meth:`run`."""
+        runnable = ctypes.c_void_p()
+        self._check(
+            self._driver.cuGraphInstantiateWithFlags(
+                ctypes.byref(runnable), graph, ctypes.c_ulonglong(0)
+            )
+        )
         assert runnable.value is not None
-        self._graphs.append(runnable.value)
+        self._held.graphs.append(runnable.value)
         return runnable.value
 
     def replay(self, graph: int) -> None:
@@ -240,32 +285,73 @@ class CudaDevice:
             self._driver.cuGraphLaunch(ctypes.c_void_p(graph), ctypes.c_void_p(self.stream))
         )
 
-    def drop_graphs(self) -> None:
-        """Wait for the stream and destroy all graphs: before what they run is freed."""
-        with self.current(), contextlib.suppress(self._cuda.Error):
-            self._stream.synchronize()
-        while self._graphs:
-            self._driver.cuGraphExecDestroy(ctypes.c_void_p(self._graphs.pop()))
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of libcuda's that pycuda does not bind.
+
+        Raises :class:`~dvt_edge.errors.BackendError` where it fails or the driver does not have it.
+        """
+        try:
+            function = getattr(self._driver, name)
+        except AttributeError:
+            raise BackendError(f"this NVIDIA driver has no {name}; install a newer one") from None
+        self._check(function(*arguments))
+
+    def later(self, name: str, *arguments: Any) -> Callable[[], None]:
+        """The same, for :meth:`on_close`; what it answers does not matter then."""
+        function = getattr(self._driver, name)
+
+        def call() -> None:
+            function(*arguments)
+
+        return call
+
+    @property
+    def context(self) -> ctypes.c_void_p:
+        """Handle of the context."""
+        return ctypes.c_void_p(self._held.context.handle)
 
     def close(self) -> None:
         """Free everything, also after a failure; twice or in a forked process it does nothing.
 
         The arrays of :meth:`allocate_mapped` are not to be touched afterwards.
         """
-        if self._closed or self.forked:
-            return
-        self.drop_graphs()
-        with self.current():
-            while self._owned:
-                with contextlib.suppress(self._cuda.Error):
-                    self._owned.pop().free()
-            self._modules.clear()
-            del self._stream, self._started, self._stopped
-        self._closed = True
+        if not self.forked:
+            self._release()
+
+    def _event(self, batch: int) -> ctypes.c_void_p | None:
+        """What to sleep on; None to ask again and again instead."""
+        return None if self._spin and batch == 1 else self._held.done
 
     def _check(self, status: int) -> None:
         if status:
             raise BackendError(_failed(cuda_error(self._driver, status)))
+
+
+class _Calls:
+    """Launching and waiting in native code: one call each, other threads run meanwhile."""
+
+    def __init__(self, native: ctypes.CDLL, driver: Any) -> None:
+        names = ("cuGraphLaunch", "cuStreamQuery", "cuEventRecord", "cuEventSynchronize")
+        self._functions = [
+            getattr(driver, name) for name in names
+        ]  # kept: what follows points there
+        self._driver = DriverCalls(
+            *(ctypes.cast(function, ctypes.c_void_p).value for function in self._functions)
+        )
+        self._native = native
+
+    def run_graph(self, graph: int, stream: int, event: ctypes.c_void_p | None) -> int:
+        return int(self._native.dvt_run_graph(ctypes.byref(self._driver), graph, stream, event))
+
+    def wait(self, stream: int, event: ctypes.c_void_p | None) -> int:
+        return int(self._native.dvt_wait(ctypes.byref(self._driver), stream, event))
+
+
+def _by_value(structure: ctypes.Structure) -> np.void:
+    """As pycuda passes a structure to a kernel."""
+    data = bytes(structure)
+    value: np.void = np.frombuffer(data, np.dtype((np.void, len(data))))[0]
+    return value
 
 
 def _failed(reason: str) -> str:

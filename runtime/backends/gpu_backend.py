@@ -9,31 +9,32 @@ else goes to the host. Each byte that crosses is counted in ``device.transfers``
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, TensorSpec, handed_on
-from dvt_edge.errors import BackendError, ClosedError
-from dvt_edge.requirements import LIBRARIES
-from dvt_edge.runtime.backends.cuda_device import CudaDevice, MappedArray
-from dvt_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaStage, open_cuda_session
-from dvt_edge.runtime.backends.protocol import StageAnswer
-from dvt_edge.runtime.backends.tensorrt_stage import (
-    StageEngine,
-    TensorRTStage,
-    load_module,
-    make_logger,
-    make_runtime,
+from dvt_edge.bundle.manifest import (
+    HANDED_ON,
+    StageSpec,
+    TensorSpec,
+    check_handed_on,
+    handed_on,
 )
-from dvt_edge.runtime.native.library import kernels
+from dvt_edge.errors import BackendError, ClosedError
+from dvt_edge.runtime.backends.cuda_device import CudaDevice, MappedArray
+from dvt_edge.runtime.backends.device_preprocess import DevicePreprocess
+from dvt_edge.runtime.backends.protocol import SLOTS, RunWhole, StageAnswer
+from dvt_edge.runtime.backends.tensorrt_stage import StageEngine
+from dvt_edge.runtime.native.calls import TakeFrame, gather_plan
+from dvt_edge.runtime.native.library import PreprocessPlan
 
 ANSWERS = ("confidence", "class_id")
 GATHER_THREADS = 256
+GATHER_BLOCKS = 1024
+"""Blocks per tensor, at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,20 @@ Gather = Callable[[Sequence[Rows], npt.NDArray[np.intp]], None]
 """Moves chosen rows, increasing, of tensors in device memory to their fronts."""
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """One stage, bound for one batch size and one image."""
+
+    enqueue: Callable[[], None]
+    graph: int | None
+    """The same as a CUDA graph; None where it cannot be captured."""
+
+
 class DeviceBackend:
-    """A :class:`~dvt_edge.runtime.backends.protocol.Backend` over engines, on a device it owns."""
+    """A :class:`~dvt_edge.runtime.backends.protocol.Backend` over engines, on a device it owns.
+
+    Raises :class:`~dvt_edge.errors.BundleError` for stages that do not fit one another.
+    """
 
     def __init__(
         self,
@@ -64,44 +77,66 @@ class DeviceBackend:
         self._batch_sizes = sorted(batch_sizes)
         self.max_batch = max(batch_sizes)
         self.bytes_resident = 0
-        self.gather: Gather = self._copy_rows
-        """How survivors' rows are moved; a kernel where there is one."""
-        self._graphs: dict[tuple[int, int], int | None] = {}
+        self.gather: Gather | None = None
+        """The kernel that moves survivors' rows; without it, each row is a copy."""
+        self._preprocess: DevicePreprocess | None = None
+        self._taken = [False] * SLOTS
+        """Whether the slot's image is still to be made of the frame that was taken for it."""
+        self._prepared: dict[tuple[int, int, int], _Prepared] = {}
+        self._images: list[MappedArray] = []
         self._answers: list[dict[str, MappedArray]] = []
         self._addresses: list[dict[str, int]] = []
-        self._closed = False
-        self.stage_ms: float | None = 0.0
+        self.run_whole: RunWhole | None = None
+        self.time_stages = False
+        self.stage_ms: float | None = None
+        # What was captured and bound goes before engines do, engines before memory.
+        device.on_close(self._prepared.clear)
+        for stage in stages:
+            device.on_close(stage.close)
         try:
+            check_handed_on(specs)
             with device.current():
                 self._allocate()
         except BaseException:
             self.close()
             raise
 
-    def image_buffer(self, count: int) -> npt.NDArray[Any]:
-        if not self._addresses:
+    def image_buffer(self, count: int, slot: int = 0) -> npt.NDArray[Any]:
+        if not self._images:
             raise ClosedError("this GPU backend is closed; open another Runtime")
-        rows: npt.NDArray[Any] = self._image.array[:count]
+        self._taken[slot] = False
+        rows: npt.NDArray[Any] = self._images[slot].array[:count]
         return rows
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
         batch = next(size for size in self._batch_sizes if size >= count)
         device = self.device
         with device.current():
-            if stage == 0 and not device.integrated:
-                device.upload(self._addresses[0]["image"], self._image.array[:count])
-            if (stage, batch) not in self._graphs:
-                self._graphs[stage, batch] = self._prepare(stage, batch)
-            graph = self._graphs[stage, batch]
-            if graph is None:
-                device.timed(lambda: self._stages[stage].enqueue(batch, device.stream))
+            if stage == 0:
+                self.send(count, slot)
+            prepared = self._prepare(stage, batch, slot)
+            if self.time_stages:
+                self.stage_ms = device.timed(prepared.enqueue)
+            elif prepared.graph is not None:
+                device.run(prepared.graph, batch)
             else:
-                device.timed(lambda: device.replay(graph))
-            device.synchronize()
-            self.stage_ms = device.elapsed_ms()
+                prepared.enqueue()
+                device.synchronize(batch)
+        return self.answer(stage, count)
+
+    def answer(self, stage: int, count: int) -> StageAnswer:
+        """What ``stage``, which ran last, answered; counted as sent to the host."""
         answers = {name: mapped.array[:count] for name, mapped in self._answers[stage].items()}
-        device.transfers.to_host += sum(array.nbytes for array in answers.values())
+        self.device.transfers.to_host += sum(array.nbytes for array in answers.values())
         return StageAnswer(answers["confidence"], answers["class_id"])
+
+    def captured(self, stage: int, batch: int, slot: int = 0) -> bool:
+        """Whether ``stage`` runs as a CUDA graph at ``batch`` images; it was prepared before."""
+        return self._prepared[self._key(stage, batch, slot)].graph is not None
+
+    def addresses(self, stage: int, slot: int = 0) -> Mapping[str, int]:
+        """Where ``stage`` finds the image of ``slot``, its other inputs and its outputs."""
+        return {**self._addresses[stage], "image": self.image_address(slot)}
 
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
         spec = next(t for t in self._specs[stage].outputs if t.name == "logits")
@@ -110,39 +145,70 @@ class DeviceBackend:
             self.device.download(values, self._addresses[stage]["logits"])
         return values
 
-    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         image, outputs = self._specs[0].inputs[0], self._specs[stage].outputs
         going_on = (image, *(t for t in outputs if t.name.startswith(HANDED_ON)))
-        addresses = self._addresses[stage]
+        addresses = self.addresses(stage, slot)
         tensors = [(addresses[t.name], t.bytes_per_image) for t in going_on]
         with self.device.current():
-            self.gather(tensors, rows)
+            (self.gather or self._copy_rows)(tensors, rows)
 
     def close(self) -> None:
         """Free everything, users before what they use; nothing in a process forked since."""
-        if self.device.forked or self._closed:
+        if self.device.forked:
             return
-        self._closed = True
-        self.device.drop_graphs()
-        self.gather = self._copy_rows  # a kernel's module is unloaded with the device's memory
-        self._graphs.clear()
-        with self.device.current():
-            for stage in self._stages:
-                stage.close()
+        self.run_whole = None
+        self._images.clear()
         self._stages.clear()
         self._addresses.clear()
         self._answers.clear()
         self.device.close()
 
+    def send(self, count: int, slot: int) -> None:
+        """Bring the images of ``slot`` to the device, in stream order."""
+        if self._taken[slot] and self._preprocess is not None:
+            self._preprocess.make_image(slot, self.image_address(slot))
+        elif not self.device.integrated:
+            self.device.upload(self.image_address(slot), self._images[slot].array[:count])
+
+    def enqueue(self, stage: int, slot: int) -> Callable[[], None]:
+        """What puts ``stage`` at batch 1 on the stream; warmed up."""
+        return self._prepare(stage, 1, slot).enqueue
+
+    def preprocess_here(self, fatbin: bytes) -> None:
+        """From now on :attr:`take_frame` takes frames, which become images on the device.
+
+        ``fatbin`` are the compiled kernels. Raises :class:`~dvt_edge.errors.BackendError` where
+        they are for other GPUs than this one.
+        """
+        self._preprocess = DevicePreprocess(self.device, fatbin)
+
+    @property
+    def stage_count(self) -> int:
+        return len(self._stages)
+
+    @property
+    def take_frame(self) -> TakeFrame | None:
+        return None if self._preprocess is None else self._take
+
+    def _take(self, plan: PreprocessPlan, frame: npt.NDArray[np.uint8], slot: int) -> bool:
+        assert self._preprocess is not None
+        self._taken[slot] = self._preprocess.take(plan, frame, slot)
+        return self._taken[slot]
+
+    def image_address(self, slot: int) -> int:
+        """Where stages find the image of ``slot``."""
+        # Where memory is shared the device reads frames where preprocessing writes them.
+        return self._images[slot].address if self.device.integrated else self._on_device
+
     def _allocate(self) -> None:
         """Every buffer of every stage, at the largest batch."""
         image = self._specs[0].inputs[0]
-        self._image = self._map(image)
-        # Where memory is shared the device reads frames where preprocessing writes them.
-        at = self._image.address if self.device.integrated else self._reserve(image)
+        self._images += [self._map(image) for _ in range(SLOTS)]
+        self._on_device = 0 if self.device.integrated else self._reserve(image)
         for spec in self._specs:
             before = handed_on(self._addresses[-1]) if self._addresses else {}
-            addresses = {"image": at, **before}
+            addresses = dict(before)
             answers = {}
             for tensor in spec.outputs:
                 if tensor.name in ANSWERS:
@@ -166,22 +232,33 @@ class DeviceBackend:
         self.bytes_resident += size
         return self.device.allocate(size)
 
-    def _prepare(self, stage: int, batch: int) -> int | None:
-        """Bind, warm up, and capture as a graph where the engine allows it."""
-        device, engine = self.device, self._stages[stage]
-        spec = self._specs[stage]
-        names = [t.name for t in (*spec.inputs, *spec.outputs)]
-        addresses = {name: self._addresses[stage][name] for name in names}
-        engine.prepare(batch, addresses, self._scratch, device.stream)
-        engine.enqueue(batch, device.stream)
+    def _prepare(self, stage: int, batch: int, slot: int) -> _Prepared:
+        """Bind, warm up, and capture as a graph where the engine allows it; once."""
+        key = self._key(stage, batch, slot)
+        found = self._prepared.get(key)
+        if found is not None:
+            return found
+        device, engine, spec = self.device, self._stages[stage], self._specs[stage]
+        every = self.addresses(stage, slot)
+        addresses = {t.name: every[t.name] for t in (*spec.inputs, *spec.outputs)}
+        enqueue = engine.prepare(batch, addresses, self._scratch, device.stream)
+        enqueue()
         device.synchronize()
-        if not engine.capturable:
-            return None
-        try:
-            return device.capture(lambda: engine.enqueue(batch, device.stream))
-        except BackendError as error:
-            _log.warning("stage %d at batch %d runs without a graph: %s", stage + 1, batch, error)
-            return None
+        engine.warmed_up()
+        graph = None
+        if engine.capturable:
+            try:
+                graph = device.capture(enqueue)
+            except BackendError as error:
+                _log.warning(
+                    "stage %d at batch %d runs without a graph: %s", stage + 1, batch, error
+                )
+        prepared = self._prepared[key] = _Prepared(enqueue, graph)
+        return prepared
+
+    def _key(self, stage: int, batch: int, slot: int) -> tuple[int, int, int]:
+        """All slots share one image where it is sent to the device."""
+        return stage, batch, slot if self.device.integrated else 0
 
     def _copy_rows(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None:
         """Row by row, in order: rows increase, so none is overwritten before it has moved."""
@@ -192,86 +269,15 @@ class DeviceBackend:
 
 
 class GatherKernel:
-    """Rows moved by one kernel per tensor instead of one copy per row."""
+    """Rows of all tensors moved by one launch, instead of one copy per row and tensor."""
 
-    def __init__(self, device: CudaDevice, fatbin: bytes, max_batch: int) -> None:
+    def __init__(self, device: CudaDevice, fatbin: bytes) -> None:
         self._device = device
         with device.current():
-            self._kernel = device.load_kernel(fatbin, "dvt_gather_kernel")
-            self._rows = device.allocate_mapped((max_batch + 1,), np.int32)
+            device.load_kernel(fatbin, "dvt_gather_kernel")
 
     def __call__(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None:
-        self.choose(rows)
-        for address, row_bytes in tensors:
-            self.move(address, row_bytes)
-
-    def choose(self, rows: npt.NDArray[np.intp]) -> None:
-        """Which rows :meth:`move` moves."""
-        self._device.synchronize()  # the last move may still read its rows
-        self._rows.array[0] = len(rows)
-        self._rows.array[1 : len(rows) + 1] = rows
-        self._device.transfers.to_device += self._rows.array.itemsize * (len(rows) + 1)
-
-    def move(self, address: int, row_bytes: int) -> None:
-        """Move the chosen rows, in stream order."""
-        words = row_bytes // 16 if row_bytes % 16 == 0 else row_bytes
-        blocks = min(1024, -(-words // GATHER_THREADS))
-        at = self._rows.address
-        arguments = (np.uintp(address), np.int64(row_bytes), np.uintp(at + 4), np.uintp(at))
-        self._device.launch(self._kernel, (blocks, 1), GATHER_THREADS, *arguments)
-
-
-def open_tensorrt(
-    module: str, paths: Sequence[Path], specs: Sequence[StageSpec], batch_sizes: Sequence[int]
-) -> DeviceBackend:
-    """TensorRT engines on the first GPU; raises :class:`~dvt_edge.errors.BackendError`."""
-    trt: Any = load_module(module)
-
-    def stages(device: CudaDevice) -> Iterator[StageEngine]:
-        logger = make_logger(trt)
-        runtime = make_runtime(trt, logger)
-        for path in paths:
-            yield TensorRTStage(trt, runtime, logger, path.read_bytes(), str(path))
-
-    return _open(f"{LIBRARIES[module].name} {trt.__version__}", stages, specs, batch_sizes)
-
-
-def open_onnxruntime_cuda(
-    paths: Sequence[Path], specs: Sequence[StageSpec], batch_sizes: Sequence[int]
-) -> DeviceBackend:
-    """Graphs in ONNX Runtime on the first GPU; raises :class:`~dvt_edge.errors.BackendError`."""
-
-    def stages(device: CudaDevice) -> Iterator[StageEngine]:
-        for path, spec in zip(paths, specs, strict=True):
-            yield OnnxRuntimeCudaStage(open_cuda_session(path, device.stream), spec)
-
-    return _open(f"ONNX Runtime {ort.__version__}", stages, specs, batch_sizes)
-
-
-def _open(
-    name: str,
-    stages: Callable[[CudaDevice], Iterator[StageEngine]],
-    specs: Sequence[StageSpec],
-    batch_sizes: Sequence[int],
-) -> DeviceBackend:
-    device = CudaDevice()
-    opened: list[StageEngine] = []
-    try:
-        with device.current():
-            opened.extend(stages(device))
-    except BaseException:
-        for stage in opened:
-            stage.close()
-        device.close()
-        raise
-    backend = DeviceBackend(name, device, opened, specs, batch_sizes)
-    fatbin = kernels()
-    if fatbin is not None:
-        try:
-            backend.gather = GatherKernel(device, fatbin, backend.max_batch)
-        except BackendError as error:  # compiled for other GPUs than this one
-            _log.warning("survivors move row by row, without a kernel: %s", error)
-        except BaseException:
-            backend.close()
-            raise
-    return backend
+        words = max(size // 16 if size % 16 == 0 else size for _, size in tensors)
+        blocks = min(GATHER_BLOCKS, -(-words // GATHER_THREADS))
+        plan = gather_plan(tensors, rows)
+        self._device.launch("dvt_gather_kernel", (blocks, len(tensors)), GATHER_THREADS, plan)

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, handed_on
+from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, check_handed_on, handed_on
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import available_cores
-from dvt_edge.runtime.backends.protocol import StageAnswer
+from dvt_edge.runtime.backends.protocol import SLOTS, RunWhole, StageAnswer
+from dvt_edge.runtime.native.calls import TakeFrame
 
 
 def open_session(
@@ -69,31 +70,38 @@ class OnnxRuntimeBackend:
     ) -> None:
         self.name = f"ONNX Runtime {ort.__version__}"
         self.gpu: str | None = None
+        self.time_stages = False
         self.stage_ms: float | None = None
+        self.take_frame: TakeFrame | None = None
+        self.run_whole: RunWhole | None = None
         self.max_batch = max_batch
         batches = max_batch > 1
         self._sessions = [open_session(str(p), threads, shared_scratch=batches) for p in paths]
+        check_handed_on(specs)
+        image = specs[0].inputs[0]
+        self._images = [np.zeros(image.shape_at(max_batch), image.dtype) for _ in range(SLOTS)]
         self.tensors: list[dict[str, npt.NDArray[Any]]] = []
-        """All inputs and outputs of every stage, at full batch."""
+        """All inputs but the image and all outputs of every stage, at full batch."""
         shared: dict[str, npt.NDArray[Any]] = {}
         for spec in specs:
             tensors = dict(shared)
             for t in (*spec.inputs, *spec.outputs):
-                if t.name not in shared:
+                if t.name not in shared and t.name != "image":
                     tensors[t.name] = np.zeros(t.shape_at(max_batch), t.dtype)
             self.tensors.append(tensors)
-            shared = {"image": tensors["image"], **handed_on(tensors)}
+            shared = handed_on(tensors)
         arrays = {id(a): a.nbytes for tensors in self.tensors for a in tensors.values()}
-        self.bytes_resident = sum(arrays.values())
+        self.bytes_resident = sum(arrays.values()) + sum(a.nbytes for a in self._images)
         self._specs = list(specs)
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
 
-    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
-        image: npt.NDArray[np.float32] = self.tensors[0]["image"][:count]
+    def image_buffer(self, count: int, slot: int = 0) -> npt.NDArray[np.float32]:
+        image: npt.NDArray[np.float32] = self._images[slot][:count]
         return image
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
-        binding = self._bindings.get((stage, count)) or self._bind(stage, count)
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
+        key = (stage, count, slot)
+        binding = self._bindings.get(key) or self._bind(*key)
         try:
             self._sessions[stage].run_with_iobinding(binding)
         except Exception as error:
@@ -105,10 +113,10 @@ class OnnxRuntimeBackend:
         values: npt.NDArray[np.float32] = self.tensors[stage]["logits"][:count]
         return values
 
-    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         tensors = self.tensors[stage]
-        for name in ("image", *(name for name in tensors if name.startswith(HANDED_ON))):
-            array = tensors[name]
+        going_on = [array for name, array in tensors.items() if name.startswith(HANDED_ON)]
+        for array in (self._images[slot], *going_on):
             for target, source in enumerate(rows):
                 if target != source:
                     array[target] = array[source]
@@ -116,18 +124,20 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         self._bindings.clear()
         self._sessions.clear()
+        self._images.clear()
         self.tensors.clear()
         self.bytes_resident = 0
 
-    def _bind(self, stage: int, count: int) -> ort.IOBinding:
-        """A binding of the first ``count`` rows, made once per stage and count."""
+    def _bind(self, stage: int, count: int, slot: int) -> ort.IOBinding:
+        """A binding of the first ``count`` rows, made once per stage, count and slot."""
+        tensors = {**self.tensors[stage], "image": self._images[slot]}
         binding = self._sessions[stage].io_binding()
         for specs, bind in (
             (self._specs[stage].inputs, binding.bind_ortvalue_input),
             (self._specs[stage].outputs, binding.bind_ortvalue_output),
         ):
             for spec in specs:
-                rows = self.tensors[stage][spec.name][:count]
+                rows = tensors[spec.name][:count]
                 bind(spec.name, ort.OrtValue.ortvalue_from_numpy(rows))
-        self._bindings[stage, count] = binding
+        self._bindings[stage, count, slot] = binding
         return binding

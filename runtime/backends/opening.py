@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dvt_edge.bundle.bundle import Bundle
-from dvt_edge.bundle.manifest import StageSpec
+from dvt_edge.bundle.manifest import Manifest, StageSpec
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import read_board
 from dvt_edge.machine.driver import read_driver
 from dvt_edge.machine.platform import MODULES, Platform, check_platform, platform_here
 from dvt_edge.profile import EngineConfig
-from dvt_edge.runtime.backends.gpu_backend import open_onnxruntime_cuda, open_tensorrt
+from dvt_edge.runtime.backends.gpu_opening import open_onnxruntime_cuda, open_tensorrt
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.backends.tensorrt_stage import load_module
@@ -42,20 +42,42 @@ def open_backend(bundle: Bundle) -> Backend:
         _check_engines(manifest.engines.platform, bundle.folder)
     paths = [bundle.stage_path(i) for i in range(len(manifest.stages))]
     return open_stages(
-        manifest.engine, paths, manifest.stages, max_batch=max(manifest.engine.batch_sizes)
+        manifest.engine,
+        paths,
+        manifest.stages,
+        max_batch=max(manifest.engine.batch_sizes),
+        preprocess=_preprocesses(manifest),
     )
 
 
 def open_stages(
-    engine: EngineConfig, paths: Sequence[Path], specs: Sequence[StageSpec], *, max_batch: int
+    engine: EngineConfig,
+    paths: Sequence[Path],
+    specs: Sequence[StageSpec],
+    *,
+    max_batch: int,
+    preprocess: bool = False,
 ) -> Backend:
-    """Open the first stages of a cascade from their files; raises as :func:`open_backend`."""
+    """Open the first stages of a cascade from their files; raises as :func:`open_backend`.
+
+    ``preprocess``: on a GPU, single frames become images there.
+    """
     if engine.backend == "onnxruntime" and engine.provider == "cpu":
         return OnnxRuntimeBackend(paths, specs, max_batch, engine.threads)
-    sizes = [size for size in engine.batch_sizes if size <= max_batch]
+    sizes = tuple(size for size in engine.batch_sizes if size <= max_batch)
+    engine = engine.model_copy(update={"batch_sizes": sizes})
     if engine.backend == "onnxruntime":
-        return open_onnxruntime_cuda(paths, specs, sizes)
-    return open_tensorrt(MODULES[engine.backend], paths, specs, sizes)
+        return open_onnxruntime_cuda(paths, specs, engine, preprocess=preprocess)
+    module = MODULES[engine.backend]
+    return open_tensorrt(module, paths, specs, engine, preprocess=preprocess)
+
+
+def _preprocesses(manifest: Manifest) -> bool:
+    """Whether a GPU makes images of frames: as the profile says, or as was measured."""
+    asked = manifest.input.preprocess
+    if asked != "auto":
+        return asked == "device"
+    return manifest.engines is not None and manifest.engines.preprocess == "device"
 
 
 def _stand_in(bundle: Bundle) -> Backend:

@@ -35,8 +35,15 @@ MIN_PACED_ROUNDS = 2
 HISTOGRAM_BINS = 40
 
 
+TIMED_SHARE = 8
+"""On a GPU, one run in so many is timed by the device's own events, which takes time; its latency
+is not counted."""
+
+
 class _DeviceTimes:
-    """A backend, and how long its device was busy with each stage that ran."""
+    """A backend whose GPU times its stages, and how long it was busy with each that ran."""
+
+    run_whole = None
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -45,8 +52,12 @@ class _DeviceTimes:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
-        answer = self._backend.run_stage(stage, count)
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
+        self._backend.time_stages = True
+        try:
+            answer = self._backend.run_stage(stage, count, slot)
+        finally:
+            self._backend.time_stages = False
         self.busy_ms.append(self._backend.stage_ms or 0.0)
         return answer
 
@@ -60,25 +71,25 @@ class ForcedExits:
 
     def __init__(self, loop: CascadeLoop, manifest: Manifest) -> None:
         self.count = len(manifest.stages)
-        self._loop = copy(loop)
-        self._times: _DeviceTimes | None = None
-        if loop.backend.stage_ms is not None:
-            self._times = _DeviceTimes(loop.backend)
-            self._loop.backend = cast(Backend, self._times)
+        self._loop = loop
         self._frame = noise_frame(manifest)
         self._thresholds = [tuple(closed_before(self.count, k).tolist()) for k in range(self.count)]
 
+    @property
+    def on_gpu(self) -> bool:
+        return self._loop.backend.gpu is not None
+
     def run(self, exit_at: int) -> Prediction:
         """Classify the frame up to exit ``exit_at`` (from 0)."""
-        if self._times is not None:
-            self._times.busy_ms.clear()
         return self._loop.run_one(self._frame, self._thresholds[exit_at])
 
-    def transfer_ms(self, answer: Prediction) -> float | None:
-        """What the stages of the last run, which gave ``answer``, took beyond the device's work."""
-        if self._times is None:
-            return None
-        return max(0.0, sum(answer.stage_latency_ms) - sum(self._times.busy_ms))
+    def transfer_ms(self, exit_at: int) -> float:
+        """The same on a GPU: what the stages took beyond the device's own work, events included."""
+        times = _DeviceTimes(self._loop.backend)
+        loop = copy(self._loop)
+        loop.backend = cast(Backend, times)
+        answer = loop.run_one(self._frame, self._thresholds[exit_at])
+        return max(0.0, sum(answer.stage_latency_ms) - sum(times.busy_ms))
 
     def round_ms(self) -> float:
         """Run all exits in turn; returns the sum of their latencies."""
@@ -128,13 +139,12 @@ class Samples:
 
     def run(self, exit_at: int) -> None:
         """Run once, and keep the times."""
+        rows, transfers = self._rows[exit_at], self._transfers[exit_at]
+        if self._exits.on_gpu and (len(rows) + len(transfers)) % TIMED_SHARE == 1:
+            transfers.append(self._exits.transfer_ms(exit_at))
+            return
         answer = self._exits.run(exit_at)
-        self._rows[exit_at].append(
-            (answer.latency_ms, answer.preprocess_ms, *answer.stage_latency_ms)
-        )
-        transfer_ms = self._exits.transfer_ms(answer)
-        if transfer_ms is not None:
-            self._transfers[exit_at].append(transfer_ms)
+        rows.append((answer.latency_ms, answer.preprocess_ms, *answer.stage_latency_ms))
 
     def timing(self, fps: float | None, missed: int = 0) -> PacedTiming:
         return PacedTiming(

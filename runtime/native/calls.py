@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.profile import ColorOrder, InputConfig
-from dvt_edge.runtime.native.library import NO_MEMORY, OK, PreprocessPlan, library
+from dvt_edge.runtime.native.library import NO_MEMORY, OK, GatherPlan, PreprocessPlan, library
 
 LAYOUTS: dict[ColorOrder, int] = {"bgr": 0, "rgb": 1, "gray": 2, "nv12": 3, "yuyv": 4}
 FILTERS = {"bilinear": 0, "bicubic": 1}
@@ -18,6 +19,9 @@ LARGEST_SIDE = 1 << 24
 """Of a frame, px: beyond it Pillow's single-precision boxes are no longer exact either."""
 
 Pixels = npt.NDArray[np.uint8]
+
+TakeFrame = Callable[[PreprocessPlan, Pixels, int], bool]
+"""Takes a frame for a slot, to make its image as the plan says; False where it cannot."""
 
 
 def make_plan(
@@ -65,6 +69,42 @@ def preprocess(
     found = library()
     assert found is not None, "callers check library() first"
     check(found.dvt_preprocess(ctypes.byref(plan), frame.ctypes.data, out.ctypes.data, threads))
+
+
+def axis_table(plan: PreprocessPlan, axis: int) -> npt.NDArray[np.int32]:
+    """What the CUDA kernel reads about one axis (0 columns, 1 rows): int32 [crop, 2 + taps]; each
+    row holds a window's first pixel, its pixels, and weights with 22 fractional bits."""
+    found = library()
+    assert found is not None, "callers check library() first"
+    taps = found.dvt_axis_table(ctypes.byref(plan), axis, None)
+    if taps < 0:
+        raise ValueError("a field of the plan is out of its range")
+    table = np.empty((plan.crop, 2 + taps), np.int32)
+    found.dvt_axis_table(ctypes.byref(plan), axis, table.ctypes.data)
+    return table
+
+
+def tile(plan: PreprocessPlan, shared_bytes: int) -> tuple[int, int, int] | None:
+    """Width and height in pixels of the CUDA kernel's tile, and the bytes of shared memory that it
+    needs; None where not even one pixel's window fits into ``shared_bytes``."""
+    found = library()
+    assert found is not None, "callers check library() first"
+    width, height = ctypes.c_int(), ctypes.c_int()
+    needed = found.dvt_tile(
+        ctypes.byref(plan), shared_bytes, ctypes.byref(width), ctypes.byref(height)
+    )
+    return (width.value, height.value, int(needed)) if needed else None
+
+
+def gather_plan(
+    tensors: Sequence[tuple[int, int]], rows: npt.NDArray[np.integer[Any]]
+) -> GatherPlan:
+    """Move ``rows``, increasing, to the front of each of ``tensors``: address, bytes of a row."""
+    plan = GatherPlan(arrays=len(tensors), count=len(rows))
+    for i, (address, row_bytes) in enumerate(tensors):
+        plan.base[i], plan.row_bytes[i] = address, row_bytes
+    np.ctypeslib.as_array(plan.rows)[: len(rows)] = rows
+    return plan
 
 
 def check(status: int) -> None:

@@ -51,6 +51,18 @@ struct DvtPlan {
     float shift[3];
 };
 
+// Rows that go on, of every array that goes on. Passed by value to the kernel: nothing has to be
+// sent before it.
+constexpr int kGatherArrays = 8;
+constexpr int kGatherRows = 1024;
+struct DvtGather {
+    uint64_t base[kGatherArrays];  // addresses, aligned to 16 bytes; array i is [n][row_bytes[i]]
+    int64_t row_bytes[kGatherArrays];
+    int32_t arrays;
+    int32_t count;               // of rows
+    uint16_t rows[kGatherRows];  // increasing
+};
+
 namespace dvt {
 
 // Whether every field is in its range.
@@ -280,24 +292,29 @@ DVT_DEVICE bool leaves(float confidence, double threshold) {
     return double(confidence) >= threshold || threshold == -__builtin_huge_val();
 }
 
-// If `row` stays, write it to its place in rows; the last row writes how many stay.
-// Counting the rows before costs n steps a row and needs no order among threads; n <= 1024.
-DVT_DEVICE void decide(const float* confidence, int n, double threshold, int row, int32_t* rows,
-                       int32_t* count) {
-    int before = 0;
-    for (int i = 0; i < row; ++i) before += !leaves(confidence[i], threshold);
-    const bool stays = !leaves(confidence[row], threshold);
-    if (stays) rows[before] = row;
-    if (row == n - 1) *count = before + stays;
+// Move word `word` of the chosen rows to the front of base [n][row_words]. In place: rows increase,
+// so a row is read before it is written as long as one thread moves a word of all rows.
+template <typename Word>
+DVT_DEVICE void gather_word(Word* base, int64_t row_words, const DvtGather& g, int64_t word) {
+    for (int i = 0; i < g.count; ++i)
+        if (g.rows[i] != i) base[i * row_words + word] = base[g.rows[i] * row_words + word];
 }
 
-// Move word `word` of rows[0..count) to rows 0..count - 1 of base [n][row_words]. In place: rows
-// increase, so a row is read before it is written as long as one thread moves a word of all rows.
-template <typename Word>
-DVT_DEVICE void gather_word(Word* base, int64_t row_words, const int32_t* rows, int count,
-                            int64_t word) {
-    for (int i = 0; i < count; ++i)
-        if (rows[i] != i) base[i * row_words + word] = base[rows[i] * row_words + word];
+// Thread `thread` of `threads` moves its share of array `a`.
+DVT_DEVICE void gather(const DvtGather& g, int a, int64_t thread, int64_t threads) {
+    struct alignas(16) Wide {
+        uint32_t part[4];
+    };
+    void* const base = reinterpret_cast<void*>(g.base[a]);
+    const int64_t bytes = g.row_bytes[a];
+    if (bytes % sizeof(Wide) == 0) {
+        const int64_t words = bytes / int64_t(sizeof(Wide));
+        for (int64_t word = thread; word < words; word += threads)
+            gather_word(static_cast<Wide*>(base), words, g, word);
+    } else {
+        for (int64_t word = thread; word < bytes; word += threads)
+            gather_word(static_cast<uint8_t*>(base), bytes, g, word);
+    }
 }
 
 }  // namespace dvt

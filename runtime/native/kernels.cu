@@ -20,26 +20,24 @@ extern "C" __global__ void dvt_preprocess_kernel(DvtPlan plan, const uint8_t* fr
     dvt::filter_rows(plan, down, tile, levels, out, threadIdx.x, blockDim.x);
 }
 
-// Which of n <= 1024 rows stay: their indexes, increasing, in rows [n], and how many in count [1].
-// Any grid with at least n threads.
-extern "C" __global__ void dvt_decide_kernel(const float* confidence, int n, double threshold,
-                                             int32_t* rows, int32_t* count) {
-    const int row = blockIdx.x * blockDim.x + threadIdx.x;
-    if (row < n) dvt::decide(confidence, n, threshold, row, rows, count);
+// Move the chosen rows of all arrays to their fronts, in place. Grid (any, arrays), any block size:
+// threads stride over the words of a row.
+extern "C" __global__ void dvt_gather_kernel(const __grid_constant__ DvtGather gather) {
+    dvt::gather(gather, blockIdx.y, int64_t(blockIdx.x) * blockDim.x + threadIdx.x,
+                int64_t(gridDim.x) * blockDim.x);
 }
 
-// Move rows[0..*count) of base [n][row_bytes] to its front, in place. base is aligned to 16 bytes.
-// Any grid: threads stride over the words of a row. rows and count as dvt_decide_kernel wrote them.
-extern "C" __global__ void dvt_gather_kernel(void* base, int64_t row_bytes, const int32_t* rows,
-                                             const int32_t* count) {
-    const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int64_t threads = int64_t(gridDim.x) * blockDim.x;
-    if (row_bytes % sizeof(uint4) == 0) {
-        const int64_t words = row_bytes / sizeof(uint4);
-        for (int64_t word = thread; word < words; word += threads)
-            dvt::gather_word(static_cast<uint4*>(base), words, rows, *count, word);
-    } else {
-        for (int64_t word = thread; word < row_bytes; word += threads)
-            dvt::gather_word(static_cast<uint8_t*>(base), row_bytes, rows, *count, word);
-    }
+#if CUDART_VERSION >= 12040
+// The exit decision of a cascade that runs as one graph: behind stage `stage` (from 0), whether
+// the conditional node `next`, which holds the rest of the cascade, runs. `next` is 0 behind the
+// last stage. Writes to ran[0] how many stages ran, and to ended_ns[stage] when this one ended.
+extern "C" __global__ void dvt_exit_kernel(const float* confidence, const double* thresholds,
+                                           int stage, cudaGraphConditionalHandle next, int32_t* ran,
+                                           uint64_t* ended_ns) {
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    ended_ns[stage] = now;
+    *ran = stage + 1;
+    if (next) cudaGraphSetConditional(next, !dvt::leaves(*confidence, thresholds[stage]));
 }
+#endif

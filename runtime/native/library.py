@@ -9,7 +9,7 @@ from pathlib import Path
 
 LIBRARY = "libdvt_edge_native.so"
 KERNELS = "dvt_edge_kernels.fatbin"
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Of the interface in ``native.h`` that is declared here."""
 
 OK, BAD_PLAN, NO_MEMORY = 0, 1, 2
@@ -35,6 +35,24 @@ class PreprocessPlan(ctypes.Structure):
         ("scale", ctypes.c_float * 3),
         ("shift", ctypes.c_float * 3),
     )
+
+
+class GatherPlan(ctypes.Structure):
+    """``DvtGather`` of ``device.h``; the gather kernel's argument."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64 * 8),
+        ("row_bytes", ctypes.c_int64 * 8),
+        ("arrays", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("rows", ctypes.c_uint16 * 1024),
+    )
+
+
+class DriverCalls(ctypes.Structure):
+    """``DvtDriver`` of ``native.h``: addresses of libcuda's functions."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("launch", "query", "record", "wait"))
 
 
 def library() -> ctypes.CDLL | None:
@@ -86,6 +104,21 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
                 ctypes.c_void_p,
                 ctypes.c_int,
             ]
+            found.dvt_axis_table.restype = ctypes.c_int
+            found.dvt_axis_table.argtypes = [
+                ctypes.POINTER(PreprocessPlan),
+                ctypes.c_int,
+                ctypes.c_void_p,
+            ]
+            found.dvt_tile.restype = ctypes.c_int64
+            found.dvt_tile.argtypes = [
+                ctypes.POINTER(PreprocessPlan),
+                ctypes.c_int64,
+                *[ctypes.POINTER(ctypes.c_int)] * 2,
+            ]
+            driver, pointer = ctypes.POINTER(DriverCalls), ctypes.c_void_p
+            found.dvt_run_graph.argtypes = [driver, pointer, pointer, pointer]
+            found.dvt_wait.argtypes = [driver, pointer, pointer]
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}; install dvt-edge again on this machine"
     if version != ABI_VERSION:

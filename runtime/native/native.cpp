@@ -1,8 +1,7 @@
-// Gather, decision, and what the kernels' hosts and tests need; see native.h.
+// What the kernels' hosts and tests need, and waiting for the GPU; see native.h.
 #include "native.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <vector>
 
@@ -48,7 +47,7 @@ int reference(const DvtPlan& plan, const uint8_t* frame, void* out, int block,
 
 extern "C" {
 
-int dvt_abi_version(void) { return 1; }
+int dvt_abi_version(void) { return 2; }
 
 int dvt_preprocess_reference(const DvtPlan* plan, const uint8_t* frame, void* out, int block,
                              int64_t shared_bytes) {
@@ -90,34 +89,35 @@ int64_t dvt_tile(const DvtPlan* plan, int64_t shared_bytes, int* width, int* hei
     return 0;
 }
 
-int dvt_decide(const float* confidence, int n, double threshold, int32_t* rows) {
-    int count = 0;
-    for (int row = 0; row < n; ++row)
-        if (!dvt::leaves(confidence[row], threshold)) rows[count++] = row;
-    return count;
+void dvt_gather_reference(const DvtGather* gather, int threads) {
+    for (int a = 0; a < gather->arrays; ++a)
+        for (int thread = 0; thread < threads; ++thread) dvt::gather(*gather, a, thread, threads);
 }
 
-void dvt_gather(void* const* arrays, const int64_t* row_bytes, int array_count, const int32_t* rows,
-                int count) {
-    for (int a = 0; a < array_count; ++a) {
-        char* base = static_cast<char*>(arrays[a]);
-        for (int i = 0; i < count; ++i)
-            if (rows[i] != i)
-                std::memcpy(base + i * row_bytes[a], base + rows[i] * row_bytes[a], row_bytes[a]);
+int dvt_leaves_reference(float confidence, double threshold) {
+    return dvt::leaves(confidence, threshold);
+}
+
+int dvt_run_graph(const DvtDriver* driver, void* graph, void* stream, void* event) {
+    if (const int status = driver->launch(graph, stream)) return status;
+    return dvt_wait(driver, stream, event);
+}
+
+int dvt_wait(const DvtDriver* driver, void* stream, void* event) {
+    if (event) {
+        if (const int status = driver->record(event, stream)) return status;
+        return driver->wait(event);
     }
-}
-
-int dvt_decide_reference(const float* confidence, int n, double threshold, int32_t* rows) {
-    int32_t count = 0;
-    for (int row = 0; row < n; ++row) dvt::decide(confidence, n, threshold, row, rows, &count);
-    return count;
-}
-
-void dvt_gather_reference(void* const* arrays, const int64_t* row_bytes, int array_count,
-                          const int32_t* rows, int count) {
-    for (int a = 0; a < array_count; ++a)
-        for (int64_t word = 0; word < row_bytes[a]; ++word)
-            dvt::gather_word(static_cast<uint8_t*>(arrays[a]), row_bytes[a], rows, count, word);
+    constexpr int kNotReady = 600;  // CUDA_ERROR_NOT_READY
+    int status;
+    while ((status = driver->query(stream)) == kNotReady) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+    return status;
 }
 
 }  // extern "C"

@@ -43,18 +43,21 @@ DVT_EXPORT int dvt_axis_table(const DvtPlan* plan, int axis, int32_t* table);
 // Returns the bytes that it needs; 0 where not even one pixel fits, or for a bad plan.
 DVT_EXPORT int64_t dvt_tile(const DvtPlan* plan, int64_t shared_bytes, int* width, int* height);
 
-// Indexes of the rows that stay, increasing, into rows [n]; returns how many. A row leaves when its
-// confidence reaches the threshold; NaN reaches none but -inf.
-DVT_EXPORT int dvt_decide(const float* confidence, int n, double threshold, int32_t* rows);
+// The gather kernel's threads, and the exit kernel's decision, one after the other; for tests.
+DVT_EXPORT void dvt_gather_reference(const DvtGather* gather, int threads);
+DVT_EXPORT int dvt_leaves_reference(float confidence, double threshold);
 
-// Move rows[0..count), increasing, of each array to its front; array i has rows of row_bytes[i].
-DVT_EXPORT void dvt_gather(void* const* arrays, const int64_t* row_bytes, int array_count,
-                           const int32_t* rows, int count);
+// libcuda's functions, by address: the library loads where there is none.
+struct DvtDriver {
+    int (*launch)(void* graph, void* stream);  // cuGraphLaunch
+    int (*query)(void* stream);                // cuStreamQuery
+    int (*record)(void* event, void* stream);  // cuEventRecord
+    int (*wait)(void* event);                  // cuEventSynchronize
+};
 
-// The two kernels' threads one after the other; slow, for tests. n <= 1024.
-DVT_EXPORT int dvt_decide_reference(const float* confidence, int n, double threshold,
-                                    int32_t* rows);
-DVT_EXPORT void dvt_gather_reference(void* const* arrays, const int64_t* row_bytes, int array_count,
-                                     const int32_t* rows, int count);
+// Launch a graph and wait for it, in one call. With an event, which was made to block, this thread
+// sleeps meanwhile; without, it asks until the stream is done. Returns CUDA's status.
+DVT_EXPORT int dvt_run_graph(const DvtDriver* driver, void* graph, void* stream, void* event);
+DVT_EXPORT int dvt_wait(const DvtDriver* driver, void* stream, void* event);
 
 }  // extern "C"

@@ -100,7 +100,7 @@ def test_keyboard_interrupt(
     def interrupt(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Runtime, "classify", interrupt)
+    monkeypatch.setattr(Runtime, "classify_each", interrupt)
     result = dvt_edge("classify", "--profile", write_profile(), images)
     assert result.code == 130
     assert "interrupted" in result.err

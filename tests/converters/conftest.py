@@ -110,8 +110,12 @@ def built(tiny_build: Path, tiny_profile: Callable[..., Profile]) -> BuildResult
     return build(tiny_profile())
 
 
+FAKES = Path(__file__).parent / "fake_tensorrt"
+
+
 class FakeTensorrt(NamedTuple):
-    """``fake_tensorrt/tensorrt.py`` in place of the real one, in processes that are started."""
+    """``tensorrt`` and ``tensorrt_rtx`` of ``fake_tensorrt`` in place of the real ones, in
+    processes that are started."""
 
     log: Path
     patch: pytest.MonkeyPatch
@@ -131,8 +135,8 @@ class FakeTensorrt(NamedTuple):
 
 @pytest.fixture
 def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTensorrt:
-    """A TensorRT of any release; set one before anything imports it."""
-    folder = str(Path(__file__).parent / "fake_tensorrt")
+    """A TensorRT or TensorRT-RTX of any release; set one before anything imports it."""
+    folder = str(FAKES)
     monkeypatch.setenv("PYTHONPATH", folder)
     monkeypatch.setattr(sys, "path", [folder, *sys.path])  # which probes hand on
     return FakeTensorrt(tmp_path / "calls.jsonl", monkeypatch)
@@ -181,5 +185,6 @@ def jetson(
     monkeypatch.setattr(device, "read_driver", lambda: ORIN)
     monkeypatch.setattr(device, "read_board", lambda _=None: read_board(root))
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    monkeypatch.setattr(device, "kernels", lambda: None)  # else its GPU would be asked to run them
     fake_tensorrt.set("10.3.0")
     return fake_tensorrt

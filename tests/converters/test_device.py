@@ -100,6 +100,27 @@ def test_engines_of_every_release(
         assert getattr(manifest, name) == getattr(before, name)
 
 
+def test_a_static_profile_per_batch_size(portable: Portable, jetson: FakeTensorrt) -> None:
+    """Ascending and each once, however the profile lists them: batch 1 is profile 0."""
+    _finish(portable(batch_sizes=(8, 1, 4, 8)))
+    shapes = [value for name, value in jetson.calls() if name == "set_shape"]
+    images = [sizes for name, *sizes in shapes if name == "image"]
+    assert [[size[0] for size in sizes] for sizes in images] == [[1] * 3, [4] * 3, [8] * 3] * 3
+
+
+def test_tensorrt_rtx_builds_for_the_gpu_here(
+    portable: Portable, fake_tensorrt: FakeTensorrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the manifest says: a plan for other GPUs would be refused where it runs."""
+    fake_tensorrt.set("1.7.1")
+    monkeypatch.setattr(device, "read_driver", lambda: Driver("13.0", (Gpu("RTX 3060", "8.6"),)))
+    done = _finish(portable(backend="tensorrt-rtx")).manifest.engines
+    assert done is not None
+    assert done.platform.compute_capabilities == ("8.6",)
+    targets = [value for name, value in fake_tensorrt.calls() if name == "target"]
+    assert targets == ["CURRENT"] * 3
+
+
 @pytest.mark.slow
 def test_cache_is_used_the_second_time(portable: Portable, jetson: FakeTensorrt) -> None:
     """Not for another TensorRT, workspace or batch, and not for a graph that changed."""
@@ -290,16 +311,19 @@ class Echo:
 
     max_batch = 1
     bytes_resident = 0
+    time_stages = False
+    take_frame = None
+    run_whole = None
 
     def __init__(self, parity: Parity, spoilt: bool) -> None:
         self.parity, self.spoilt, self.image = parity, spoilt, -1
         self.buffer = np.zeros((1, *parity.images.shape[1:]), np.float32)
 
-    def image_buffer(self, count: int) -> Any:
+    def image_buffer(self, count: int, slot: int = 0) -> Any:
         self.image += 1
         return self.buffer
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
         records, row = self.parity.records, slice(self.image, self.image + 1)
         np.testing.assert_array_equal(self.buffer[0], self.parity.images[self.image])
         sure = np.float32(np.nan) if self.spoilt else records.confidence[row, stage]
@@ -308,7 +332,7 @@ class Echo:
     def logits(self, stage: int, count: int) -> Any:
         raise NotImplementedError
 
-    def keep_rows(self, stage: int, rows: Any) -> None:
+    def keep_rows(self, stage: int, rows: Any, slot: int = 0) -> None:
         raise NotImplementedError
 
     def close(self) -> None:

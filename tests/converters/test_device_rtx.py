@@ -86,6 +86,7 @@ def test_graph_that_is_refused(portable: Portable) -> None:
     """With the parser's own words, and the file."""
     profile = portable(backend="tensorrt-rtx", compute_capabilities=(86,))
     bundle = Bundle(profile.output)
+    bundle.manifest = bundle.manifest.model_copy(update={"engine": profile.engine})
     (profile.output / "stage2.int8.onnx").write_bytes(b"no graph")
     platform = find_platform(profile.engine)
     with pytest.raises(BuildError, match=r"tensorrt_rtx refused .*stage2\.int8\.onnx: ."):

@@ -16,12 +16,21 @@ from dvt_edge.bundle.engine_records import Precision
 from dvt_edge.bundle.manifest import StageSpec
 from dvt_edge.converters import selection
 from dvt_edge.converters.build import build
-from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
-from dvt_edge.errors import BuildError
+from dvt_edge.converters.selection import (
+    LEAST_RUNS,
+    Candidate,
+    Parity,
+    choose_precisions,
+    choose_preprocessing,
+)
+from dvt_edge.errors import BackendError, BuildError
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import EngineConfig, Profile
 from dvt_edge.runtime.backends.protocol import StageAnswer
+from dvt_edge.runtime.native.calls import TakeFrame
+from dvt_edge.runtime.native.library import library, unavailable
 from dvt_edge.runtime.runtime import Runtime
+from tests.conftest import HandClock
 
 IMAGES = 40
 STAGES = 2
@@ -83,6 +92,9 @@ class FakeBackend:
 
     max_batch = 1
     bytes_resident = 0
+    time_stages = False
+    take_frame = None
+    run_whole = None
 
     def __init__(self, bench: Bench, names: list[str]) -> None:
         self.bench, self.names = bench, names
@@ -90,12 +102,12 @@ class FakeBackend:
         self.next_stage = 0
         self.closed = 0
 
-    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
+    def image_buffer(self, count: int, slot: int = 0) -> npt.NDArray[np.float32]:
         assert count == 1
         self.next_stage = 0
         return self.image
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
         assert (count, self.closed) == (1, 0)
         assert stage in (self.next_stage, self.next_stage - 1)  # after the one before, or again
         self.next_stage = stage + 1
@@ -111,11 +123,85 @@ class FakeBackend:
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
         raise NotImplementedError
 
-    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Timed:
+    """A backend whose stage takes its time on ``clock``, and which may take frames itself."""
+
+    gpu: str | None = "a GPU"
+    stage_ms: float | None = None
+    time_stages = False
+    run_whole = None
+    name, max_batch, bytes_resident = "TensorRT 10", 1, 0
+
+    def __init__(self, clock: HandClock, stage_ms: float, *, takes: bool) -> None:
+        self.clock, self.took_ms = clock, stage_ms
+        self.take_frame: TakeFrame | None = (lambda plan, frame, slot: True) if takes else None
+        self.images = 0
+        self.closed = 0
+
+    def image_buffer(self, count: int, slot: int = 0) -> npt.NDArray[np.float32]:
+        self.images += 1
+        return np.zeros((count, 1, 48, 48), np.float32)
+
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
+        assert stage == 0
+        self.clock.ms += self.took_ms
+        return StageAnswer(np.ones(1, np.float32), np.zeros(1, np.int32))
+
+    def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
+        raise NotImplementedError
+
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.skipif(library() is None, reason=str(unavailable()))
+@pytest.mark.parametrize(("on_device_ms", "expected"), [(1.0, "device"), (3.0, "host")])
+def test_frames_become_images_where_that_is_faster(
+    demo_bundle: Path, on_device_ms: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 1 takes 2 ms behind the host's images; what the device does beside is in its time."""
+    clock = HandClock()
+    opened = [Timed(clock, 2.0, takes=False), Timed(clock, on_device_ms, takes=True)]
+    given: list[bool] = []
+
+    def open_stages(*_: object, preprocess: bool, **__: object) -> Timed:
+        given.append(preprocess)
+        return opened[len(given) - 1]
+
+    monkeypatch.setattr(selection, "open_stages", open_stages)
+    monkeypatch.setattr(selection, "perf_counter", clock.now)
+    place, times = choose_preprocessing(_candidate(0, "int8"), Bundle(demo_bundle).manifest)
+    assert place == expected
+    assert times == pytest.approx({"host": 2.0, "device": on_device_ms})
+    assert given == [False, True]
+    assert opened[0].images > LEAST_RUNS
+    assert not opened[1].images
+    assert [backend.closed for backend in opened] == [1, 1]
+
+
+def test_a_gpu_that_cannot_make_images(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened before is closed."""
+    first = Timed(HandClock(), 1.0, takes=False)
+
+    def open_stages(*_: object, preprocess: bool, **__: object) -> Timed:
+        if preprocess:
+            raise BackendError("the kernels are for other GPUs")
+        return first
+
+    monkeypatch.setattr(selection, "open_stages", open_stages)
+    with pytest.raises(BackendError, match="other GPUs"):
+        choose_preprocessing(_candidate(0, "int8"), Bundle(demo_bundle).manifest)
+    assert first.closed == 1
 
 
 @pytest.fixture

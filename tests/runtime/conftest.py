@@ -23,10 +23,11 @@ from dvt_edge.errors import EnergyError
 from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.policy import Records
 from dvt_edge.profile import InputConfig
-from dvt_edge.runtime.backends.protocol import StageAnswer
+from dvt_edge.runtime.backends.protocol import SLOTS, RunWhole, StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import Event
 from dvt_edge.runtime.measuring.timing import ForcedExits
+from dvt_edge.runtime.native.calls import TakeFrame
 from tests.conftest import HandClock, edit_manifest, made_records
 
 CLASSES = 10
@@ -60,27 +61,30 @@ class FakeBackend:
         self.name = f"ONNX Runtime {onnxruntime.__version__}"  # as what costs were measured with
         self.gpu: str | None = None
         self.stage_ms: float | None = None
+        self.time_stages = False
+        self.take_frame: TakeFrame | None = None
+        self.run_whole: RunWhole | None = None
         self.runs: list[tuple[int, int]] = []
         """(stage, count) of every run, in order."""
         self.kept: list[tuple[int, list[int]]] = []
         """(stage, rows) of every keep_rows, in order."""
         self.closed = 0
-        self._images = np.zeros((max_batch, *shape), np.float32)
+        self._images = np.zeros((SLOTS, max_batch, *shape), np.float32)
         self._handed = np.zeros(max_batch, np.intp)
         self.bytes_resident = self._images.nbytes + self._handed.nbytes
         self._out = [
             (np.zeros(max_batch, np.float32), np.zeros(max_batch, np.int32)) for _ in range(stages)
         ]
 
-    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
+    def image_buffer(self, count: int, slot: int = 0) -> npt.NDArray[np.float32]:
         assert not self.closed
         assert 1 <= count <= self.max_batch
-        return self._images[:count]
+        return self._images[slot, :count]
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
         assert not self.closed
         self.runs.append((stage, count))
-        levels = np.rint(255 * self._images[:count, 0, 0, 0])
+        levels = np.rint(255 * self._images[slot, :count, 0, 0, 0])
         seen = levels.clip(0, len(self.confidence) - 1).astype(np.intp)
         if stage:
             np.testing.assert_array_equal(seen, self._handed[:count])  # image and reuse fit
@@ -95,11 +99,11 @@ class FakeBackend:
         values[np.arange(count), self._out[stage][1][:count]] = 1
         return values
 
-    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         assert stage == self.runs[-1][0]
         assert (np.diff(rows) > 0).all()
         self.kept.append((stage, rows.tolist()))
-        self._images[: len(rows)] = self._images[rows]
+        self._images[slot, : len(rows)] = self._images[slot, rows]
         self._handed[: len(rows)] = self._handed[rows]
 
     def close(self) -> None:
@@ -142,24 +146,27 @@ class TimedBackend:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     gpu: str | None = None
     stage_ms: float | None = None
+    time_stages: bool = False
+    take_frame: TakeFrame | None = None
+    run_whole: RunWhole | None = None
 
     def __post_init__(self) -> None:
         self.name, self.max_batch = self.inner.name, self.inner.max_batch
         self.bytes_resident = self.inner.bytes_resident
 
-    def image_buffer(self, count: int) -> npt.NDArray[np.float32]:
-        return self.inner.image_buffer(count)
+    def image_buffer(self, count: int, slot: int = 0) -> npt.NDArray[np.float32]:
+        return self.inner.image_buffer(count, slot)
 
-    def run_stage(self, stage: int, count: int) -> StageAnswer:
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
         self.clock.ms += self.takes_ms[stage] * max(0.1, self.rng.normal(1, self.noise))
         self.takes_ms = self.takes_ms * self.drift
-        return self.inner.run_stage(stage, count)
+        return self.inner.run_stage(stage, count, slot)
 
     def logits(self, stage: int, count: int) -> npt.NDArray[np.float32]:
         return self.inner.logits(stage, count)
 
-    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp]) -> None:
-        self.inner.keep_rows(stage, rows)
+    def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
+        self.inner.keep_rows(stage, rows, slot)
 
     def close(self) -> None:
         self.inner.close()
@@ -216,10 +223,10 @@ class Timed:
         """The first ``runs`` stages take ``factor`` times as long."""
         run_stage, usual = self.backend.inner.run_stage, self.backend.takes_ms
 
-        def run(stage: int, count: int) -> StageAnswer:
+        def run(stage: int, count: int, slot: int = 0) -> StageAnswer:
             done = len(self.backend.inner.runs)
             self.backend.takes_ms = usual * (factor if done < runs else 1.0)
-            return run_stage(stage, count)
+            return run_stage(stage, count, slot)
 
         self.backend.inner.run_stage = run  # type: ignore[method-assign]
 

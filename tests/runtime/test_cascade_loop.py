@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,12 @@ def _loop(backend: FakeBackend) -> CascadeLoop:
     return CascadeLoop(backend, Preprocessor(PLAIN), NAMES)
 
 
+def _run_many(
+    loop: CascadeLoop, frames: Sequence[object], thresholds: tuple[float, ...]
+) -> list[Prediction]:
+    return loop.run_many_prepared(len(frames), thresholds, loop.prepare_many(frames))
+
+
 def _answer(p: Prediction) -> tuple[int, str, str, int, tuple[float, ...]]:
     return p.class_id, p.label, repr(p.confidence), p.exit_stage, p.thresholds
 
@@ -66,7 +72,7 @@ def test_latencies_add_up(
     """One time per stage that ran, none negative, all inside the whole."""
     loop = _loop(fake_backend(CONFIDENCE))
     frame = value_frame(value)
-    for p in [loop.run_one(frame, THRESHOLDS), *loop.run_many([frame, frame], THRESHOLDS)]:
+    for p in [loop.run_one(frame, THRESHOLDS), *_run_many(loop, [frame, frame], THRESHOLDS)]:
         assert len(p.stage_latency_ms) == p.exit_stage
         assert min(p.preprocess_ms, *p.stage_latency_ms) >= 0
         assert p.latency_ms >= p.preprocess_ms + sum(p.stage_latency_ms) - 1e-9
@@ -78,7 +84,7 @@ def test_many_runs_each_stage_on_those_left(
     """Rows of the original order go on; what leaves is answered."""
     backend = fake_backend(CONFIDENCE)
     frames = [value_frame(v) for v in (2, 0, 1, 0, 3, 6)]
-    answers = _loop(backend).run_many(frames, THRESHOLDS)
+    answers = _run_many(_loop(backend), frames, THRESHOLDS)
     assert [p.exit_stage for p in answers] == [3, 1, 2, 1, 3, 2]
     assert [p.class_id for p in answers] == [4, 0, 2, 0, 5, 7]
     assert backend.runs == [(0, 6), (1, 4), (2, 2)]
@@ -90,7 +96,7 @@ def test_many_stops_when_all_have_left(
 ) -> None:
     """A batch of easy frames runs one stage."""
     backend = fake_backend(CONFIDENCE)
-    _loop(backend).run_many([value_frame(0)] * 5, THRESHOLDS)
+    _run_many(_loop(backend), [value_frame(0)] * 5, THRESHOLDS)
     assert backend.runs == [(0, 5)]
     assert backend.kept == []
 
@@ -100,7 +106,7 @@ def test_many_moves_nothing_when_all_stay(
 ) -> None:
     """A batch of hard frames is not copied."""
     backend = fake_backend(CONFIDENCE)
-    answers = _loop(backend).run_many([value_frame(v) for v in (3, 4, 2)], THRESHOLDS)
+    answers = _run_many(_loop(backend), [value_frame(v) for v in (3, 4, 2)], THRESHOLDS)
     assert backend.runs == [(0, 3), (1, 3), (2, 3)]
     assert backend.kept == []
     assert [p.exit_stage for p in answers] == [3, 3, 3]
@@ -126,7 +132,7 @@ def test_many_equals_one(
     loop = _loop(fake_backend(confidence, class_id))
     frames = [value_frame(int(v)) for v in rng.integers(0, 20, count)]
     alone = [_answer(loop.run_one(frame, thresholds)) for frame in frames]
-    assert [_answer(p) for p in loop.run_many(frames, thresholds)] == alone
+    assert [_answer(p) for p in _run_many(loop, frames, thresholds)] == alone
 
 
 def test_threshold_between_neighbouring_floats(
@@ -142,7 +148,7 @@ def test_threshold_between_neighbouring_floats(
         thresholds = ((float(floats[k]) + float(floats[k + 1])) / 2, -np.inf)
         expected = [2] * (k + 1) + [1] * (len(floats) - k - 1)
         assert [loop.run_one(f, thresholds).exit_stage for f in frames] == expected
-        assert [p.exit_stage for p in loop.run_many(frames, thresholds)] == expected
+        assert [p.exit_stage for p in _run_many(loop, frames, thresholds)] == expected
 
 
 def test_infinite_thresholds(
@@ -153,7 +159,7 @@ def test_infinite_thresholds(
     frame = value_frame(0)
     assert loop.run_one(frame, (np.inf, np.inf, -np.inf)).exit_stage == 3
     assert loop.run_one(frame, (np.inf, -np.inf, -np.inf)).exit_stage == 2
-    assert loop.run_many([frame], (-np.inf, np.inf, -np.inf))[0].exit_stage == 1
+    assert _run_many(loop, [frame], (-np.inf, np.inf, -np.inf))[0].exit_stage == 1
 
 
 def test_answers_do_not_change_with_the_next_frame(
@@ -178,6 +184,6 @@ def test_bad_frame_runs_nothing(
     with pytest.raises(FrameError):
         loop.run_one("no frame", THRESHOLDS)
     with pytest.raises(FrameError):
-        loop.run_many([value_frame(0), np.zeros((4, 4))], THRESHOLDS)
+        _run_many(loop, [value_frame(0), np.zeros((4, 4))], THRESHOLDS)
     assert backend.runs == []
     assert loop.run_one(value_frame(0), THRESHOLDS).exit_stage == 1

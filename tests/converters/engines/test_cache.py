@@ -21,7 +21,7 @@ BUILT = Built(version="10.3.0", seconds=12.5, warnings=("one", "two"), listing="
 REQUEST = Request(
     graph="a/stage1.onnx",
     plan="a/stage1.plan",
-    largest_batch=4,
+    batch_sizes=(1, 4),
     workspace_bytes=1 << 30,
     compute_capabilities=(86,),
 )
@@ -169,7 +169,7 @@ def test_key_is_of_graph_settings_and_machine() -> None:
     key = engine_key("1" * 64, REQUEST, orin_platform())
     assert key == engine_key("1" * 64, REQUEST, orin_platform())
     others = {
-        "largest_batch": 1,
+        "batch_sizes": (1,),
         "workspace_bytes": 1 << 20,
         "compute_capabilities": (89,),
     }
@@ -190,6 +190,12 @@ def test_key_is_of_graph_settings_and_machine() -> None:
         machine = orin_platform().model_copy(update={name: value})
         keys.append(engine_key("1" * 64, REQUEST, machine))
     assert len(set(keys)) == len(keys)
+    here = REQUEST.model_copy(update={"compute_capabilities": ()})  # whose GPU is the machine's
+    gpus = [
+        orin_platform().model_copy(update={"backend": "tensorrt-rtx", "compute_capabilities": (c,)})
+        for c in ("8.6", "8.9")
+    ]
+    assert len({engine_key("1" * 64, here, gpu) for gpu in gpus}) == 2
     moved = REQUEST.model_copy(update={"graph": "b/stage1.onnx", "plan": "b/stage1.plan"})
     warm = orin_platform().model_copy(update={"power_mode": "MAXN"})
     assert engine_key("1" * 64, moved, warm) == key

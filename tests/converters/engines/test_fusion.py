@@ -12,7 +12,11 @@ import pytest
 import torch
 from relations import ONNX_NODE
 
-from dvt_edge.converters.engines.layer_listing import Kernel, kernels_from_listing
+from dvt_edge.converters.engines.layer_listing import (
+    Kernel,
+    counts_by_kind,
+    kernels_from_listing,
+)
 from dvt_edge.converters.engines.request import Request
 from dvt_edge.converters.engines.runner import run_build
 from dvt_edge.converters.graphs.fp16 import fp16_body
@@ -46,7 +50,12 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Planned]:
     """A function giving a quantized stage and the kernels that the planner makes of it."""
     folder = tmp_path_factory.mktemp("plans")
 
-    def planned(cascade: Cascade, stage: int, target: Target = "tensorrt") -> Planned:
+    def planned(
+        cascade: Cascade,
+        stage: int,
+        target: Target = "tensorrt",
+        batch_sizes: tuple[int, ...] = (1,),
+    ) -> Planned:
         graph = stage_graph_from_cascade(cascade, stage, target=target)
         layers = quantizable_layers(graph, TENSORRT_OPS)
         ranges = dict.fromkeys(layers.values(), 4.0)
@@ -54,7 +63,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Planned]:
         request = Request(
             graph=str(folder / "stage.onnx"),
             plan=str(folder / "stage.plan"),
-            largest_batch=1,
+            batch_sizes=batch_sizes,
             workspace_bytes=1 << 30,
             compute_capabilities=(86,),
         )
@@ -94,3 +103,17 @@ def test_logits_that_leave_the_graph_cannot_be_fused(plan: Callable[..., Planned
     torch.manual_seed(0)
     _, kernels = plan(create("dvt_fashion_scenes"), 0, "onnxruntime")
     assert not any(kernel.is_fused_attention for kernel in kernels)
+
+
+def test_larger_batches_are_planned_as_batch_1_is(plan: Callable[..., Planned]) -> None:
+    """A profile each, static: every size of every tensor is a number; the counts are batch 1's."""
+    torch.manual_seed(0)
+    cascade = create("dvt_fashion_scenes")
+    _, alone = plan(cascade, 0)
+    _, kernels = plan(cascade, 0, batch_sizes=(1, 4, 8))
+    assert counts_by_kind(kernels) == counts_by_kind(alone)
+    assert {kernel.profile for kernel in kernels} == {0, 1, 2}
+    for profile in range(3):
+        attention = [k for k in kernels if k.profile == profile and k.is_fused_attention]
+        assert len(attention) == counts_by_kind(alone)["fused attention"]
+    assert not [kernel for kernel in kernels if "-1" in kernel.inputs + kernel.outputs]

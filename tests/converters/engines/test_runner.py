@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,7 +19,7 @@ from dvt_edge.converters.engines import runner
 from dvt_edge.converters.engines.request import Built, Request
 from dvt_edge.converters.engines.runner import run_build
 from dvt_edge.errors import BuildError
-from tests.converters.conftest import FakeTensorrt
+from tests.converters.conftest import FAKES, FakeTensorrt
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and sessions of Linux")
 
@@ -34,7 +36,7 @@ def request_for(tmp_path: Path) -> Requests:
         values: dict[str, Any] = {
             "graph": str(tmp_path / "stage1.onnx"),
             "plan": str(tmp_path / "stage1.plan"),
-            "largest_batch": 4,
+            "batch_sizes": (1, 4),
             "workspace_bytes": 1 << 28,
         }
         return Request(**(values | changes))
@@ -64,6 +66,17 @@ def test_how_the_builder_is_asked(
     assert ["build", "DETAILED"] in calls
 
 
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_what_ensures_capture(
+    fake_tensorrt: FakeTensorrt, request_for: Requests, module: str
+) -> None:
+    """TensorRT-RTX is asked to leave all memory to the caller; TensorRT has no such flag."""
+    fake_tensorrt.set("10.3.0")
+    run_build(module, request_for(), _silent)
+    asked = ["set_flag", "REQUIRE_USER_ALLOCATION"] in fake_tensorrt.calls()
+    assert asked == (module == "tensorrt_rtx")
+
+
 def test_plan_is_what_the_builder_gave(fake_tensorrt: FakeTensorrt, request_for: Requests) -> None:
     """Not a byte before it: ``trtexec --loadEngine`` opens it."""
     fake_tensorrt.set("10.3.0", "listing")
@@ -73,18 +86,17 @@ def test_plan_is_what_the_builder_gave(fake_tensorrt: FakeTensorrt, request_for:
     assert Path(request.plan).read_bytes() == expected
 
 
-@pytest.mark.parametrize(("largest", "ranges"), [(1, [(1, 1)]), (2, [(1, 1), (1, 2)])])
+@pytest.mark.parametrize("sizes", [(1,), (1, 8, 32)])
 def test_profiles(
-    fake_tensorrt: FakeTensorrt, request_for: Requests, largest: int, ranges: list[tuple[int, int]]
+    fake_tensorrt: FakeTensorrt, request_for: Requests, sizes: tuple[int, ...]
 ) -> None:
-    """The first is batch 1 alone; every input has its shape in each."""
+    """One per batch size, in order and for that size alone; every input has its shape in each."""
     fake_tensorrt.set("10.3.0")
-    run_build("tensorrt", request_for(largest_batch=largest), _silent)
+    run_build("tensorrt", request_for(batch_sizes=sizes), _silent)
     expected: list[list[Any]] = []
-    for low, high in ranges:
+    for size in sizes:
         for name, image in (("image", [1, 16, 16]), ("features", [5, 8])):
-            sizes = [[count, *image] for count in (low, high, high)]
-            expected.append(["set_shape", [name, *sizes]])
+            expected.append(["set_shape", [name, *[[size, *image]] * 3]])
         expected.append(["add_profile", []])
     calls = fake_tensorrt.calls()
     assert [c for c in calls if c[0] in ("set_shape", "add_profile")] == expected
@@ -97,6 +109,7 @@ def test_profiles(
         ("parser says nothing", "stage1.onnx: the parser gave no reason"),
         ("refuse", "stage1.onnx: Non-zero zero point is not supported; Assertion failed$"),
         ("refuse without a word", "stage1.onnx: the builder gave no reason"),
+        ("no driver", r"stage1.onnx: In generateForCurrent \(cudaError 35: no driver\)$"),
         ("raise", "ended with exit code 1 while it built .*RuntimeError: pybind11 lost"),
         ("not importable", "ended with exit code 1 .*ImportError: libnvinfer.so.10: cannot open"),
         ("SIGSEGV", r"crashed \(Segmentation fault\) while it built .*stage1.onnx: last words"),
@@ -132,13 +145,70 @@ def test_words_of_the_library_do_not_disturb(
     assert run_build("tensorrt", request_for(), _silent).version == "10.3.0"
 
 
-def test_compute_capability_that_is_not_known(
+def _targets(fake: FakeTensorrt) -> list[str]:
+    return [value for name, value in fake.calls() if name == "target"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "targets"), [((), ["CURRENT"]), ((86, 120), ["SM86", "SM120"])]
+)
+def test_gpus_that_tensorrt_rtx_builds_for(
+    fake_tensorrt: FakeTensorrt,
+    request_for: Requests,
+    capabilities: tuple[int, ...],
+    targets: list[str],
+) -> None:
+    """Without compute capabilities it is this machine's, not what NVIDIA builds for by default."""
+    fake_tensorrt.set("1.7.1")
+    run_build("tensorrt_rtx", request_for(compute_capabilities=capabilities), _silent)
+    assert _targets(fake_tensorrt) == targets
+
+
+def test_tensorrt_builds_for_the_gpu_here(
     fake_tensorrt: FakeTensorrt, request_for: Requests
 ) -> None:
-    """Only TensorRT-RTX builds for other GPUs; see ``test_engines.py`` for that."""
+    """It has no word for others, and none is used."""
     fake_tensorrt.set("10.3.0")
-    with pytest.raises(BuildError, match="KeyError: 'ComputeCapability'"):
+    run_build("tensorrt", request_for(), _silent)
+    assert _targets(fake_tensorrt) == []
+    with pytest.raises(
+        BuildError, match=r"tensorrt builds for the GPU of this machine alone; remove engine\.comp"
+    ):
         run_build("tensorrt", request_for(compute_capabilities=(86,)), _silent)
+
+
+def test_the_stand_in_has_the_names_of_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the module, of its enumerations and of its classes' methods."""
+    real = pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setenv("FAKE_TENSORRT", json.dumps({"version": real.__version__}))
+    path = FAKES / "tensorrt_rtx.py"
+    spec = importlib.util.spec_from_file_location("tensorrt_rtx", path)
+    assert spec is not None
+    assert spec.loader is not None
+    fake = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    pairs = [
+        (getattr(fake, name), getattr(real, renamed))
+        for name, renamed in {
+            "_Tensor": "ITensor",
+            "_Network": "INetworkDefinition",
+            "_ParserError": "ParserError",
+            "_Profile": "IOptimizationProfile",
+            "_RtxConfig": "IBuilderConfig",
+        }.items()
+    ]
+    for name, value in vars(fake).items():
+        if isinstance(value, type) and value.__module__ == fake.__name__ and name[0] != "_":
+            pairs.append((value, getattr(real, name)))
+    assert len(pairs) > 10
+    for ours, theirs in pairs:
+        bases = [c for c in ours.__mro__ if c.__module__ == fake.__name__]
+        names = {name for c in bases for name in vars(c) if name[0] != "_"}
+        if issubclass(ours, enum.Enum):
+            names = set(ours.__members__)
+        names -= {"graph"}  # which the stand-in keeps there
+        assert names <= set(dir(theirs)), ours
+    assert list(fake.ComputeCapability.__members__) == list(real.ComputeCapability.__members__)
 
 
 def test_progress(fake_tensorrt: FakeTensorrt, request_for: Requests) -> None:
@@ -186,7 +256,7 @@ def test_request_and_answer_survive_json() -> None:
     request = Request(
         graph="a.onnx",
         plan="a.plan",
-        largest_batch=4,
+        batch_sizes=(1, 4),
         workspace_bytes=1 << 30,
         compute_capabilities=(86, 89),
     )

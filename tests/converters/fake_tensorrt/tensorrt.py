@@ -1,5 +1,7 @@
 """A builder that builds nothing, with the names that a release of TensorRT has.
 
+Imported as ``tensorrt_rtx``, which links to this file, it has those of TensorRT-RTX.
+
 ``FAKE_TENSORRT`` in the environment is JSON: ``version`` (such as ``10.3.0``),
 ``log``, a file that gets every call as a JSON line, and ``act``, how the build goes: see
 :meth:`Builder.build_serialized_network`. The plan is the graph's hash, so that it tells what it was
@@ -19,6 +21,7 @@ from typing import Any
 
 _SETTINGS = json.loads(os.environ["FAKE_TENSORRT"])
 _ACT = _SETTINGS.get("act", "")
+_RTX = __name__ == "tensorrt_rtx"
 __version__ = _SETTINGS["version"]
 
 if _ACT == "garbage":
@@ -54,6 +57,13 @@ NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"
 BuilderFlag = enum.IntEnum("BuilderFlag", {"TF32": 3, "DEBUG": 4})
 MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE", "DLA_MANAGED_SRAM"])
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
+if _RTX:  # of release 1.7.1
+    BuilderFlag = enum.IntEnum(  # type: ignore[no-redef]
+        "BuilderFlag", {"TF32": 3, "DEBUG": 4, "REQUIRE_USER_ALLOCATION": 9}
+    )
+    ComputeCapability = enum.Enum(
+        "ComputeCapability", "NONE CURRENT SM75 SM80 SM86 SM89 SM120 SM121"
+    )
 
 
 class IProgressMonitor:
@@ -109,11 +119,23 @@ class _Config:
     def set_memory_pool_limit(self, pool: enum.Enum, size: int) -> None:
         _record("workspace", pool.name, size)
 
+    def set_flag(self, flag: enum.IntEnum) -> None:
+        _record("set_flag", flag.name)
+
     def clear_flag(self, flag: enum.IntEnum) -> None:
         _record("clear_flag", flag.name)
 
     def add_optimization_profile(self, profile: _Profile) -> None:
         _record("add_profile")
+
+
+class _RtxConfig(_Config):
+    num_compute_capabilities = 0
+
+    def set_compute_capability(self, capability: enum.Enum, index: int) -> bool:
+        assert 0 <= index < self.num_compute_capabilities
+        _record("target", capability.name)
+        return True
 
 
 class Builder:
@@ -127,7 +149,7 @@ class Builder:
         return _Network()
 
     def create_builder_config(self) -> _Config:
-        return _Config()
+        return _RtxConfig() if _RTX else _Config()
 
     def create_optimization_profile(self) -> _Profile:
         return _Profile()
@@ -149,7 +171,10 @@ class Builder:
             self.logger.log(severity.ERROR, "Non-zero zero point is not supported")
             self.logger.log(severity.ERROR, "cudaError 35 from the driver")
             self.logger.log(severity.INTERNAL_ERROR, "Assertion failed")
-        if _ACT in ("refuse", "refuse without a word"):
+        if _ACT == "no driver":
+            self.logger.log(severity.ERROR, "In generateForCurrent (cudaError 35: no driver)")
+            self.logger.log(severity.WARNING, "CUDA lazy loading is not enabled")
+        if _ACT in ("refuse", "refuse without a word", "no driver"):
             return None
         if _ACT == "raise":
             raise RuntimeError("pybind11 lost an argument")

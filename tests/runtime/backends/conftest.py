@@ -4,23 +4,66 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import kernel_twins
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from dvt_edge.bundle.manifest import StageSpec, TensorSpec
 from dvt_edge.errors import BackendError
+from dvt_edge.runtime.backends import cuda_context, cuda_device
 from dvt_edge.runtime.backends.cuda_device import MappedArray, Transfers
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
+from dvt_edge.runtime.native import calls
+from dvt_edge.runtime.native.library import GatherPlan, PreprocessPlan
 from tests.conftest import stage_graphs
+from tests.runtime.backends.fake_cuda import Driver, Libcuda, fake_pycuda
 
 if TYPE_CHECKING:
     import onnx
 
     from dvt_edge.models.cascade import Cascade
+
+
+def _gather(threads: int, shared_bytes: int, plan: GatherPlan) -> None:
+    kernel_twins.gather_planned(plan, threads)
+
+
+def _preprocess(
+    threads: int,
+    shared_bytes: int,
+    plan: PreprocessPlan,
+    frame: np.uintp,
+    columns: np.uintp,
+    column_taps: np.int32,
+    rows: np.uintp,
+    row_taps: np.int32,
+    width: np.int32,
+    height: np.int32,
+    out: np.uintp,
+) -> None:
+    for axis, at, taps in ((0, columns, column_taps), (1, rows, row_taps)):
+        table = calls.axis_table(plan, axis)
+        assert table.shape[1] == 2 + taps
+        assert ctypes.string_at(int(at), table.nbytes) == table.tobytes()
+    cut = calls.tile(plan, 48 << 10)
+    assert cut == (int(width), int(height), shared_bytes)
+    size = plan.row_stride * plan.height * (3 if plan.layout == calls.LAYOUTS["nv12"] else 2) // 2
+    pixels = np.frombuffer(ctypes.string_at(int(frame), size), np.uint8)
+    image = np.empty((plan.channels, plan.crop, plan.crop), np.float16)
+    kernel_twins.preprocess_reference(plan, pixels, image, 256, shared_bytes)
+    ctypes.memmove(int(out), image.ctypes.data, image.nbytes)
+
+
+_KERNELS: dict[str, Callable[..., None]] = {
+    "dvt_gather_kernel": _gather,
+    "dvt_preprocess_kernel": _preprocess,
+}
 
 
 class HostDevice:
@@ -33,9 +76,13 @@ class HostDevice:
         self.stream = 7
         self.depth = 0
         self.memory: dict[int, npt.NDArray[Any]] = {}
+        self.kernels: dict[str, Callable[..., None]] = {}
         self.copies: list[tuple[int, int, int]] = []
         self.captured: list[Callable[[], None]] = []
         self.launches: list[tuple[Any, ...]] = []
+        self.users: list[Callable[[], None]] = []
+        self.sleeps: list[int] = []
+        """Batch sizes that were waited for."""
         self.capturing = False
         self.forked = False
         self.closed = 0
@@ -82,14 +129,24 @@ class HostDevice:
         self.copies.append((target, source, size))
         ctypes.memmove(target, source, size)
 
-    def synchronize(self) -> None:
+    def free(self, address: int) -> None:
+        assert self.depth, "the context is not current"
+        del self.memory[address]
+
+    def synchronize(self, batch: int = 1) -> None:
         assert not self.capturing, "a capture must not wait"
+        self.sleeps.append(batch)
 
-    def timed(self, work: Callable[[], None]) -> None:
+    def run(self, graph: int, batch: int) -> None:
+        self.captured[graph - 1]()
+        self.synchronize(batch)
+
+    def timed(self, work: Callable[[], None]) -> float:
         work()
-
-    def elapsed_ms(self) -> float:
         return 1.5
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        self.users.append(close)
 
     def capture(self, work: Callable[[], None]) -> int:
         self.capturing = True
@@ -98,21 +155,30 @@ class HostDevice:
         self.captured.append(work)
         return len(self.captured)
 
-    def replay(self, graph: int) -> None:
-        self.captured[graph - 1]()
-
-    def load_kernel(self, fatbin: bytes, name: str) -> tuple[bytes, str]:
+    def load_kernel(self, fatbin: bytes, name: str) -> None:
         assert self.depth
-        return fatbin, name
+        self.kernels[name] = _KERNELS[name]
 
-    def launch(self, kernel: Any, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        *arguments: Any,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Does what the kernel does, one thread after the other."""
+        assert self.depth
         self.launches.append((kernel, grid, threads, arguments))
-
-    def drop_graphs(self) -> None:
-        self.captured.clear()
+        self.kernels[kernel](grid[0] * threads, shared_bytes, *arguments)
 
     def close(self) -> None:
-        assert not self.captured, "a graph outlives what it runs"
+        if self.closed:
+            return
+        self.captured.clear()
+        with self.current():
+            while self.users:
+                self.users.pop(0)()
         self.closed += 1
         self.memory.clear()
 
@@ -127,32 +193,45 @@ class OrtEngine:
         self.session = open_session(model.SerializeToString(), threads=1)
         self.scratch_bytes = 1000 + len(spec.inputs)
         self.bound: dict[int, dict[str, int]] = {}
+        """By batch size, as prepared last."""
+        self.prepared = 0
+        self.warm = 0
         self.scratch: set[int] = set()
         self.runs: list[int] = []
         self.closed = False
 
-    def prepare(self, batch: int, addresses: Mapping[str, int], scratch: int, stream: int) -> None:
-        assert batch not in self.bound, "bound twice"
+    def prepare(
+        self, batch: int, addresses: Mapping[str, int], scratch: int, stream: int
+    ) -> Callable[[], None]:
         assert stream == self.device.stream
-        self.bound[batch] = dict(addresses)
+        bound = self.bound[batch] = dict(addresses)
+        self.prepared += 1
         self.scratch.add(scratch)
 
-    def enqueue(self, batch: int, stream: int) -> None:
-        if self.device.capturing:
-            return
-        self.runs.append(batch)
-        read = {t.name: self._at(t, batch) for t in self.spec.inputs}
-        names = [t.name for t in self.spec.outputs]
-        for tensor, value in zip(self.spec.outputs, self.session.run(names, read), strict=True):
-            self._at(tensor, batch)[...] = value
+        def at(tensor: TensorSpec) -> npt.NDArray[Any]:
+            size = batch * tensor.bytes_per_image
+            memory = (ctypes.c_char * size).from_address(bound[tensor.name])
+            values = np.frombuffer(memoryview(memory), tensor.dtype)
+            return values.reshape(tensor.shape_at(batch))
 
-    def _at(self, tensor: TensorSpec, batch: int) -> npt.NDArray[Any]:
-        shape = [batch if isinstance(n, str) else n for n in tensor.shape]
-        size = batch * tensor.bytes_per_image
-        memory = (ctypes.c_char * size).from_address(self.bound[batch][tensor.name])
-        return np.frombuffer(memoryview(memory), tensor.dtype).reshape(shape)
+        def enqueue() -> None:
+            if self.device.capturing:
+                return
+            self.runs.append(batch)
+            read = {t.name: at(t) for t in self.spec.inputs}
+            names = [t.name for t in self.spec.outputs]
+            for tensor, value in zip(self.spec.outputs, self.session.run(names, read), strict=True):
+                at(tensor)[...] = value
+
+        return enqueue
+
+    def warmed_up(self) -> None:
+        assert self.runs, "nothing ran"
+        self.warm += 1
 
     def close(self) -> None:
+        assert not self.device.captured, "a graph outlives what it runs"
+        assert self.device.memory, "the memory went first"
         self.closed = True
 
 
@@ -179,3 +258,18 @@ def new_device(request: pytest.FixtureRequest) -> Callable[[], HostDevice]:
 def models(tiny_config: Callable[..., Any], random_cascade: Callable[..., Any]) -> list[Any]:
     """A tiny cascade's :func:`fp16_stages`."""
     return fp16_stages(random_cascade(tiny_config()))
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """Stand-ins for pycuda and libcuda, which a ``CudaDevice`` then finds; what they noted."""
+    made = Driver()
+    package, module = ModuleType("pycuda"), fake_pycuda(made)
+    vars(package)["driver"] = module
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", module)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libcuda(made))
+    monkeypatch.setattr(cuda_context, "_retained", {})
+    # Native code calls libcuda by address; tests/runtime/native/ has stand-ins for that.
+    monkeypatch.setattr(cuda_device, "library", lambda: None)
+    return made

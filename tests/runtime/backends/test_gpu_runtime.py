@@ -21,6 +21,7 @@ from dvt_edge.converters.graphs.chain import Chain
 from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.errors import ClosedError
 from dvt_edge.models import Cascade
+from dvt_edge.runtime.backends import device_preprocess
 from dvt_edge.runtime.backends.gpu_backend import DeviceBackend
 from dvt_edge.runtime.backends.protocol import machine_name
 from dvt_edge.runtime.preprocess import Preprocessor
@@ -107,10 +108,12 @@ def open_runtime(
     opened: list[Opened] = []
     specs = [stage_spec(model, f"stage{i}.plan") for i, model in enumerate(demo_stages)]
 
-    def make() -> Opened:
+    def make(preprocess: bool = False) -> Opened:
         device = new_device()
         engines = [device.engine(m, s) for m, s in zip(demo_stages, specs, strict=True)]
         backend: Any = DeviceBackend("TensorRT 10", device, engines, specs, BATCH_SIZES)
+        if preprocess:
+            backend.preprocess_here(b"code")
         bundle = Bundle(own_bundle)
         costs = known_costs(bundle).model_copy(update={"machine": machine_name(backend)})
         bundle.store(COSTS, costs)
@@ -175,6 +178,66 @@ def test_several_threads(
         for answers in pool.map(work, range(8)):
             _agrees(answers, expected)
     assert not device.depth
+
+
+def test_images_made_on_the_device(
+    open_runtime: Callable[..., Opened], frames: Frames, expected: Expected
+) -> None:
+    """Frames answer as they do from the host, to the last bit; the frame goes up instead of the
+    image, and to a shared memory nothing."""
+    runtime, device = open_runtime(preprocess=True)
+    device.launches.clear()
+    before = device.transfers.to_device
+    _agrees([runtime.classify(frame) for frame in frames], expected, close=0)
+    assert [kernel for kernel, *_ in device.launches] == ["dvt_preprocess_kernel"] * len(frames)
+    sent = device.transfers.to_device - before
+    whole = 0 if device.integrated else sum(frame.nbytes for frame in frames)
+    tables = 0 if device.integrated else 100_000  # of both slots, once
+    assert whole <= sent <= whole + tables
+
+
+def test_images_of_batches_are_made_on_the_host(
+    open_runtime: Callable[..., Opened], frames: Frames, expected: Expected
+) -> None:
+    """Also between single frames that are not."""
+    runtime, device = open_runtime(preprocess=True)
+    for _ in range(2):
+        _agrees([runtime.classify(frames[0])], expected.first(1), close=0)
+        device.launches.clear()
+        _agrees(runtime.classify_batch(frames), expected)
+        assert not device.launches
+
+
+@pytest.mark.parametrize("what", ["gaps", "memory"])
+def test_frames_that_the_kernel_cannot_take(
+    open_runtime: Callable[..., Opened],
+    frames: Frames,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Views with gaps, and windows beyond a block's memory, are made on the host instead."""
+    on_device, device = open_runtime(preprocess=True)
+    on_host, _ = open_runtime()
+    frame = frames[0]
+    if what == "gaps":
+        frame = np.repeat(frame, 2, axis=1)[:, : frame.shape[1]]
+    else:
+        monkeypatch.setattr(device_preprocess, "SHARED_BYTES", 1)
+    device.launches.clear()
+    found, expected = on_device.classify(frame), on_host.classify(frame)
+    assert (found.confidences, found.classes) == (expected.confidences, expected.classes)
+    assert not device.launches
+
+
+def test_two_frames_in_flight(
+    open_runtime: Callable[..., Opened], frames: Frames, expected: Expected
+) -> None:
+    """Several threads at once, images made on the device and on the host."""
+    for preprocess in (True, False):
+        runtime, _ = open_runtime(preprocess=preprocess)
+        with ThreadPoolExecutor(4) as pool:
+            for answers in pool.map(lambda r: list(r.classify_each(frames)), [runtime] * 4):
+                _agrees(answers, expected, close=0)
 
 
 def test_use_after_close(open_runtime: Callable[[], Opened], frames: Frames) -> None:

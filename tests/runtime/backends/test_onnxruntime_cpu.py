@@ -14,6 +14,7 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import handed_on
 from dvt_edge.errors import BackendError
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, open_session
+from dvt_edge.runtime.backends.protocol import SLOTS
 
 BATCH = 6
 
@@ -66,14 +67,13 @@ def test_stages_share_memory(backend: OnnxRuntimeBackend, stages: int) -> None:
         assert "features" in handed_on(ours)
         for name, array in handed_on(ours).items():
             assert array is theirs[name]
-        assert theirs["image"] is backend.tensors[0]["image"]
-    assert np.shares_memory(backend.image_buffer(2), backend.tensors[0]["image"])
 
 
 def test_bound_values_share_the_arrays_memory(
     backend: OnnxRuntimeBackend, stages: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every OrtValue points into the backend's arrays: nothing is copied in or out."""
+    """Every OrtValue points into the backend's arrays: nothing is copied in or out. All stages read
+    the image of the slot that they run for."""
     pointers: list[int] = []
     make = ort.OrtValue.ortvalue_from_numpy
 
@@ -83,10 +83,32 @@ def test_bound_values_share_the_arrays_memory(
         return value
 
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", recording)
-    for k in range(stages):
-        backend.run_stage(k, 2)
-    expected = [a.ctypes.data for k in range(stages) for a in backend.tensors[k].values()]
-    assert sorted(pointers) == sorted(expected)
+    for slot in range(SLOTS):
+        pointers.clear()
+        for k in range(stages):
+            backend.run_stage(k, 2, slot)
+        arrays = [a for k in range(stages) for a in backend.tensors[k].values()]
+        image = backend.image_buffer(2, slot).ctypes.data
+        assert sorted(pointers) == sorted([image] * stages + [a.ctypes.data for a in arrays])
+
+
+def test_slots_do_not_mix(backend: OnnxRuntimeBackend, stages: int) -> None:
+    """An image that is written while the stages run for another changes none of their answers."""
+    images = np.random.default_rng(0).normal(size=(2, *backend.image_buffer(1).shape[1:]))
+    alone = []
+    for image in images:
+        backend.image_buffer(1)[0] = image
+        alone.append([float(backend.run_stage(k, 1).confidence[0]) for k in range(stages)])
+    assert alone[0] != alone[1]
+    for slot, image in enumerate(images):
+        backend.image_buffer(1, slot)[0] = image
+    for slot in (1, 0):
+        found = []
+        for k in range(stages):
+            found.append(float(backend.run_stage(k, 1, slot).confidence[0]))
+            backend.image_buffer(1, 1 - slot)[0] = 0.0
+        backend.image_buffer(1, 1 - slot)[0] = images[1 - slot]
+        assert found == alone[slot]
 
 
 def test_answers_are_views(backend: OnnxRuntimeBackend) -> None:
@@ -141,7 +163,8 @@ def test_bytes_resident_counts_shared_tensors_once(
 ) -> None:
     """The number for reports: each piece of memory counts once."""
     arrays = {a.ctypes.data: a.nbytes for k in range(stages) for a in backend.tensors[k].values()}
-    assert backend.bytes_resident == sum(arrays.values())
+    images = sum(backend.image_buffer(BATCH, slot).nbytes for slot in range(SLOTS))
+    assert backend.bytes_resident == sum(arrays.values()) + images
 
 
 @pytest.mark.parametrize("count", [1, 2, BATCH])

@@ -17,7 +17,8 @@ from dvt_edge.errors import BackendError, BundleError
 from dvt_edge.machine.board import read_board
 from dvt_edge.machine.driver import Driver
 from dvt_edge.machine.platform import Platform
-from dvt_edge.runtime.backends import opening
+from dvt_edge.profile import EngineConfig
+from dvt_edge.runtime.backends import gpu_opening, opening
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from dvt_edge.runtime.backends.opening import FINISH, open_backend
 from tests.conftest import ORIN, edit_manifest, orin_platform
@@ -51,7 +52,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What reached the backends that would open files; they are not called."""
     calls: list[Any] = []
     for name in ("open_tensorrt", "open_onnxruntime_cuda"):
-        monkeypatch.setattr(opening, name, lambda *given, name=name: calls.append((name, *given)))
+
+        def note(*given: Any, name: str = name, preprocess: bool) -> None:
+            calls.append((name, *given, preprocess))
+
+        monkeypatch.setattr(opening, name, note)
     return calls
 
 
@@ -82,10 +87,11 @@ def test_where_they_were_built(
 ) -> None:
     bundle = finished(orin_platform())
     open_backend(bundle)
-    ((name, module, paths, specs, sizes),) = orin
+    ((name, module, paths, specs, engine, preprocess),) = orin
     assert (name, module) == ("open_tensorrt", "tensorrt")
     assert paths == [bundle.stage_path(i) for i in range(3)]
-    assert (specs, sizes) == (bundle.manifest.stages, [1, 8])
+    assert (specs, engine) == (bundle.manifest.stages, bundle.manifest.engine)
+    assert not preprocess
     assert not caplog.records
 
 
@@ -175,15 +181,41 @@ def test_provider_cuda(finished: Callable[..., Bundle], opened: list[Any]) -> No
             "open_onnxruntime_cuda",
             [bundle.stage_path(i) for i in range(3)],
             bundle.manifest.stages,
-            [1, 8],
+            bundle.manifest.engine,
+            False,
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured", "expected"),
+    [
+        ("auto", "host", False),
+        ("auto", "device", True),
+        ("host", "device", False),
+        ("device", "host", True),
+    ],
+)
+def test_where_frames_become_images(
+    finished: Callable[..., Bundle], orin: list[Any], asked: str, measured: str, expected: bool
+) -> None:
+    """As the profile says, or as was measured when the engines were built."""
+    bundle = finished(orin_platform())
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["input"]["preprocess"] = asked
+        manifest["engines"]["preprocess"] = measured
+
+    edit_manifest(bundle.folder, change)
+    open_backend(Bundle(bundle.folder))
+    assert [given[-1] for given in orin] == [expected]
 
 
 def test_provider_cuda_without_pycuda(
     finished: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setattr(gpu_opening, "check_provider", lambda: None)
     with pytest.raises(BackendError, match="needs pycuda"):
         open_backend(finished(backend="onnxruntime", provider="cuda"))
 
@@ -191,24 +223,24 @@ def test_provider_cuda_without_pycuda(
 def test_provider_cuda_without_onnxruntime_gpu(
     finished: Callable[..., Bundle], host_device: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device that was opened first is given back."""
+    """Said before pycuda is asked for and the GPU is opened."""
     device = host_device()
-    monkeypatch.setattr("dvt_edge.runtime.backends.gpu_backend.CudaDevice", lambda: device)
+    monkeypatch.setattr(gpu_opening, "CudaDevice", lambda wait: device)
     with pytest.raises(BackendError, match=r"no CUDA provider here; .*onnxruntime-gpu"):
         open_backend(finished(backend="onnxruntime", provider="cuda"))
-    assert device.closed == 1
+    assert not device.closed
 
 
 def test_refused_plan_gives_the_device_back(
     own_bundle: Path, host_device: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of three is refused: the first is closed, then the device."""
-    from dvt_edge.runtime.backends import gpu_backend
-
     device, order = host_device(), []
 
     class Stage:
-        def __init__(self, trt: Any, runtime: Any, logger: Any, plan: bytes, name: str) -> None:
+        def __init__(
+            self, trt: Any, runtime: Any, logger: Any, plan: bytes, name: str, spec: Any
+        ) -> None:
             if name.endswith("stage2.onnx"):
                 raise BackendError(f"{name}: refused")
 
@@ -216,16 +248,18 @@ def test_refused_plan_gives_the_device_back(
             assert not device.closed
             order.append("stage")
 
-    monkeypatch.setattr(gpu_backend, "CudaDevice", lambda: device)
-    monkeypatch.setattr(gpu_backend, "TensorRTStage", Stage)
+    monkeypatch.setattr(gpu_opening, "CudaDevice", lambda wait: device)
+    monkeypatch.setattr(gpu_opening, "TensorRTStage", Stage)
     trt = SimpleNamespace(__version__="10.3.0")
-    monkeypatch.setattr(gpu_backend, "load_module", lambda name: trt)
-    monkeypatch.setattr(gpu_backend, "make_logger", lambda trt: None)
-    monkeypatch.setattr(gpu_backend, "make_runtime", lambda trt, logger: None)
+    monkeypatch.setattr(gpu_opening, "load_module", lambda name: trt)
+    monkeypatch.setattr(gpu_opening, "make_logger", lambda trt: None)
+    monkeypatch.setattr(gpu_opening, "make_runtime", lambda trt, logger: None)
     bundle = Bundle(own_bundle)
     paths = [bundle.stage_path(i) for i in range(3)]
     with pytest.raises(BackendError, match=r"stage2\.onnx: refused"):
-        gpu_backend.open_tensorrt("tensorrt", paths, bundle.manifest.stages, [1])
+        gpu_opening.open_tensorrt(
+            "tensorrt", paths, bundle.manifest.stages, EngineConfig(backend="tensorrt")
+        )
     assert order == ["stage"]
     assert device.closed == 1
     assert not device.depth

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import enum
+import errno
 import gc
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from dvt_edge.bundle.manifest import StageSpec, TensorSpec
 from dvt_edge.errors import BackendError
 from dvt_edge.runtime.backends.tensorrt_stage import (
     TensorRTStage,
@@ -22,6 +25,19 @@ from dvt_edge.runtime.backends.tensorrt_stage import (
 PLAN = b"a plan"
 SHAPES = {"image": (-1, 3, 8, 8), "features": (-1, 4, 16), "confidence": (-1,)}
 INPUTS = ("image", "features")
+TYPES = {"image": "HALF", "features": "HALF", "confidence": "FLOAT"}
+SPEC = StageSpec(
+    file="stage2.plan",
+    inputs=(
+        TensorSpec(name="image", shape=("N", 3, 8, 8), dtype="float16"),
+        TensorSpec(name="features", shape=("N", 4, 16), dtype="float16"),
+    ),
+    outputs=(TensorSpec(name="confidence", shape=("N",), dtype="float32"),),
+    parameters=0,
+    macs=0,
+)
+PROFILES = [(1, 1), (4, 4), (32, 32)]
+"""Batches of each optimization profile."""
 ADDRESSES = {"image": 1 << 40, "features": 2 << 40, "confidence": 3 << 40}
 STREAM, SCRATCH = 5 << 40, 6 << 40
 VERSIONS = ("tensorrt 10", "tensorrt_rtx")
@@ -73,9 +89,11 @@ def _fake(version: str) -> Any:
         STATIC = 0
         USER_MANAGED = 2
 
-    class Graphs(enum.Enum):
-        DISABLED = 0
-        WHOLE_GRAPH_CAPTURE = 1
+    class Kernels(enum.Enum):
+        LAZY = 0
+        EAGER = 1
+
+    DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT32"])
 
     class Context(Part):
         def __init__(self, logger: Any) -> None:
@@ -100,6 +118,11 @@ def _fake(version: str) -> Any:
             trt.calls.append(("address", name, address))
             return "address" not in trt.fails
 
+        def is_stream_capturable(self, stream: int) -> bool:
+            assert rtx
+            assert stream == STREAM
+            return "capture" not in trt.fails
+
         def execute_async_v3(self, stream: int) -> bool:
             trt.calls.append(("execute", stream))
             if "execute" in trt.fails:
@@ -107,8 +130,23 @@ def _fake(version: str) -> Any:
                 return False
             return True
 
+    class Cache(Part):
+        def __init__(self) -> None:
+            super().__init__(trt, "cache")
+            self.made = b""
+
+        def deserialize(self, stored: bytes) -> bool:
+            trt.calls.append(("cache", stored))
+            if stored.startswith(b"other machine"):
+                return False
+            self.made = stored
+            return True
+
+        def serialize(self) -> bytes:
+            return self.made
+
     class Config(Part):
-        cuda_graph_strategy = Graphs.DISABLED
+        dynamic_shapes_kernel_specialization_strategy = Kernels.LAZY
         strategy = Strategy.STATIC
         cache: Any = None
 
@@ -118,10 +156,10 @@ def _fake(version: str) -> Any:
         def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
             self.strategy = strategy
 
-        def create_runtime_cache(self) -> str:
-            return "cache"
+        def create_runtime_cache(self) -> Cache:
+            return Cache()
 
-        def set_runtime_cache(self, cache: str) -> bool:
+        def set_runtime_cache(self, cache: Cache) -> bool:
             self.cache = cache
             return True
 
@@ -139,9 +177,21 @@ def _fake(version: str) -> Any:
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return SHAPES[name]
 
+        def get_tensor_dtype(self, name: str) -> Any:
+            return DataType[trt.types[name]]
+
+        num_optimization_profiles = len(PROFILES)
+
+        def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+            assert name == "image"
+            least, most = PROFILES[index]
+            return [(n, *SHAPES[name][1:]) for n in (least, most, most)]
+
         def create_execution_context(self, how: Any) -> Context | None:
             if rtx:
-                how = (how.strategy, how.cuda_graph_strategy, how.cache)
+                assert how.cache.kind == "cache"
+                how.cache.made += b" and kernels"
+                how = (how.strategy.name, how.dynamic_shapes_kernel_specialization_strategy.name)
             trt.calls.append(("context", how))
             if "context" in trt.fails:
                 self.logger.log(Severity.INTERNAL_ERROR, "out of memory")
@@ -170,9 +220,17 @@ def _fake(version: str) -> Any:
 
     trt.ILogger, trt.TensorIOMode, trt.Runtime = ILogger, TensorIOMode, Runtime
     trt.ExecutionContextAllocationStrategy = Strategy
+    trt.types = dict(TYPES)
     if rtx:
-        trt.CudaGraphStrategy = Graphs
+        trt.DynamicShapesKernelSpecializationStrategy = Kernels
     return trt
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "dvt-edge" / "tensorrt-rtx"
 
 
 @pytest.fixture(params=VERSIONS)
@@ -182,7 +240,7 @@ def trt(request: pytest.FixtureRequest) -> Any:
 
 def _open(trt: Any) -> TensorRTStage:
     logger = make_logger(trt)
-    return TensorRTStage(trt, make_runtime(trt, logger), logger, PLAN, "stage2.plan")
+    return TensorRTStage(trt, make_runtime(trt, logger), logger, PLAN, "stage2.plan", SPEC)
 
 
 @pytest.fixture
@@ -190,14 +248,13 @@ def stage(trt: Any) -> TensorRTStage:
     return _open(trt)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 32])
-def test_bound_once(trt: Any, stage: TensorRTStage, batch: int) -> None:
-    """Batch 1 has a profile of its own; all addresses and shapes are set before the first run."""
-    stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
-    stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
+@pytest.mark.parametrize(("batch", "profile"), [(1, 0), (4, 1), (32, 2)])
+def test_bound_once(trt: Any, stage: TensorRTStage, batch: int, profile: int) -> None:
+    """Each batch size has a profile of its own; all is set before the first run."""
+    enqueue = stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
     calls = [call for call in trt.calls if call[0] not in ("context", "memory")]
     assert calls == [
-        ("profile", 0 if batch == 1 else 1, STREAM),
+        ("profile", profile, STREAM),
         ("shape", "image", (batch, 3, 8, 8)),
         ("address", "image", 1 << 40),
         ("shape", "features", (batch, 4, 16)),
@@ -205,9 +262,29 @@ def test_bound_once(trt: Any, stage: TensorRTStage, batch: int) -> None:
         ("address", "confidence", 3 << 40),
     ]
     trt.calls.clear()
-    stage.enqueue(batch, STREAM)
-    stage.enqueue(batch, STREAM)
+    enqueue()
+    enqueue()
     assert trt.calls == [("execute", STREAM)] * 2
+
+
+def test_batch_that_no_profile_has(trt: Any, stage: TensorRTStage) -> None:
+    with pytest.raises(BackendError, match=r"stage2\.plan: was not built for batch 8; rebuild it"):
+        stage.prepare(8, ADDRESSES, SCRATCH, STREAM)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": "FLOAT"}, r"'features' is FLOAT \[-1, 4, 16\], .* float16 \['N', 4, 16\]"),
+        ({"confidence": "HALF"}, "'confidence' is HALF"),
+        ({"image": "INT32"}, "'image' is INT32"),
+    ],
+)
+def test_a_plan_whose_tensors_are_others(trt: Any, change: dict[str, str], words: str) -> None:
+    """Memory is laid out by the manifest: float32 in place of float16 would read past the end."""
+    trt.types.update(change)
+    with pytest.raises(BackendError, match=rf"stage2\.plan: its tensor {words}.*; rebuild it"):
+        _open(trt)
 
 
 def test_scratch_is_what_the_backend_gives(trt: Any, stage: TensorRTStage) -> None:
@@ -216,37 +293,76 @@ def test_scratch_is_what_the_backend_gives(trt: Any, stage: TensorRTStage) -> No
     assert [call for call in trt.calls if call[0] == "memory"] == [("memory", SCRATCH, 8192)]
 
 
-def test_how_contexts_are_made() -> None:
-    """Without memory of their own; one for each batch size, since a graph freezes its state."""
-    trt = _fake("tensorrt 10")
-    stage = _open(trt)
+def test_how_contexts_are_made(trt: Any, stage: TensorRTStage) -> None:
+    """Without memory of their own; one for each batch size and image, since a graph freezes its
+    state. TensorRT-RTX compiles its kernels before the first run ends."""
+    for batch in (1, 4, 1, 32):
+        stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
+    made = [call[1] for call in trt.calls if call[0] == "context"]
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    rtx = trt.__name__ == "tensorrt_rtx"
+    assert made == [("USER_MANAGED", "EAGER") if rtx else strategy] * 4
     assert stage.capturable
-    for batch in (1, 8, 1, 32, 8):
-        stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
-    made = [call[1].name for call in trt.calls if call[0] == "context"]
-    assert made == ["USER_MANAGED"] * 3
 
 
-def test_rtx_captures_by_itself() -> None:
+def test_rtx_says_whether_it_can_be_captured() -> None:
     trt = _fake("tensorrt_rtx")
     stage = _open(trt)
-    assert not stage.capturable
-    for batch in (1, 8):
-        stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
-    strategy, graphs = trt.ExecutionContextAllocationStrategy, trt.CudaGraphStrategy
-    how = (strategy.USER_MANAGED, graphs.WHOLE_GRAPH_CAPTURE, "cache")
-    assert [call[1] for call in trt.calls if call[0] == "context"] == [how] * 2
-
-
-def test_rtx_without_graphs_of_its_own() -> None:
-    """Early releases lack them; the rest works."""
-    trt = _fake("tensorrt_rtx")
-    graphs = trt.CudaGraphStrategy
-    del trt.CudaGraphStrategy
-    stage = _open(trt)
+    trt.fails.add("capture")
     stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
-    (made,) = [call[1] for call in trt.calls if call[0] == "context"]
-    assert made[1] is graphs.DISABLED
+    assert not stage.capturable
+
+
+def test_rtx_keeps_its_kernels(cache: Path) -> None:
+    """From one process to the next, once something ran."""
+    for expected in ([], [b" and kernels"]):
+        trt = _fake("tensorrt_rtx")
+        stage = _open(trt)
+        assert [call[1] for call in trt.calls if call[0] == "cache"] == expected
+        stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
+        assert len(list(cache.glob("*"))) == len(expected)
+        stage.warmed_up()
+        (file,) = cache.iterdir()
+    assert file.read_bytes() == b" and kernels and kernels"
+    assert file.name.endswith("-1.7.1.cache")
+
+
+def test_rtx_cache_of_another_machine(cache: Path) -> None:
+    """Compiled again, and replaced."""
+    _open(_fake("tensorrt_rtx"))
+    stage = _open(_fake("tensorrt_rtx"))
+    stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
+    stage.warmed_up()
+    (file,) = cache.iterdir()
+    file.write_bytes(b"other machine")
+    trt = _fake("tensorrt_rtx")
+    stage = _open(trt)
+    stage.prepare(1, ADDRESSES, SCRATCH, STREAM)()
+    stage.warmed_up()
+    assert file.read_bytes() == b" and kernels"
+
+
+def test_rtx_cache_on_a_full_disk(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning, once, and the old cache stays whole."""
+    stage = _open(_fake("tensorrt_rtx"))
+    stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
+    stage.warmed_up()
+    (file,) = cache.iterdir()
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for batch in (4, 32):
+        enqueue = stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
+        stage.warmed_up()
+        enqueue()
+    (warning,) = caplog.records
+    assert f"{file}: cannot be written (No space left on device)" in warning.getMessage()
+    assert [path.name for path in cache.iterdir()] == [file.name]
+    assert file.read_bytes() == b" and kernels"
 
 
 @pytest.mark.parametrize(
@@ -265,8 +381,7 @@ def test_what_cannot_be_bound(trt: Any, stage: TensorRTStage, fails: str, reason
     gc.collect()
     assert "context" not in trt.alive
     trt.fails.clear()
-    stage.prepare(4, ADDRESSES, SCRATCH, STREAM)
-    stage.enqueue(4, STREAM)
+    stage.prepare(4, ADDRESSES, SCRATCH, STREAM)()
 
 
 def test_no_context(trt: Any, stage: TensorRTStage) -> None:
@@ -277,14 +392,14 @@ def test_no_context(trt: Any, stage: TensorRTStage) -> None:
 
 def test_a_run_fails(trt: Any, stage: TensorRTStage) -> None:
     """An error is reported with the run that it belongs to, not with later ones."""
-    stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
+    enqueue = stage.prepare(1, ADDRESSES, SCRATCH, STREAM)
     trt.fails.add("execute")
     for _ in range(3):
         with pytest.raises(BackendError, match=r"failed at batch 1: Cask convolution execution$"):
-            stage.enqueue(1, STREAM)
+            enqueue()
     trt.fails = {"address"}
     with pytest.raises(BackendError, match="gave no reason"):
-        stage.prepare(2, ADDRESSES, SCRATCH, STREAM)
+        stage.prepare(4, ADDRESSES, SCRATCH, STREAM)
 
 
 def test_refused_plan(trt: Any) -> None:
@@ -305,15 +420,15 @@ def test_no_runtime(trt: Any) -> None:
 
 
 def test_close_frees_what_depends_on_others_first(trt: Any, stage: TensorRTStage) -> None:
-    for batch in (1, 8):
+    for batch in (1, 4):
         stage.prepare(batch, ADDRESSES, SCRATCH, STREAM)
     trt.calls.clear()
     stage.close()
-    config = [("freed", "config")] if trt.__name__ == "tensorrt_rtx" else []
+    rtx = [("freed", "config"), ("freed", "cache")] if trt.__name__ == "tensorrt_rtx" else []
     assert trt.calls == [
         ("freed", "context"),
         ("freed", "context"),
-        *config,
+        *rtx,
         ("freed", "engine"),
         ("freed", "runtime"),
     ]
@@ -354,10 +469,17 @@ def _real() -> Any:
         lambda trt: trt.IExecutionContext.set_device_memory,
         lambda trt: trt.IExecutionContext.execute_async_v3,
         lambda trt: trt.IRuntimeConfig.set_execution_context_allocation_strategy,
-        lambda trt: trt.IRuntimeConfig.cuda_graph_strategy,
+        lambda trt: trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy,
+        lambda trt: trt.IRuntimeCache.deserialize,
+        lambda trt: trt.IRuntimeCache.serialize,
+        lambda trt: trt.ICudaEngine.get_tensor_dtype,
+        lambda trt: trt.ICudaEngine.get_tensor_profile_shape,
+        lambda trt: trt.ICudaEngine.num_optimization_profiles,
+        lambda trt: trt.IExecutionContext.is_stream_capturable,
+        lambda trt: trt.DynamicShapesKernelSpecializationStrategy.__members__["EAGER"],
+        lambda trt: [trt.DataType.__members__[name] for name in ("FLOAT", "HALF", "INT32")],
         lambda trt: trt.IRuntimeConfig.create_runtime_cache,
         lambda trt: trt.IRuntimeConfig.set_runtime_cache,
-        lambda trt: trt.CudaGraphStrategy.__members__["WHOLE_GRAPH_CAPTURE"],
         lambda trt: trt.ExecutionContextAllocationStrategy.__members__["USER_MANAGED"],
         lambda trt: trt.TensorIOMode.INPUT,
     ],
@@ -373,4 +495,4 @@ def test_tensorrt_rtx_refuses_what_is_no_plan() -> None:
     with pytest.raises(
         BackendError, match=r"stage1\.plan: tensorrt_rtx .* refused it: .+; rebuild"
     ):
-        TensorRTStage(trt, make_runtime(trt, logger), logger, b"no plan" * 100, "stage1.plan")
+        TensorRTStage(trt, make_runtime(trt, logger), logger, b"no plan" * 100, "stage1.plan", SPEC)

@@ -133,11 +133,11 @@ def test_slow_frames_at_the_cameras_pace(timed: Timed) -> None:
     """Clocks that fall while nothing runs: seen, warned of, and to be solved for."""
     run_stage = timed.backend.inner.run_stage
 
-    def run_one(stage: int, count: int) -> StageAnswer:
+    def run_one(stage: int, count: int, slot: int = 0) -> StageAnswer:
         rested = len(timed.clock.slept_s)
         timed.backend.takes_ms[:] = (1, 1, 2) if rested == before[0] else (3, 3, 6)
         before[0] = rested if stage == 2 else before[0]
-        return run_stage(stage, count)
+        return run_stage(stage, count, slot)
 
     before = [0]
     timed.backend.inner.run_stage = run_one  # type: ignore[method-assign]

@@ -68,17 +68,24 @@ def test_transfers_are_what_the_device_did_not_do(timed: Timed) -> None:
     """A backend on a device tells how long each stage kept it busy; nothing is left in place."""
 
     class OnDevice:
-        stage_ms: float | None = 0.0
+        gpu = "a GPU"
+        stage_ms: float | None = None
+        time_stages = False
 
         def __getattr__(self, name: str) -> Any:
             return getattr(timed.backend, name)
 
-        def run_stage(self, stage: int, count: int) -> Any:
-            self.stage_ms = (0.75, 0.5, 1.5)[stage]
-            return timed.backend.run_stage(stage, count)
+        def run_stage(self, stage: int, count: int, slot: int = 0) -> Any:
+            asked.append(self.time_stages)
+            self.stage_ms = (0.75, 0.5, 1.5)[stage] if self.time_stages else None
+            return timed.backend.run_stage(stage, count, slot)
 
+    asked: list[bool] = []
     backend = timed.loop.backend = OnDevice()
     timing = time_back_to_back(timed.exits, timed.clock, 0.1)
+    assert 0 < sum(asked) < len(asked) / 4  # events take time: most runs go without
+    assert timing.exits[0].transfer is not None
+    assert timing.exits[0].latency.runs > 3 * timing.exits[0].transfer.runs
     transfers = [exit_.transfer.mean_ms for exit_ in timing.exits if exit_.transfer]
     assert transfers == pytest.approx([0.25, 0.75, 1.25])
     assert timed.loop.backend is backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import kernel_twins
@@ -13,7 +14,12 @@ from hypothesis import strategies as st
 
 from dvt_edge.profile import ColorOrder, InputConfig
 from dvt_edge.runtime.native import calls
-from dvt_edge.runtime.native.library import PreprocessPlan, library, unavailable
+from dvt_edge.runtime.native.library import (
+    DriverCalls,
+    PreprocessPlan,
+    library,
+    unavailable,
+)
 from dvt_edge.runtime.preprocess import Preprocessor, frame_shape
 from tests.runtime.conftest import COLOR
 
@@ -88,7 +94,7 @@ def test_fast_equals_kernel_arithmetic(
     frame = _frame(*frame_shape(height, width, order), seed=seed)
     plan = _plan(frame, order, config, resized, dtype)
     slow = _out(config, dtype)
-    if kernel_twins.tile(plan, shared) is None:
+    if calls.tile(plan, shared) is None:
         shared = 1 << 20
     kernel_twins.preprocess_reference(plan, frame, slow, block, shared)
     for limit in range(3):
@@ -180,8 +186,8 @@ def test_bad_plans(field: str, value: int) -> None:
         calls.preprocess(plan, frame, out)
     assert (out == 77).all()
     with pytest.raises(ValueError, match="out of its range"):
-        kernel_twins.axis_table(plan, 0)
-    assert kernel_twins.tile(plan, SHARED) is None
+        calls.axis_table(plan, 0)
+    assert calls.tile(plan, SHARED) is None
 
 
 def test_odd_yuv_is_a_bad_plan() -> None:
@@ -205,7 +211,7 @@ def test_axis_table() -> None:
     config = _config(3, 256, 224)
     plan = _plan(_frame(540, 960, 3), "bgr", config, (256, 455), np.float32)
     for axis, size in ((0, 960), (1, 540)):
-        table = kernel_twins.axis_table(plan, axis)
+        table = calls.axis_table(plan, axis)
         first, count = table[:, 0], table[:, 1]
         assert (first >= 0).all()
         assert (first + count <= size).all()
@@ -219,63 +225,42 @@ def test_tile() -> None:
     """The largest tile that fits; none where a single pixel's window does not."""
     config = _config(3, 256, 224)
     plan = _plan(_frame(1080, 1920, 3), "bgr", config, (256, 455), np.float32)
-    width, height, needed = kernel_twins.tile(plan, SHARED) or (0, 0, 0)
+    width, height, needed = calls.tile(plan, SHARED) or (0, 0, 0)
     assert (width, height) == (32, 16)
     assert needed <= SHARED
-    smaller = kernel_twins.tile(plan, needed - 1)
+    smaller = calls.tile(plan, needed - 1)
     assert smaller is not None
     assert smaller[:2] == (32, 8)
-    assert kernel_twins.tile(plan, 16 * 3) is None
+    assert calls.tile(plan, 16 * 3) is None
 
 
 CONFIDENCES = [
-    ([], 0.5, []),
-    ([0.4, 0.5, 0.6], 0.5, [0]),
-    ([0.4, np.nan, 0.6], 0.5, [0, 1]),
-    ([np.nan, np.nan], -np.inf, []),
-    ([0.1, 1.0], np.inf, [0, 1]),
-    ([0.1, 0.2, 0.3], -np.inf, []),
+    (0.4, 0.5, False),
+    (0.5, 0.5, True),
+    (0.6, 0.5, True),
+    (np.nan, 0.5, False),
+    (np.nan, -np.inf, True),
+    (1.0, np.inf, False),
+    (0.1, -np.inf, True),
     # The threshold lies between two neighbouring float32 numbers.
-    ([np.float32(0.7)], float(np.float32(0.7)) + 1e-9, [0]),
+    (np.float32(0.7), float(np.float32(0.7)) + 1e-9, False),
 ]
 
 
-@pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize(("confidence", "threshold", "stay"), CONFIDENCES)
-def test_decision(
-    confidence: list[float], threshold: float, stay: list[int], reference: bool
-) -> None:
-    """Whoever reaches the threshold leaves; NaN does not, unless all do."""
-    found = kernel_twins.staying_rows(
-        np.array(confidence, np.float32), threshold, reference=reference
-    )
-    assert found.tolist() == stay
-
-
-@settings(deadline=None)
-@given(
-    count=st.integers(0, 40),
-    threshold=st.sampled_from([0.0, 0.3, 0.99]),
-    seed=st.integers(0, 1000),
-)
-def test_decision_equals_numpy(count: int, threshold: float, seed: int) -> None:
-    """As the cascade loop decides, in order."""
-    confidence = np.random.default_rng(seed).random(count, np.float32)
-    confidence[::7] = np.nan
-    expected = np.flatnonzero(~(confidence.astype(np.float64) >= threshold))
-    for reference in (False, True):
-        np.testing.assert_array_equal(
-            kernel_twins.staying_rows(confidence, threshold, reference=reference), expected
-        )
+@pytest.mark.parametrize(("confidence", "threshold", "leaves"), CONFIDENCES)
+def test_decision(confidence: float, threshold: float, leaves: bool) -> None:
+    """Whoever reaches the threshold leaves; NaN does not, unless all do. As the cascade loop."""
+    assert kernel_twins.leaves(confidence, threshold) == leaves
+    assert leaves == (float(np.float32(confidence)) >= threshold or threshold == -np.inf)
 
 
 @settings(deadline=None)
 @given(
     kept=st.lists(st.booleans(), min_size=1, max_size=12),
     shapes=st.lists(st.lists(st.integers(1, 5), min_size=0, max_size=3), min_size=1, max_size=4),
-    reference=st.booleans(),
+    threads=st.sampled_from([1, 3, 256]),
 )
-def test_gather_equals_numpy(kept: list[bool], shapes: list[list[int]], reference: bool) -> None:
+def test_gather_equals_numpy(kept: list[bool], shapes: list[list[int]], threads: int) -> None:
     """Several arrays of several types at once, in place, whichever rows stay."""
     rows = np.flatnonzero(kept)
     rng = np.random.default_rng(0)
@@ -285,7 +270,7 @@ def test_gather_equals_numpy(kept: list[bool], shapes: list[list[int]], referenc
         for i, shape in enumerate(shapes)
     ]
     before = [a.copy() for a in arrays]
-    kernel_twins.gather(arrays, rows, reference=reference)
+    kernel_twins.gather(arrays, rows, threads)
     for array, old in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array[: len(rows)], old[rows])
         # Behind the rows kept, nothing is touched but what they passed over.
@@ -303,3 +288,58 @@ def test_small_frames_of_several_sizes_in_turn() -> None:
         preprocess(frame, found)
         Preprocessor(config)(frame, expected)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_gather_at_its_limits() -> None:
+    """As many rows and arrays as a plan holds, with rows of 16 bytes and others."""
+    arrays = [
+        np.arange(1024 * width, dtype=np.uint8).reshape(1024, width) for width in range(12, 20)
+    ]
+    before, rows = [a.copy() for a in arrays], np.arange(1024)
+    kernel_twins.gather(arrays, rows, 7)
+    for array, old in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+    kernel_twins.gather(arrays, rows[1:], 7)
+    for array, old in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array[:-1], old[1:])
+
+
+DRIVER_CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+ONE_CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+
+
+@pytest.mark.parametrize(
+    ("event", "fails", "status", "made"),
+    [
+        (None, {}, 0, ["launch 1 2", "query 2", "query 2", "query 2"]),
+        (3, {}, 0, ["launch 1 2", "record 3 2", "wait 3"]),
+        (None, {"launch": 700}, 700, ["launch 1 2"]),
+        (None, {"query": 719}, 719, ["launch 1 2", "query 2", "query 2", "query 2"]),
+        (3, {"record": 400}, 400, ["launch 1 2", "record 3 2"]),
+        (3, {"wait": 719}, 719, ["launch 1 2", "record 3 2", "wait 3"]),
+    ],
+)
+def test_launch_and_wait(
+    event: int | None, fails: dict[str, int], status: int, made: list[str]
+) -> None:
+    """Spinning asks until the stream is done; with an event the thread sleeps on it. The first
+    failure is the answer."""
+    calls_made: list[str] = []
+
+    def call(name: str, *handles: int) -> int:
+        calls_made.append(" ".join(map(str, (name, *handles))))
+        if name == "query" and calls_made.count(calls_made[-1]) < 3:
+            return 600
+        return fails.get(name, 0)
+
+    functions = [
+        DRIVER_CALL(lambda graph, stream: call("launch", graph, stream)),
+        ONE_CALL(lambda stream: call("query", stream)),
+        DRIVER_CALL(lambda event, stream: call("record", event, stream)),
+        ONE_CALL(lambda event: call("wait", event)),
+    ]
+    driver = DriverCalls(*(ctypes.cast(f, ctypes.c_void_p).value for f in functions))
+    found = library()
+    assert found is not None
+    assert found.dvt_run_graph(ctypes.byref(driver), 1, 2, event) == status
+    assert calls_made == made

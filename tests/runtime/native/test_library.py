@@ -17,7 +17,7 @@ import pytest
 from dvt_edge.runtime.native import library as native
 
 COMPILERS = (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")
-NAMES = (b"dvt_preprocess_kernel", b"dvt_decide_kernel", b"dvt_gather_kernel")
+NAMES = (b"dvt_preprocess_kernel", b"dvt_gather_kernel", b"dvt_exit_kernel")
 ARCHITECTURES = [75, 80, 86, 87, 89, 90, 110, 120]
 PTX, MACHINE_CODE = 1, 2
 
