@@ -9,7 +9,7 @@ BIN := .venv/bin
 NATIVE := $(wildcard runtime/native/*.cpp runtime/native/*.cu runtime/native/*.h)
 PROFILE := samples/profiles/demo-cpu.yaml
 
-.PHONY: demo engines test check clean
+.PHONY: demo engines arm64 test check clean
 
 .venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,11 @@ engines: .venv/installed
 	$(BIN)/dvt-edge build --profile samples/profiles/jetson-orin.yaml
 	$(BIN)/dvt-edge build --profile samples/profiles/rtx.yaml
 	$(BIN)/dvt-edge inspect out/rtx
+
+# On 64-bit Arm, emulated. Needs root, and Debian's qemu-user-static and debootstrap.
+arm64: .venv/installed
+	$(BIN)/dvt-edge build --profile $(PROFILE)
+	nice $(BIN)/python scripts/arm64.py
 
 # The quick ones, side by side; `make check` runs all.
 test: .venv/installed

@@ -68,9 +68,9 @@ class CascadeLoop:
         """
         started = perf_counter()
         backend, slot = self.backend, self.slot
-        take = backend.take_frame
-        if take is None or not self.preprocess.hand_over(frame, order, take, slot):
-            self.preprocess(frame, backend.image_buffer(1, slot)[0], order)
+        image, take = backend.image_buffer(1, slot)[0], backend.take_frame
+        if take is None or not self.preprocess.hand_over(frame, order, take, slot, image.dtype):
+            self.preprocess(frame, image, order)
         return 1e3 * (perf_counter() - started)
 
     def run_prepared(

@@ -231,15 +231,21 @@ class Preprocessor:
             self.normalise(self._crop(pixels, order), out)
 
     def hand_over(
-        self, frame: object, order: ColorOrder | None, take: calls.TakeFrame, slot: int
+        self,
+        frame: object,
+        order: ColorOrder | None,
+        take: calls.TakeFrame,
+        slot: int,
+        dtype: npt.DTypeLike,
     ) -> bool:
-        """Give ``frame`` to ``take``, which makes the float16 image of ``slot`` from it elsewhere.
+        """Give ``frame`` to ``take``, which makes the image of ``slot``, of type ``dtype``, from it
+        elsewhere.
 
         False where that cannot be, such as without native code. Raises
         :class:`~dvt_edge.errors.FrameError`.
         """
         order = order or self.config.color_order
-        pixels, plan = self._planned(check_frame(frame, order), order, np.dtype(np.float16))
+        pixels, plan = self._planned(check_frame(frame, order), order, np.dtype(dtype))
         return plan is not None and take(plan, pixels, slot)
 
     def crop(self, frame: object, order: ColorOrder | None = None) -> Pixels:

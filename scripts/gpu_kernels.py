@@ -76,7 +76,7 @@ def _preprocess(device: CudaDevice, fatbin: bytes, bandwidth: float) -> list[Val
         frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         expected, found = np.empty((2, 3, 224, 224), np.float16)
         host(frame, expected, layout)
-        assert host.hand_over(frame, layout, make.take, 0)
+        assert host.hand_over(frame, layout, make.take, 0, np.float16)
         # With the frame's way to the device, which a GPU with memory of its own needs.
         whole = _median_ms(device, lambda: make.make_image(0, out))
         alone = _median_ms(device, lambda: make.launch(0, out))

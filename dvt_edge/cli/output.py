@@ -166,3 +166,6 @@ def show_engines(engines: Engines) -> None:
             + ", ".join(f"{name}{value}" for name, value in machine.items() if value)
         ),
     )
+    if engines.preprocess_ms:
+        times = ", ".join(f"{ms:.2f} ms on the {at}" for at, ms in engines.preprocess_ms.items())
+        show(f"frames become images on the {engines.preprocess}: to the end of stage 1 {times}")

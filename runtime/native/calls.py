@@ -14,7 +14,11 @@ from dvt_edge.runtime.native.library import NO_MEMORY, OK, GatherPlan, Preproces
 
 LAYOUTS: dict[ColorOrder, int] = {"bgr": 0, "rgb": 1, "gray": 2, "nv12": 3, "yuyv": 4}
 FILTERS = {"bilinear": 0, "bicubic": 1}
-OUTPUTS = {np.dtype(np.uint8): 0, np.dtype(np.float32): 1, np.dtype(np.float16): 2}
+OUTPUTS: dict[np.dtype[Any], int] = {
+    np.dtype(np.uint8): 0,
+    np.dtype(np.float32): 1,
+    np.dtype(np.float16): 2,
+}
 LARGEST_SIDE = 1 << 24
 """Of a frame, px: beyond it Pillow's single-precision boxes are no longer exact either."""
 

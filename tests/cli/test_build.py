@@ -15,7 +15,7 @@ from dvt_edge.converters import device, selection
 from dvt_edge.converters.quantizing import quantize_cascade
 from dvt_edge.converters.quantizing.calibration import activation_ranges
 from tests.cli.conftest import Run, Write, error_line
-from tests.conftest import write_yaml
+from tests.conftest import edit_manifest, write_yaml
 
 ENGINE = {"backend": "tensorrt-rtx", "precision": "int8", "compute_capabilities": [86]}
 
@@ -86,6 +86,14 @@ def test_halves(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     assert [plan["cached"] for plan in values["engines"]["plans"]] == [False] * 3
     assert values["precision"] == "int8"
     assert len(values["exits"]) == len(values["fp16_same_class"]) == 3
+
+    measured = {"preprocess": "device", "preprocess_ms": {"host": 2.0, "device": 1.25}}
+    edit_manifest(folder, lambda m: m["engines"].update(measured))
+    shown = _text(dvt_edge("inspect", folder).out)
+    assert (
+        "frames become images on the device: to the end of stage 1 2.00 ms on the host, 1.25 ms on"
+        in shown
+    )
 
     other = write_profile(engine=ENGINE | {"compute_capabilities": []})
     result = dvt_edge("build", "--profile", other)

@@ -55,7 +55,8 @@ def _preprocess(
     assert cut == (int(width), int(height), shared_bytes)
     size = plan.row_stride * plan.height * (3 if plan.layout == calls.LAYOUTS["nv12"] else 2) // 2
     pixels = np.frombuffer(ctypes.string_at(int(frame), size), np.uint8)
-    image = np.empty((plan.channels, plan.crop, plan.crop), np.float16)
+    dtype = next(kind for kind, number in calls.OUTPUTS.items() if number == plan.output)
+    image = np.empty((plan.channels, plan.crop, plan.crop), dtype)
     kernel_twins.preprocess_reference(plan, pixels, image, 256, shared_bytes)
     ctypes.memmove(int(out), image.ctypes.data, image.nbytes)
 

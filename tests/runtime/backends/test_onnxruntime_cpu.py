@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
+from dvt_edge import Runtime
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import handed_on
-from dvt_edge.errors import BackendError
+from dvt_edge.errors import BackendError, BundleError
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, open_session
 from dvt_edge.runtime.backends.protocol import SLOTS
+from tests.conftest import edit_manifest
 
 BATCH = 6
 
@@ -258,3 +261,15 @@ def test_shared_scratch_changes_no_answer(demo_bundle: Path) -> None:
         answers.append([float(backend.run_stage(k, 1).confidence[0]) for k in range(len(paths))])
         backend.close()
     assert answers[0] == answers[1]
+
+
+def test_stages_that_do_not_fit(own_bundle: Path) -> None:
+    """Stage 1 would write what stage 2 reads as another type: refused, before anything runs."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        features = next(t for t in manifest["stages"][1]["inputs"] if t["name"] == "features")
+        features["dtype"] = "float16"
+
+    edit_manifest(own_bundle, change)
+    with pytest.raises(BundleError, match=r"stage 2 reads 'features' as float16 .*stage 1 hands"):
+        Runtime(own_bundle)
