@@ -318,8 +318,8 @@ def test_classify_tells_events(
 
     original = OnnxRuntimeBackend.run_stage
 
-    def broken(self: OnnxRuntimeBackend, stage: int, count: int) -> StageAnswer:
-        answer = original(self, stage, count)
+    def broken(self: OnnxRuntimeBackend, stage: int, count: int, slot: int = 0) -> StageAnswer:
+        answer = original(self, stage, count, slot)
         return StageAnswer(np.full_like(answer.confidence, np.nan), answer.class_id)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "run_stage", broken)
