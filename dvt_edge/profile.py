@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from dvt_edge.errors import BudgetError
 from dvt_edge.files.documents import Document, DocumentPath
@@ -141,6 +142,33 @@ class ExitsConfig(Document):
     confidence of 0.8 is right about 80 % of the time (Guo et al. 2017)."""
 
 
+def _unusable(problem: ErrorDetails) -> str:
+    """What is wrong with one key of a budget that a program or a command gave, and the remedy."""
+    key = ".".join(str(part) for part in problem["loc"])
+    found, kind = problem.get("input"), problem["type"]
+    if kind == "extra_forbidden":
+        return (
+            f"{key}: no such key; the keys of a budget are {', '.join(BudgetConfig.model_fields)}"
+        )
+    if not key:  # keys that do not go together
+        return problem["msg"].removeprefix("Value error, ")
+    limits = {
+        "latency_ms": "a positive number of milliseconds",
+        "energy_mj": "a positive number of millijoules",
+        "deadline_ms": "a positive number of milliseconds",
+        "min_accuracy": "a share above 0 and at most 1, such as 0.8",
+        "confidence_level": "a probability above 0.5 and below 1, such as 0.95",
+        "max_stage": "a stage, counted from 1",
+        "point": "a row of the recorded thresholds, counted from 1",
+        "audit": "a share from 0 to 0.5, such as 0.01",
+        "statistic": f"one of {', '.join(get_args(Statistic))}",
+        "thresholds": "solve or recorded",
+        "adapt": "true or false",
+        "video": "true or false",
+    }
+    return f"{key}: expected {limits[key]}, found {found!r}"
+
+
 class BudgetConfig(Document):
     """What must not be exceeded; at least one of ``latency_ms``, ``energy_mj``, ``min_accuracy``
     and ``max_stage``."""
@@ -181,10 +209,7 @@ class BudgetConfig(Document):
         try:
             return BudgetConfig.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "budget"
-            keys = ", ".join(BudgetConfig.model_fields)
-            raise BudgetError(f"{where}: {first['msg']}; the keys of a budget are {keys}") from None
+            raise BudgetError(_unusable(error.errors()[0])) from None
 
     def __str__(self) -> str:
         """The limits, for people: ``mean latency 1.5 ms, accuracy of at least 0.8``."""

@@ -48,6 +48,11 @@ FRONTIER_LINES = 12
 @click.option(
     "--confidence-level", type=float, help="Certify the budget with this probability, such as 0.95."
 )
+@click.option("--deadline-ms", type=float, help="Limit on a single frame.")
+@click.option("--audit", type=float, help="Share of frames that run all exits, 0..0.5.")
+@click.option(
+    "--adapt", is_flag=True, default=None, help="Move the thresholds to keep the mean latency."
+)
 @click.option("--plot", type=FILE, help="Write the frontier as a picture (PNG, SVG or PDF).")
 @json_option
 def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any) -> None:
@@ -74,13 +79,17 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
             }
         )
         return
+    statistic = budget.statistic
+    tail = ""
+    if budget.latency_ms is not None and statistic != "mean":
+        tail = f"{statistic} {costs.latency.at(solution.exit_fraction, statistic):.3f} ms, "
     show(
-        f"Thresholds {threshold_list(solution)}: mean {solution.cost:.3f} ms, accuracy "
+        f"Thresholds {threshold_list(solution)}: {tail}mean {solution.cost:.3f} ms, accuracy "
         f"{percent(solution.accuracy, digits=2)} on {len(records)} records, exits "
         f"{percent(*solution.exit_fraction)}"
     )
     if certificate:
-        show(f"Certificate: {certificate_line(certificate)}")
+        show(f"Certificate: {certificate_line(certificate, budget)}")
     points = (curve[i] for i in spread_rows(len(curve), FRONTIER_LINES))
     show_table(
         "Frontier: the highest accuracy for each mean latency",

@@ -107,7 +107,7 @@ def _certificate(bundle: Bundle) -> str:
     except BudgetError as error:
         return f"none; {error}"
     assert solution.certificate is not None
-    return f"{certificate_line(solution.certificate)} (costs of {costs.machine})"
+    return f"{certificate_line(solution.certificate, manifest.budget)} (costs of {costs.machine})"
 
 
 def _operators(bundle: Bundle) -> list[dict[str, int]]:

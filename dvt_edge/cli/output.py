@@ -13,6 +13,8 @@ from rich.table import Table
 from dvt_edge.bundle.engine_records import Engines, PrecisionFigures
 from dvt_edge.policy import Certificate, Solution
 from dvt_edge.policy.choose import finite_thresholds
+from dvt_edge.policy.statistic import TAIL_SHARE
+from dvt_edge.profile import BudgetConfig
 
 if TYPE_CHECKING:
     from dvt_edge.runtime.runtime import Runtime
@@ -105,12 +107,16 @@ def threshold_list(solution: Solution) -> str:
     return ", ".join(f"{t:.4f}" for t in solution.thresholds[:-1]) or "none"
 
 
-def certificate_line(found: Certificate) -> str:
-    """What is certified, for people."""
+def certificate_line(found: Certificate, budget: BudgetConfig) -> str:
+    """What is certified of ``budget``, for people."""
+    promise = f"mean at most {found.cost_bound:.3f} ms"
+    if budget.latency_ms is not None and budget.statistic != "mean":
+        late = TAIL_SHARE[budget.statistic]
+        share = f"at most {100 * late:g} % of the frames take" if late else "no frame takes"
+        promise = f"{share} longer than {budget.latency_ms:g} ms, {promise}"
     return (
-        f"with probability {1 - found.delta:g}, from {found.n} records: mean at most "
-        f"{found.cost_bound:.3f} ms, accuracy at most {100 * found.accuracy_gap_bound:.2f} points "
-        "below the last exit's"
+        f"with probability {1 - found.delta:g}, from {found.n} records: {promise}, accuracy at "
+        f"most {100 * found.accuracy_gap_bound:.2f} points below the last exit's"
     )
 
 

@@ -60,6 +60,17 @@ class ExitLatency:
             share[getattr(self, name) <= limit_ms] = beyond
         return np.asarray(np.maximum.accumulate(share))
 
+    def at(self, exit_fraction: npt.ArrayLike, statistic: Statistic) -> float:
+        """``statistic`` of the latency, in milliseconds, where ``exit_fraction`` [K] of the frames
+        leave at each exit: the mean, or the least limit that is kept for certain."""
+        fraction = np.asarray(exit_fraction, float)
+        if statistic == "mean":
+            return float(fraction @ self.mean)
+        figures = np.concatenate([getattr(self, name) for name in TAIL_SHARE])
+        late = TAIL_SHARE[statistic] + _ROUNDING
+        kept = [limit for limit in figures if fraction @ self.exceeding(limit) <= late]
+        return float(min(kept))
+
 
 class Budget(Protocol):
     """What must be kept: a :class:`~dvt_edge.profile.BudgetConfig`, which explains and checks it.
@@ -131,6 +142,7 @@ def budget_limits(
             raise BudgetError(
                 f"the {budget.statistic} latency budget of {budget.latency_ms:g} ms is smaller "
                 f"than the first exit's; the smallest possible is {round_up(least):g} ms"
+                f"{_right_at_first(records)}"
             )
         if budget.statistic == "mean":
             limits.append(Limit(latency.mean, budget.latency_ms))
@@ -149,9 +161,18 @@ def budget_limits(
             raise BudgetError(
                 f"the energy budget of {budget.energy_mj:g} mJ is smaller than the first exit's "
                 f"energy; the smallest possible is {round_up(energy[0]):g} mJ"
+                f"{_right_at_first(records)}"
             )
         limits.append(Limit(energy, budget.energy_mj))
     return exits, limits
+
+
+def _right_at_first(records: Records) -> str:
+    """What the nearest feasible budget gives."""
+    share = f"{100 * records.accuracy[0]:.2f} %"
+    if records.label is None:
+        return f", where {share} of the records are answered as by the last exit"
+    return f", with an accuracy of {share} on the records"
 
 
 def solve_limits(

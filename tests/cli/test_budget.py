@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -131,16 +132,20 @@ def test_json_certificate(dvt_edge: Run, write_profile: Write) -> None:
     ("options", "message"),
     [
         (["--latency-ms", "0.5"], "smaller than the first exit's; the smallest possible is 1 ms"),
-        (["--latency-ms", "0"], "latency_ms: Input should be greater than 0"),
-        (["--latency-ms", "-1"], "latency_ms: Input should be greater than 0"),
-        (["--latency-ms", "nan"], "latency_ms: Input should be a finite number"),
-        (["--latency-ms", "inf"], "latency_ms: Input should be a finite number"),
+        (["--latency-ms", "0.5"], "is 1 ms, with an accuracy of "),
+        (["--latency-ms", "0"], "latency_ms: expected a positive number of milliseconds, found 0"),
+        (["--latency-ms", "-1"], "expected a positive number of milliseconds, found -1.0\n"),
+        (["--latency-ms", "nan"], "latency_ms: expected a positive number of milliseconds, found"),
+        (["--latency-ms", "inf"], "latency_ms: expected a positive number of milliseconds, found"),
         (["--energy-mj", "3"], "needs the measured energy per exit, and none was measured"),
         (["--min-accuracy", "1"], "the highest possible is 0."),
-        (["--min-accuracy", "80"], "min_accuracy: Input should be less than or equal to 1"),
+        (["--min-accuracy", "80"], "min_accuracy: expected a share above 0 and at most 1, such"),
         (["--max-stage", "4"], "max_stage 4 does not exist; the cascade has 3 stages"),
-        (["--max-stage", "0"], "max_stage: Input should be greater than or equal to 1"),
-        (["--confidence-level", "95"], "confidence_level: Input should be less than 1"),
+        (["--max-stage", "0"], "max_stage: expected a stage, counted from 1, found 0"),
+        (["--confidence-level", "95"], "above 0.5 and below 1, such as 0.95, found 95.0\n"),
+        (["--audit", "5"], "audit: expected a share from 0 to 0.5, such as 0.01, found 5.0"),
+        (["--deadline-ms", "-3"], "deadline_ms: expected a positive number of milliseconds"),
+        (["--adapt", "--statistic", "p99"], "adapt keeps a mean latency: it needs latency_ms"),
         (["--confidence-level", "0.95", "--min-accuracy", "0.7"], "prove an accuracy of 0."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -169,6 +174,17 @@ def test_an_impossible_profile_can_be_asked_about(dvt_edge: Run, write_profile: 
     assert "the smallest possible is 1 ms" in error_line(dvt_edge("budget", "--profile", path))
     values = _json(dvt_edge("budget", "--json", "--profile", path, "--latency-ms", "2"))
     assert values["solution"]["mean_ms"] <= 2
+
+
+def test_a_percentile_is_shown_and_certified(dvt_edge: Run, write_profile: Write) -> None:
+    """Not only the mean that comes with it."""
+    options = ["--latency-ms", "2.5", "--statistic", "p99", "--confidence-level", "0.95"]
+    result = dvt_edge("budget", "--profile", write_profile(), *options)
+    text = " ".join(result.out.split())
+    shown = re.search(r": p99 ([0-9.]+) ms, mean ([0-9.]+) ms", text)
+    assert shown is not None
+    assert float(shown[2]) <= float(shown[1]) <= 2.5
+    assert "at most 1 % of the frames take longer than 2.5 ms, mean at most" in text
 
 
 def test_nothing_is_run_or_written(

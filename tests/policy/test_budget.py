@@ -9,6 +9,7 @@ import pytest
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import ExitLatency, Records, solve, solve_budget
+from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
 from dvt_edge.profile import BudgetConfig
 from tests.conftest import made_records
 
@@ -148,3 +149,31 @@ def test_latencies_of_another_cascade_are_refused(records: Records) -> None:
         solve_budget(
             records, ExitLatency(*[np.array([1.0, 2.0])] * 5), None, BudgetConfig(latency_ms=2)
         )
+
+
+@pytest.mark.parametrize(
+    ("fraction", "statistic", "expected"),
+    [
+        ([1.0, 0.0], "mean", 1.0),
+        ([0.5, 0.5], "mean", 2.0),
+        ([1.0, 0.0], "p99", 1.4),
+        ([1.0, 0.0], "max", 2.0),
+        ([0.0, 1.0], "p95", 3.4),
+        ([0.98, 0.02], "p99", 3.0),
+        ([0.5, 0.5], "p50", 2.0),
+        ([0.0, 1.0], "max", 5.0),
+    ],
+)
+def test_statistic_of_a_mixture(
+    fraction: list[float], statistic: Statistic, expected: float
+) -> None:
+    """The least limit that a budget on it would keep: one a little lower is refused."""
+    latency = ExitLatency(
+        *(np.array(pair) for pair in ((1.0, 3.0), (1.0, 3.0), (1.2, 3.4), (1.4, 4.0), (2.0, 5.0)))
+    )
+    found = latency.at(fraction, statistic)
+    assert found == expected
+    if statistic != "mean":
+        below = np.nextafter(found, 0)
+        assert np.array(fraction) @ latency.exceeding(below) > TAIL_SHARE[statistic]
+        assert np.array(fraction) @ latency.exceeding(found) <= TAIL_SHARE[statistic] + 1e-9

@@ -44,12 +44,12 @@ def test_set_budget_whole(live: Live) -> None:
     [
         (
             {"latency": 5},
-            r"^latency: .*; the keys of a budget are latency_ms, statistic, energy_mj",
+            r"^latency: no such key; the keys of a budget are latency_ms, statistic, energy_mj",
         ),
         ({"latency_ms": "soon"}, "^latency_ms: "),
-        ({"latency_ms": 0}, "^latency_ms: .* greater than 0"),
-        ({"latency_ms": -2}, "^latency_ms: .* greater than 0"),
-        ({"latency_ms": np.nan}, "^latency_ms: .* finite"),
+        ({"latency_ms": 0}, "^latency_ms: expected a positive number of milliseconds, found 0$"),
+        ({"latency_ms": -2}, "^latency_ms: expected a positive number of milliseconds"),
+        ({"latency_ms": np.nan}, "^latency_ms: expected a positive number of milliseconds"),
         ({"latency_ms": 0.5}, "the smallest possible is 1 ms"),
         ({"latency_ms": None}, "give latency_ms, energy_mj, min_accuracy or max_stage"),
         ({"latency_ms": 1.0, "statistic": "max"}, "the smallest possible is 2 ms"),
