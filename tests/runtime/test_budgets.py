@@ -60,7 +60,7 @@ def test_set_budget_whole(live: Live) -> None:
         ({"min_accuracy": 80}, "^min_accuracy: "),
         ({"max_stage": 4}, "max_stage 4 does not exist; the cascade has 3 stages"),
         ({"max_stage": 0}, "^max_stage: "),
-        ({"deadline_ms": 0}, "^deadline_ms: .* greater than 0"),
+        ({"deadline_ms": 0}, "^deadline_ms: expected a positive number of milliseconds"),
         ({"audit": 0.6}, "^audit: "),
         ({"confidence_level": 1.0}, "^confidence_level: "),
     ],
