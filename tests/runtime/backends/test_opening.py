@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,7 @@ def test_provider_cuda_without_onnxruntime_gpu(
     """Said before pycuda is asked for and the GPU is opened."""
     device = host_device()
     monkeypatch.setattr(gpu_opening, "CudaDevice", lambda wait: device)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     with pytest.raises(BackendError, match=r"no CUDA provider here; .*onnxruntime-gpu"):
         open_backend(finished(backend="onnxruntime", provider="cuda"))
     assert not device.closed
