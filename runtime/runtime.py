@@ -24,7 +24,12 @@ from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import CostsRefused, Event
-from dvt_edge.runtime.measuring.measure import QUICK_MEASUREMENT_S, costs_here, measure_costs
+from dvt_edge.runtime.measuring.measure import (
+    QUICK_MEASUREMENT_S,
+    costs_here,
+    measure_costs,
+    run_all_stages,
+)
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.session import Session
 
@@ -91,6 +96,8 @@ class Runtime:
             for slot in self._slots:
                 self._free.put(slot)
             self.set_budget(self.budget)
+            for slot in self._slots:
+                run_all_stages(slot.loop, self.bundle.manifest)
             self._unreported.clear()  # no one could listen yet; it stays in events
         except BaseException:
             self.close()

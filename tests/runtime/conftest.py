@@ -325,4 +325,6 @@ def live(live_bundle: Path, live_records: Records, clock: HandClock) -> Iterator
     heard: list[Event] = []
     with Runtime(live_bundle, backend=backend) as runtime:
         runtime.watch(on_event=heard.append)
+        clock.ms = 0.0
+        inner.runs.clear()
         yield Live(runtime, backend, heard)

@@ -29,7 +29,9 @@ from dvt_edge.machine.driver import Driver
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.backends import opening
+from dvt_edge.runtime.backends.protocol import SLOTS
 from dvt_edge.runtime.events import CostsRefused, Event
+from dvt_edge.runtime.measuring.measure import FIRST_ROUNDS
 from tests.conftest import edit_manifest
 from tests.runtime.conftest import FakeBackend, spread_scenes
 
@@ -117,6 +119,7 @@ def test_batch_is_cut_into_parts(
     with Runtime(costed_bundle, backend=backend) as opened:
         opened.set_budget(BudgetConfig(latency_ms=1.0))
         stack = np.zeros((11, 48, 48), np.uint8)
+        backend.runs.clear()
         assert len(opened.classify_batch(list(stack))) == 11
         assert [count for _, count in backend.runs] == [4, 4, 3]
         backend.runs.clear()
@@ -205,8 +208,10 @@ def test_unneeded_stages_are_not_run(costed_bundle: Path, fake_backend: type[Fak
     backend = fake_backend(np.full((1, 3), 0.5), shape=(1, 48, 48))
     with Runtime(costed_bundle, backend=backend) as opened:
         frame = np.full((48, 48), 33, np.uint8)
+        # Costs were known, so nothing is measured; but every stage has run before the first frame.
+        assert backend.runs == [(0, 1), (1, 1), (2, 1)] * SLOTS * FIRST_ROUNDS
+        backend.runs.clear()
         opened.set_budget(BudgetConfig(latency_ms=1.0))
-        assert backend.runs == []  # costs were known: nothing to measure
         backend.confidence[:] = 1.0
         opened.classify(frame)
         assert backend.runs == [(0, 1)]
