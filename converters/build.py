@@ -67,8 +67,9 @@ def build(
         from dvt_edge.converters.host import build_host
 
         bundle, rebuilt = build_host(profile, progress, force=force)
-    if bundle.manifest.budget != profile.budget:
-        bundle.set_budget(profile.budget)
+    manifest = bundle.manifest
+    if (manifest.budget, manifest.camera) != (profile.budget, profile.camera):
+        bundle.set_use(profile.budget, profile.camera)
     if not engines:
         return BuildResult(bundle, rebuilt)
     done = bundle.manifest.engines if bundle.manifest.engine == profile.engine else None

@@ -127,6 +127,7 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             exits=profile.exits,
             temperatures=quantized.temperatures,
             budget=profile.budget,
+            camera=profile.camera,
             class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,

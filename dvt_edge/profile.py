@@ -120,6 +120,19 @@ class EngineConfig(Document):
         return self.backend != "onnxruntime"
 
 
+class CameraConfig(Document):
+    """What the frames come from: latency is measured at its pace, with frames of its size."""
+
+    fps: float = Field(default=30.0, ge=0.1, le=10_000)
+    """Frames per second. Between frames clocks fall and caches empty, so a frame takes longer than
+    in a queue."""
+    frame: tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]] | (
+        None
+    ) = None
+    """Width and height in pixels, such as [1920, 1080]; those of the calibration images where left
+    out."""
+
+
 class CalibrationConfig(Document):
     """Images for quantization and for the thresholds; never images that were trained on."""
 
@@ -265,6 +278,7 @@ class Profile(Document):
     input: InputConfig
     engine: EngineConfig = EngineConfig()
     exits: ExitsConfig = ExitsConfig()
+    camera: CameraConfig = CameraConfig()
     calibration: CalibrationConfig
     budget: BudgetConfig
     energy: EnergyConfig | None = None

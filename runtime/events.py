@@ -24,5 +24,13 @@ class CostsRefused:
     reason: str
 
 
-Event: TypeAlias = Change | AuditEvent | NotFinite | CostsRefused
-"""Other thresholds, an audit that failed, a stage that broke down, costs that are not used."""
+@dataclass(frozen=True)
+class OtherConditions:
+    """Frames come slower, or are of another size, than those that costs were measured with."""
+
+    reason: str
+
+
+Event: TypeAlias = Change | AuditEvent | NotFinite | CostsRefused | OtherConditions
+"""Other thresholds, an audit that failed, a stage that broke down, costs that are not used, costs
+that were measured under other conditions."""

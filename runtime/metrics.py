@@ -36,7 +36,7 @@ from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.policy.live.audit import AuditEvent
 from dvt_edge.policy.live.controller import Change
 from dvt_edge.requirements import need
-from dvt_edge.runtime.events import CostsRefused, Event, NotFinite
+from dvt_edge.runtime.events import CostsRefused, Event, NotFinite, OtherConditions
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.runtime import Runtime
 
@@ -52,6 +52,7 @@ _KINDS = {
     AuditEvent: "audit_failed",
     NotFinite: "not_finite",
     CostsRefused: "costs_refused",
+    OtherConditions: "other_conditions",
 }
 _LIMITS = ("latency_ms", "energy_mj", "min_accuracy", "max_stage", "deadline_ms")
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Any
 
 import numpy.typing as npt
@@ -23,7 +24,8 @@ from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
-from dvt_edge.runtime.events import CostsRefused, Event
+from dvt_edge.runtime.conditions_watch import ConditionsWatch
+from dvt_edge.runtime.events import CostsRefused, Event, OtherConditions
 from dvt_edge.runtime.measuring.measure import (
     QUICK_MEASUREMENT_S,
     costs_here,
@@ -91,6 +93,8 @@ class Runtime:
             self.costs = costs_here(self._loop, self.bundle, self._refuse)
             """Measured latency of leaving at each exit on this machine."""
             self._loop.energy_mj = self.costs.energy_mj
+            order = self.bundle.manifest.input.color_order
+            self._conditions = ConditionsWatch(self.costs, order)
             self._slots = [_Slot(self._loop.at(slot)) for slot in range(SLOTS)]
             self._free: SimpleQueue[_Slot] = SimpleQueue()
             for slot in self._slots:
@@ -323,9 +327,12 @@ class Runtime:
             with self._lock:
                 self._open_loop()
                 frame, order, preprocess_ms = shot
-                answers.append(
-                    self._session.classify(slot.loop, frame, order, preprocess_ms, deadline_ms)
-                )
+                answer = self._session.classify(slot.loop, frame, order, preprocess_ms, deadline_ms)
+                answers.append(answer)
+                shape: tuple[int, ...] = frame.shape  # type: ignore[attr-defined]  # it was an array
+                other = self._conditions.note(shape, perf_counter(), answer.latency_ms)
+                if other is not None:
+                    self._report(OtherConditions(other))
         finally:
             if self._watchers or self._unreported:  # else spare each frame the call
                 self._notify(answers)

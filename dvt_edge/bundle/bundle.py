@@ -37,7 +37,7 @@ from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.records import Records
-from dvt_edge.profile import BudgetConfig, Profile
+from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
 
 
 class Bundle:
@@ -99,9 +99,9 @@ class Bundle:
                 f"{path}: cannot be written ({error}); make the folder writable"
             ) from None
 
-    def set_budget(self, budget: BudgetConfig) -> None:
-        """Store another budget in the manifest; nothing else changes."""
-        manifest = self.manifest.model_copy(update={"budget": budget})
+    def set_use(self, budget: BudgetConfig, camera: CameraConfig) -> None:
+        """Store another budget and camera in the manifest; nothing else changes."""
+        manifest = self.manifest.model_copy(update={"budget": budget, "camera": camera})
         self.store(MANIFEST, manifest)
         self.manifest = manifest
 
@@ -125,6 +125,7 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
                 f"{bundle.folder}: was built with another '{name}' than the profile has; rebuild "
                 "with 'dvt-edge build --profile FILE'"
             )
+    bundle.manifest = bundle.manifest.model_copy(update={"camera": source.camera})
     return bundle, source.budget
 
 

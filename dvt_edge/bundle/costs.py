@@ -70,8 +70,8 @@ class Costs(Document):
         return ExitLatency(np.array(self.mean_ms), *np.array(tails))
 
 
-def costs_from_measurement(measurement: Measurement, *, paced: bool = False) -> Costs:
-    """What the solver reads of ``measurement``: its figures back to back, or at the camera's pace.
+def costs_from_measurement(measurement: Measurement, *, paced: bool = True) -> Costs:
+    """What the solver reads of ``measurement``: its figures at the camera's pace, or back to back.
 
     The energy is gross, as a battery or a plug would see it, and always that of frames back to
     back. Raises :class:`~dvt_edge.errors.BundleError` for a pace that was not measured.

@@ -13,7 +13,13 @@ from pydantic import Field, model_validator
 from dvt_edge.bundle.engine_records import Engines, Precision, PrecisionFigures
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
-from dvt_edge.profile import BudgetConfig, EngineConfig, ExitsConfig, InputConfig
+from dvt_edge.profile import (
+    BudgetConfig,
+    CameraConfig,
+    EngineConfig,
+    ExitsConfig,
+    InputConfig,
+)
 
 Value = TypeVar("Value")
 
@@ -130,11 +136,14 @@ class Manifest(Document):
     temperatures: tuple[float, ...] | None = None
     """Fitted temperature of every exit, where ``exits.fit_temperature`` asked for it."""
     budget: BudgetConfig
+    camera: CameraConfig = CameraConfig()
+    """As the profile had it when the bundle was built last; it decides nothing but what is
+    measured."""
     class_names: tuple[str, ...]
     recorded_thresholds: tuple[tuple[float | str, ...], ...] | None = None
     """[P, K] as an imported checkpoint carries them; infinities are strings."""
     frame_shape: tuple[int, int]
-    """Median height and width of the calibration images, for measuring costs."""
+    """Median height and width of the calibration images."""
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     quantization: QuantizationFigures
     choices: tuple[PrecisionFigures, ...] = ()
@@ -151,6 +160,14 @@ class Manifest(Document):
     """SHA-256 of every file but the manifest, the costs and the measurement."""
     versions: dict[str, str]
     """Of the programs that built the bundle."""
+
+    @property
+    def measured_shape(self) -> tuple[int, int]:
+        """Height and width of the frames that costs are measured with."""
+        if self.camera.frame is None:
+            return self.frame_shape
+        width, height = self.camera.frame
+        return height, width
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

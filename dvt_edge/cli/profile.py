@@ -60,16 +60,14 @@ class _Pace(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
 @click.option(
     "--pace",
     type=_Pace(),
-    default=30.0,
-    show_default=True,
-    help="Frame rate of the camera to imitate for half of the time, or none.",
+    help="Frame rate to imitate for half of the time, or none; the profile's camera.fps if left "
+    "out.",
 )
 @click.option(
     "--solve-for",
     type=click.Choice(["back-to-back", "paced"]),
-    default="back-to-back",
-    show_default=True,
-    help="Which of the two latencies the budget limits.",
+    help="Which of the two latencies the budget limits: at the camera's pace, unless there is "
+    "none.",
 )
 @click.option("--report", "report_file", type=FILE, help="Write an HTML report to this file.")
 @click.option(
@@ -84,16 +82,18 @@ def command(
     profile_file: Path,
     data: Path | None,
     duration_s: float,
-    pace: float,
-    solve_for: str,
+    pace: float | None,
+    solve_for: str | None,
     report_file: Path | None,
     json_file: Path | None,
 ) -> None:
     """Measure what each exit costs on this machine, and choose thresholds accordingly."""
     # Whatever can be wrong with the arguments is found before the measurement.
-    if solve_for == "paced" and not pace:
+    if solve_for == "paced" and pace == 0:
         raise click.UsageError("--solve-for paced needs a --pace")
     profile = Profile.from_yaml(profile_file)
+    pace = profile.camera.fps if pace is None else pace
+    paced = bool(pace) and solve_for != "back-to-back"
     bundle, _ = open_source(profile)
     for path in (json_file, report_file, bundle.folder / COSTS):
         if path not in (None, STDOUT):
@@ -110,7 +110,7 @@ def command(
     with closing(loop.backend), shown_progress() as progress:
         meter = open_meter(runs_on="gpu" if loop.backend.gpu else "cpu")
         measurement = measure(loop, bundle.manifest, meter, how, progress=progress)
-        costs = costs_from_measurement(measurement, paced=solve_for == "paced")
+        costs = costs_from_measurement(measurement, paced=paced)
         bundle.store(MEASUREMENT, measurement)
         bundle.store(COSTS, costs)
         solution, problem = _solve(bundle, costs, profile.budget)

@@ -27,7 +27,7 @@ from dvt_edge.runtime.measuring.timing import (
     warm_up,
 )
 
-QUICK_MEASUREMENT_S = 0.5
+QUICK_MEASUREMENT_S = 1.0
 """For :func:`measure_costs`, where ``dvt-edge profile`` has not measured here."""
 FIRST_ROUNDS = 5
 """Frames that run all stages as a Runtime opens; the first alone takes several times as long as
@@ -112,7 +112,7 @@ def measure(
         content_hash=manifest.content_hash,
         measured_at=now_utc(),
         seconds=spent_s,
-        frame_shape=manifest.frame_shape,
+        frame_shape=manifest.measured_shape,
         warm_up_runs=rounds * exits.count,
         settled=settled,
         bytes_resident=loop.backend.bytes_resident,
@@ -161,8 +161,7 @@ def _remarks(
         if max(ratios) > SLOWER_PACED:
             yield (
                 f"frames at {paced.fps:g} fps take up to {max(ratios):.2f} times as long as back "
-                "to back: clocks fall and caches empty between them; raise the lowest clock, or "
-                "choose thresholds with --solve-for paced"
+                "to back: clocks fall and caches empty between them; raising the lowest clock helps"
             )
     if energy.declared:
         yield "energy is declared, not measured"
@@ -196,14 +195,15 @@ def run_all_stages(loop: CascadeLoop, manifest: Manifest) -> None:
 def measure_costs(
     loop: CascadeLoop, manifest: Manifest, seconds: float, progress: Progress = silent
 ) -> Costs:
-    """Time ``classify`` for every exit in turn, for about ``seconds`` after a short warm-up.
+    """Time ``classify`` for every exit in turn at the camera's pace, for about ``seconds`` after a
+    short warm-up.
 
     For a start without stored costs; :func:`measure` takes its time and looks at more.
     """
     exits, clock = ForcedExits(loop, manifest), RealClock()
     warm_up(exits.round_ms, clock, QUICK_WARM_UP_S)
-    timing = time_back_to_back(exits, clock, seconds, progress)
+    timing = time_paced(exits, clock, seconds, manifest.camera.fps, progress)
     machine = machine_name(loop.backend)
     return costs_from_timing(
-        machine, manifest.content_hash, now_utc(), manifest.frame_shape, timing, EnergyFigures()
+        machine, manifest.content_hash, now_utc(), manifest.measured_shape, timing, EnergyFigures()
     )

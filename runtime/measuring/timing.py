@@ -65,8 +65,8 @@ class _DeviceTimes:
 class ForcedExits:
     """A cascade that leaves at the exit asked for, whatever the frame shows.
 
-    The frame is noise of the calibration images' median size: which stages run, and for how long,
-    does not depend on what it shows.
+    The frame is noise of the camera's size: which stages run, and for how long, does not depend on
+    what it shows.
     """
 
     def __init__(self, loop: CascadeLoop, manifest: Manifest) -> None:
@@ -98,7 +98,7 @@ class ForcedExits:
 
 def noise_frame(manifest: Manifest) -> npt.NDArray[np.uint8]:
     """A frame of noise, uint8, laid out as ``classify`` takes it by the profile."""
-    shape = frame_shape(*manifest.frame_shape, manifest.input.color_order)
+    shape = frame_shape(*manifest.measured_shape, manifest.input.color_order)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 

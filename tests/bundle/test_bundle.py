@@ -16,7 +16,7 @@ from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_r
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
-from dvt_edge.profile import BudgetConfig
+from dvt_edge.profile import BudgetConfig, CameraConfig
 from tests.conftest import edit_manifest
 
 TENSOR = {"name": "image", "shape": ["N", 1, 8, 8], "dtype": "float32"}
@@ -161,7 +161,7 @@ def test_content_hash_follows_the_stages(folder: Path) -> None:
     """Other stages, other hash; another budget, the same."""
     bundle = Bundle(folder)
     before = bundle.manifest.content_hash
-    bundle.set_budget(BudgetConfig(latency_ms=9))
+    bundle.set_use(BudgetConfig(latency_ms=9), CameraConfig(fps=5))
     assert bundle.manifest.content_hash == before
     (folder / "stage1.onnx").write_bytes(b"another graph")
     edit_manifest(
@@ -170,13 +170,16 @@ def test_content_hash_follows_the_stages(folder: Path) -> None:
     assert Bundle(folder).manifest.content_hash != before
 
 
-def test_set_budget(folder: Path) -> None:
-    """The budget is stored and nothing else changes."""
+def test_set_use(folder: Path) -> None:
+    """Budget and camera are stored and nothing else changes."""
     before = Bundle(folder).manifest
-    Bundle(folder).set_budget(BudgetConfig(latency_ms=7.5))
+    assert before.measured_shape == before.frame_shape
+    Bundle(folder).set_use(BudgetConfig(latency_ms=7.5), CameraConfig(fps=25, frame=(640, 480)))
     after = Bundle(folder).manifest
     assert after.budget.latency_ms == 7.5
-    assert after.model_copy(update={"budget": before.budget}) == before
+    assert (after.camera.fps, after.measured_shape) == (25, (480, 640))
+    changes = {"budget": before.budget, "camera": before.camera}
+    assert after.model_copy(update=changes) == before
 
 
 def test_replaced_folder_is_new(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_small_budget(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> 
     result = dvt_edge("profile", "--profile", path, *QUICK)
     assert result.code == 1
     assert "Latency of classify" in result.out
-    found = re.search(r"budget of 1e-06 ms is smaller .* possible is (\S+) ms$", result.err)
+    found = re.search(r"budget of 1e-06 ms is smaller .* possible is (\S+) ms, with", result.err)
     assert found
     assert (own_bundle / COSTS).read_bytes() != before
     with Runtime(write_profile(budget={"latency_ms": float(found[1])})) as runtime:

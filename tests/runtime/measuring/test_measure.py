@@ -24,6 +24,7 @@ from dvt_edge.runtime.measuring.measure import (
     measure,
     measure_costs,
 )
+from dvt_edge.runtime.measuring.timing import MIN_PACED_ROUNDS
 from dvt_edge.runtime.preprocess import Preprocessor
 from tests.runtime.conftest import FakeBackend, Timed
 
@@ -123,7 +124,7 @@ def test_declared_power_stands_in(timed: Timed) -> None:
     assert found.energy.declared
     assert found.energy.gross_mj == pytest.approx((10, 20, 40))
     assert "energy is declared, not measured" in found.warnings
-    costs = costs_from_measurement(found)
+    costs = costs_from_measurement(found, paced=False)
     assert costs.energy_declared
     assert costs.energy_source is not None
     assert costs.energy_source.startswith("declared: energy.watts 10 W")
@@ -144,9 +145,9 @@ def test_slow_frames_at_the_cameras_pace(timed: Timed) -> None:
     found = run(timed, meter=UnavailableMeter("no sensor"))
     assert found.paced is not None
     assert found.paced.exits[2].latency.mean_ms > 2 * found.back_to_back.exits[2].latency.mean_ms
-    assert any("--solve-for paced" in warning for warning in found.warnings)
-    assert costs_from_measurement(found).paced_fps is None
-    paced = costs_from_measurement(found, paced=True)
+    assert any("times as long as back to back" in warning for warning in found.warnings)
+    assert costs_from_measurement(found, paced=False).paced_fps is None
+    paced = costs_from_measurement(found)
     assert paced.paced_fps == 30
     assert paced.mean_ms[2] == pytest.approx(found.paced.exits[2].latency.mean_ms)
 
@@ -172,12 +173,13 @@ def test_costs(timed: Timed) -> None:
     timed.backend.noise = 0.1
     found = run(timed)
     costs = costs_from_measurement(found)
+    assert found.paced is not None
     assert costs.machine == found.machine
     assert costs.measured_at == found.measured_at
     assert costs.energy_mj == found.energy.gross_mj
     assert costs.energy_source == "FAKE rail"
     assert not costs.energy_declared
-    for cost, timing in zip(costs.exits, found.back_to_back.exits, strict=True):
+    for cost, timing in zip(costs.exits, found.paced.exits, strict=True):
         latency = timing.latency
         assert (cost.p50_ms, cost.p95_ms, cost.p99_ms, cost.max_ms) == (
             latency.p50_ms,
@@ -186,10 +188,10 @@ def test_costs(timed: Timed) -> None:
             latency.max_ms,
         )
         assert cost.stage_ms == tuple(stage.mean_ms for stage in timing.stages)
-    last = found.back_to_back.exits[-1]
+    last = found.paced.exits[-1]
     assert costs.stage_p99_ms == tuple(stage.p99_ms for stage in last.stages)
     with pytest.raises(BundleError, match="--pace"):
-        costs_from_measurement(run(timed, HowToMeasure(0.5, None)), paced=True)
+        costs_from_measurement(run(timed, HowToMeasure(0.5, None)))
 
 
 def test_energy_is_made_to_increase(timed: Timed) -> None:
@@ -245,7 +247,8 @@ def test_measuring_forces_every_exit(
 
     costs = measure_costs(loop, bundle.manifest, 1e-9, seen)
     assert [len(exit_.stage_ms) for exit_ in costs.exits] == [1, 2, 3]
-    assert costs.runs_per_exit == 10
+    assert costs.runs_per_exit == MIN_PACED_ROUNDS
+    assert costs.paced_fps == bundle.manifest.camera.fps
     runs = [sum(stage == k for stage, _ in backend.runs) for k in range(3)]
     assert runs == [3 * runs[2], 2 * runs[2], runs[2]]
     assert costs.content_hash == bundle.manifest.content_hash
