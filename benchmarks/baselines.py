@@ -1,8 +1,9 @@
 """What ``policy.py`` compares our solver and our certificates with.
 
 The DVT authors' rule over all its parameters, the genetic search over thresholds that their paper
-describes (Wang et al., NeurIPS 2021, arXiv 2105.15075), and a bound that holds for all thresholds
-at once. Neither rule knows the best thresholds for a budget.
+describes (Wang et al., NeurIPS 2021, arXiv 2105.15075), the thresholds with the most right answers
+on the records, and a bound that holds for all thresholds at once. The authors' rule and the genetic
+search do not know the best thresholds for a budget.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import numpy.typing as npt
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy.authors import AUTHORS_BUDGETS, authors_thresholds
 from dvt_edge.policy.records import Floats, Records
-from dvt_edge.policy.solver import Solution, check_cost, replay, round_up
+from dvt_edge.policy.search import search
+from dvt_edge.policy.solver import (
+    Limit,
+    Solution,
+    cheapest,
+    check_cost,
+    make_problem,
+    replay,
+    round_up,
+)
 
 POPULATION = 64
 GENERATIONS = 60
@@ -26,6 +36,28 @@ _CHUNK = 2**22  # confidences compared at once
 def authors_rule(records: Records, cost: npt.ArrayLike) -> tuple[Solution, ...]:
     """Their solutions for all 59 values of p on ``records``; ``cost`` [K] as in ``solve``."""
     return tuple(replay(records, cost, authors_thresholds(records, p)) for p in AUTHORS_BUDGETS)
+
+
+def most_right(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
+    """The exact optimum of what is right on ``records``, by count: it fits their luck.
+
+    Arguments and errors as :func:`~dvt_edge.policy.solver.solve`, which maximises an estimate.
+    """
+    costs = _check(records, cost, limit)
+    found = search(make_problem(records, [Limit(costs, limit)], counted=True))
+    assert found is not None  # leaving at the first exit keeps the limit
+    return replay(records, costs, found.thresholds)
+
+
+def cheapest_right(records: Records, cost: npt.ArrayLike, accuracy: float) -> Solution | None:
+    """The cheapest thresholds with ``accuracy`` on ``records``, by count; None where none have it.
+
+    ``cost`` as in :func:`~dvt_edge.policy.solver.solve`.
+    """
+    costs = check_cost(records, cost)
+    problem = make_problem(records, [Limit(costs, np.inf)], counted=True)
+    found = cheapest(problem, int(np.ceil(accuracy * len(records) - 1e-9)))
+    return None if found is None else replay(records, costs, found.thresholds)
 
 
 def genetic_search(

@@ -57,6 +57,9 @@ class Session:
         """Whether every frame is prepared: of consecutive ones it is not known before each is
         compared with the last."""
         self._last: Prediction | None = None
+        self._learns = False
+        self._own_ms = 0.0
+        """What learning from the last frame took, which is part of the next one's price."""
         if budget is None:
             return
         exits = self._exits = allowed_exits(costs.latency, budget)
@@ -72,6 +75,7 @@ class Session:
             self._audit = Audit(budget.audit, max(0.0, promised))
         if budget.video:
             self._video = VideoPolicy(costs.mean_ms)
+        self._learns = self._controller is not None or self._audit is not None
 
     def classify(
         self,
@@ -90,7 +94,8 @@ class Session:
             )
         audit = self._audit is not None and self._audit.due()
         video = None if audit else self._video
-        started, look_ms = perf_counter(), 0.0  # of a kept answer
+        started, look_ms = perf_counter(), 0.0
+        before_ms = preprocess_ms or 0.0
         if video is not None:
             look = None
             if video.wants_thumbnail:
@@ -118,7 +123,12 @@ class Session:
         )
         if audit:
             answer = replace(answer, thresholds=in_force, reason=answer.reason or AUDITED)
+        learning = perf_counter()
         self._learn(answer, audit)
+        if self._learns:  # the caller waits for that as well, and the next frame is told
+            now = perf_counter()
+            self._own_ms = 1e3 * (now - learning)
+            answer = replace(answer, latency_ms=before_ms + 1e3 * (now - started))
         if self._video is not None:
             if video is not None and not answer.truncated and isfinite(answer.confidence):
                 video.observe(answer.class_id, answer.exit_stage, answer.latency_ms - look_ms)
@@ -144,7 +154,7 @@ class Session:
             change = self._controller.observe(
                 answer.exit_stage,
                 answer.stage_latency_ms,
-                answer.latency_ms,
+                answer.latency_ms + self._own_ms,
                 answer.confidences,
                 forced=answer.reason is not None,
             )

@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError
 from dvt_edge.policy.records import Floats, Records
-from dvt_edge.policy.search import Problem, search
+from dvt_edge.policy.search import Found, Problem, search
 from dvt_edge.policy.solver import (
+    RIGHT,
     Limit,
     Solution,
     cheapest,
@@ -38,6 +39,7 @@ from dvt_edge.policy.solver import (
 from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
 
 _ROUNDING = 1e-9  # of an accuracy that was given as a decimal fraction
+_TRIES = 8  # nearly always one or two are enough
 
 
 @dataclass(frozen=True)
@@ -185,27 +187,57 @@ def solve_limits(
 ) -> Floats:
     """Thresholds [K] that use the first ``exits`` within ``limits``; ``price`` [K] decides ties.
 
-    With ``min_accuracy`` the cheapest that are so accurate. ``like`` is the problem of the same
-    records under limits on the same costs; it saves time. Raises
+    With ``min_accuracy`` the cheapest of which that accuracy is to be expected and which have it on
+    the records, by count. Where none are found the cheapest by count. ``like`` is the problem of
+    the same records under limits on the same costs; it saves time. Raises
     :class:`~dvt_edge.errors.BudgetError` where there are no such thresholds.
     """
-    problem = make_problem(records, [Limit(price, np.inf), *limits], exits)
+    every = [Limit(price, np.inf), *limits]
+    problem = make_problem(records, every, exits)
     if like is not None:
         problem = like.limited(problem.allowance, None)
     if min_accuracy is None:
         found = search(problem)
     else:
-        found = cheapest(problem, math.ceil(min_accuracy * len(records) - _ROUNDING))
+        need = math.ceil(min_accuracy * len(records) - _ROUNDING)
+        found = _cheapest_expected(records, problem, need)
     if found is None:
-        raise _refusal(problem, min_accuracy)
-    return np.array([*found.thresholds, *[-np.inf] * (records.exits - exits)])
+        counted = make_problem(records, every, exits, counted=True)
+        found = None if min_accuracy is None else cheapest(counted, need)
+        if found is None:
+            raise _refusal(counted, min_accuracy)
+    return _for_all_exits(found, records.exits)
 
 
-def _refusal(problem: Problem, min_accuracy: float | None) -> BudgetError:
-    best = search(problem)
+def _cheapest_expected(records: Records, problem: Problem, need: int) -> Found | None:
+    """The cheapest thresholds with ``need`` right answers both expected and counted.
+
+    The cheapest by count alone owe part of their right answers to luck and miss the accuracy on
+    unseen images. None where the count stays short: so much more is then expected in turn.
+    """
+    wanted = need
+    for _ in range(_TRIES):
+        found = cheapest(problem, wanted * RIGHT)
+        if found is None:
+            return None
+        at = records.exits_taken(_for_all_exits(found, records.exits))
+        short = need - int(records.correct_at(at).sum())
+        if short <= 0:
+            return found
+        wanted += short
+    return None
+
+
+def _for_all_exits(found: Found, exits: int) -> Floats:
+    """[K] thresholds of a problem of the first exits only."""
+    return np.array([*found.thresholds, *[-np.inf] * (exits - len(found.thresholds))])
+
+
+def _refusal(counted: Problem, min_accuracy: float | None) -> BudgetError:
+    best = search(counted)
     if best is None:
         return BudgetError("not even leaving at the first exit keeps all limits; raise them")
-    reached = math.floor(best.value / len(problem.confidence) * 1e4) / 1e4
+    reached = math.floor(best.value / len(counted.confidence) * 1e4) / 1e4
     return BudgetError(
         f"min_accuracy {min_accuracy} is more than the cascade reaches on the records within the "
         f"other limits; the highest possible is {reached:g}"

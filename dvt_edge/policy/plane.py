@@ -2,15 +2,15 @@
 
 Take the samples in descending order of the first exit's confidence: a first threshold lets the
 first i of them leave. In descending order of the second exit's confidence, a second threshold lets
-those of the first j leave that are still there. Right answers and cost of (i, j) are a term of i
-plus a running sum to j over the samples that remain, so the best j of every i is a maximum over
-running sums from which samples vanish one by one.
+those of the first j leave that are still there. Value and cost of (i, j) are a term of i plus a
+running sum to j over the samples that remain, so the best j of every i is a maximum over running
+sums from which samples vanish one by one.
 
 That is a segment tree over the second order (sum and largest running sum per node), of which all
 versions are wanted. A node over s samples changes only when one of its own samples vanishes, so it
 has s + 1 versions and a whole level has about n: every level is built from the one below, and all n
-first thresholds go down the tree together, in a few NumPy operations per level. Prices are integers
-(:data:`SCALE` units for the dearest exit), so sums are exact in any order.
+first thresholds go down the tree together, in a few NumPy operations per level. Values and prices
+are integers (:data:`SCALE` units for the dearest exit), so sums are exact in any order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 SCALE = 2**40
 """Units that the dearest exit costs; 2^22 samples fit into 64 bits."""
-NONE = -(2**30)  # "no such running sum"; far below any sum of gains
+NONE = -(2**60)  # "no such running sum"; far below any sum of gains
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Options:
     """What n samples can do: leave at the first exit, at the second, or go on to the rest."""
 
     value: Ints
-    """[3, n]: right answers, 0 or 1, of the three options."""
+    """[3, n]: what the answers of the three options are worth, 0 .. 2^32."""
     price: Ints
     """[C, 3, n]: prices of the three options under C constraints, never falling along the axis."""
 
@@ -58,8 +58,8 @@ class _Level:
 
     left: Small
     """Version of the left child that belongs to each version."""
-    gain: Small
-    top: Small
+    gain: Ints
+    top: Ints
     """Largest running sum that ends where a cut is possible."""
     saved: Ints
     """[C, nodes * (s + 1)]."""
@@ -97,13 +97,13 @@ class Plane:
         )
 
     def best(self, allowance: Ints) -> Choice | None:
-        """The most right answers at prices up to ``allowance`` [C]; the cheapest among equals."""
+        """The most value at prices up to ``allowance`` [C]; the cheapest among equals."""
         value = self._value + self._most(self._price - allowance[:, None])
         top = int(value.max())
         return self.cheapest(top, allowance, np.flatnonzero(value == top)) if top >= 0 else None
 
     def cheapest(self, value: int, allowance: Ints, among: Ints | None = None) -> Choice | None:
-        """The lowest price with ``value`` right answers at least, at prices up to ``allowance``.
+        """The lowest price with ``value`` at least, at prices up to ``allowance`` [C].
 
         ``among`` are the first thresholds to look at, by index; all where it is None.
         """
@@ -137,9 +137,9 @@ class Plane:
             order = np.stack(
                 [order[~right].reshape(-1, half), order[right].reshape(-1, half)], axis=1
             ).reshape(-1, half)
-        here = np.zeros((size, 2), np.int32)
+        here = np.zeros((size, 2), np.int64)
         here[:count, 0] = gain
-        top = np.full((size, 2), NONE, np.int32)
+        top = np.full((size, 2), NONE, np.int64)
         top[:count][ends] = here[:count][ends]
         kept = np.zeros((len(saved), size, 2), np.int64)
         kept[:, :count, 0] = saved

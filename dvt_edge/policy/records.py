@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import DataError
+from dvt_edge.policy.estimate import estimate_right
 
 Floats = npt.NDArray[np.float64]
 Exits = npt.NDArray[np.integer]
@@ -63,6 +64,16 @@ class Records:
         """[N, K]: whether the exit's answer is right, or agrees with the last exit."""
         right: npt.NDArray[np.bool_] = self.prediction == self.truth[:, None]
         return right
+
+    @cached_property
+    def probability_right(self) -> Floats:
+        """[N, K]: estimated probability of ``correct``, 0..1, which the solver maximises.
+
+        Estimated from these records alone: those taken from others (:meth:`take`) know nothing of
+        the rest. :mod:`dvt_edge.policy.estimate` says how. What thresholds are reported to give is
+        counted, by :attr:`correct`.
+        """
+        return estimate_right(self.confidence, self.correct)
 
     @cached_property
     def accuracy(self) -> Floats:

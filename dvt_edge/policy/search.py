@@ -1,12 +1,13 @@
 """Search over all thresholds of a cascade: exact up to four exits, a documented search beyond.
 
-Everything here counts: right answers and prices are totals over the samples, as integers.
+Everything here counts: values and prices are totals over the samples, as integers. What an answer
+is worth may be any integer: 0 or 1 for right or wrong, or units of the probability of being right.
 
 * one exit: nothing to choose; two and three: one :class:`~dvt_edge.policy.plane.Plane`,
   O(N log N);
 * four: branch and bound over the first threshold. An interval of first thresholds is bounded by a
   three-exit problem in which the samples between its ends leave at the first exit's price and yet
-  answer as well as at the better of two exits; intervals that cannot win are dropped, the others
+  are worth as much as at the better of two exits; intervals that cannot win are dropped, the others
   halved down to single thresholds. Exact; at worst 2 N planes, O(N^2 log N), in practice a few
   dozen to a few hundred of them;
 * five and more: two thresholds at a time are chosen exactly with the others held, from the best
@@ -24,7 +25,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.plane import Bools, Choice, Ints, Options, Plane
+from dvt_edge.policy.plane import Choice, Ints, Options, Plane
 
 STARTS = 3
 """Three-exit cascades from which the search with five exits or more starts."""
@@ -33,7 +34,7 @@ _Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Found:
-    """Thresholds [K] (the last one -inf), their right answers and their total first price."""
+    """Thresholds [K] (the last one -inf), their total value and their total first price."""
 
     thresholds: tuple[float, ...]
     value: int
@@ -42,18 +43,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Problem:
-    """Maximise right answers under C price limits; with ``need``, the first price is minimised."""
+    """Maximise the value under C price limits; with ``need``, the first price is minimised."""
 
     confidence: npt.NDArray[np.floating]
     """[N, K]."""
-    right: Bools
-    """[N, K]."""
+    value: Ints
+    """[N, K]: what each exit's answer is worth, 0 .. 2^32."""
     price: Ints
     """[C, K]: never falling from exit to exit; the first row decides among equals."""
     allowance: Ints
     """[C]: limits of the totals."""
     need: int | None = None
-    """At least so many right answers, at the lowest first price."""
+    """At least so much value, at the lowest first price."""
 
     @property
     def exits(self) -> int:
@@ -66,7 +67,7 @@ class Problem:
         first = [0] if self.exits == 2 else [0, 1]
         columns = [*first, self.exits - 1] if self.exits == 3 else [0, 0, 1]
         options = Options(
-            self.right[:, columns].T.astype(np.int64),
+            self.value[:, columns].T,
             np.repeat(self.price[:, columns][:, :, None], count, axis=2),
         )
         x = self.confidence[:, 0] if self.exits == 3 else None
@@ -95,7 +96,7 @@ def search(problem: Problem) -> Found | None:
     """The best thresholds, or None where no thresholds keep the limits."""
     if problem.exits == 1:
         spent = len(problem.confidence) * problem.price[:, 0]
-        value = int(problem.right.sum())
+        value = int(problem.value.sum())
         met = (spent <= problem.allowance).all() and value >= (problem.need or 0)
         return Found((-np.inf,), value, int(spent[0])) if met else None
     if problem.exits > 3:
@@ -160,7 +161,7 @@ def _pair(problem: Problem, thresholds: tuple[float, ...], p: int, q: int) -> Fo
     at_q, at_p = np.where(rest < q, rest, q), np.where(rest < p, rest, p)
     exits = np.stack([at_p, at_q, rest])  # (3, N)
     chosen = rest > p
-    value = problem.right[rows, exits].astype(np.int64)
+    value = problem.value[rows, exits]
     price = problem.price[:, exits]  # (C, 3, N)
     base, spent = int(value[0, ~chosen].sum()), price[:, 0, ~chosen].sum(axis=1)
     if not chosen.any():
@@ -189,11 +190,11 @@ def _cut_among(
 def _branch_and_bound(problem: Problem, incumbent: Found | None) -> Found | None:
     """Exact optimum of four exits, given a good solution to beat."""
     order = np.argsort(-problem.confidence[:, 0], kind="stable")
-    confidence, right = problem.confidence[order], problem.right[order]
+    confidence, worth = problem.confidence[order], problem.value[order]
     first = confidence[:, 0]
     cuts = np.append(0, np.flatnonzero(np.append(first[1:] != first[:-1], True)) + 1)
-    gained = np.append(0, np.cumsum(right[:, 0]))
-    bound = _interval_bound(problem, confidence, right, gained)
+    gained = np.append(0, np.cumsum(worth[:, 0]))
+    bound = _interval_bound(problem, confidence, worth, gained)
     best = incumbent
     limit = None if best is None else problem.key(best.value, best.price)
     queue: list[tuple[_Key, int, int]] = []
@@ -228,15 +229,15 @@ def _branch_and_bound(problem: Problem, incumbent: Found | None) -> Found | None
 
 
 def _interval_bound(
-    problem: Problem, confidence: npt.NDArray[np.floating], right: Bools, gained: Ints
+    problem: Problem, confidence: npt.NDArray[np.floating], worth: Ints, gained: Ints
 ) -> Callable[[int, int], tuple[Choice | None, int, int]]:
     """Bounds for first thresholds that let ``low`` to ``high`` samples leave; exact where equal."""
 
     def bound(low: int, high: int) -> tuple[Choice | None, int, int]:
         spent, value = low * problem.price[:, 0], int(gained[low])
         open_ = high - low  # undecided samples, each given the better of leaving and staying
-        options = right[low:, 1:].T.astype(np.int64)
-        options[:, :open_] |= right[low:high, 0]
+        options = worth[low:, 1:].T.copy()
+        options[:, :open_] = np.maximum(options[:, :open_], worth[low:high, 0])
         price = np.repeat(problem.price[:, 1:, None], options.shape[1], axis=2)
         price[:, :, :open_] = problem.price[:, :1, None]
         matters = np.ones(options.shape[1], bool)

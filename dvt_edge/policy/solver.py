@@ -1,9 +1,11 @@
-"""The exit thresholds with the highest accuracy on the records that keep a limit.
+"""The exit thresholds with the highest accuracy to be expected that keep a limit on the records.
 
 A sample leaves at the first exit k with ``confidence >= thresholds[k]``; the last exit takes all
-that are left. Up to four exits the result is the exact optimum over all thresholds, beyond that a
-search (:mod:`dvt_edge.policy.search` says how). Budgets in milliseconds and joules are in
-:mod:`dvt_edge.policy.budget`.
+that are left. What is maximised is the mean of the records' estimated probability of being right,
+because the share that is right can be fitted by luck (:mod:`dvt_edge.policy.estimate`); what a
+solution reports is that share. Up to four exits the result is the exact optimum over all
+thresholds, beyond that a search (:mod:`dvt_edge.policy.search` says how). Budgets in milliseconds
+and joules are in :mod:`dvt_edge.policy.budget`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dvt_edge.policy.plane import SCALE, Ints
 from dvt_edge.policy.records import Floats, Records
 from dvt_edge.policy.search import Found, Problem, search
 
+RIGHT = 2**32
+"""Units of value that a right answer is worth."""
 FRONTIER_POINTS = 256
 """Most points of a frontier of up to three exits."""
 FRONTIER_POINTS_SLOW = 33
@@ -81,7 +85,9 @@ def replay(records: Records, cost: npt.ArrayLike, thresholds: npt.ArrayLike) -> 
 
 
 def solve(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
-    """The most accurate thresholds whose mean cost is at most ``limit``; the cheapest among equals.
+    """The best thresholds whose mean cost is at most ``limit``; the cheapest among equals.
+
+    The best are those with the highest mean of ``records.probability_right``.
 
     ``cost`` [K] is the cumulative cost of leaving at each exit, positive and increasing, in the
     unit of ``limit``. For percentiles and several limits use
@@ -89,7 +95,7 @@ def solve(records: Records, cost: npt.ArrayLike, limit: float) -> Solution:
     confidences.
 
     Exact for up to four exits. O(N log N) with up to three (50,000 records: about 0.15 s on two
-    cores). Four are solved by branch and bound: O(N^2 log N) at worst, far less where accuracy
+    cores). Four are solved by branch and bound: O(N^2 log N) at worst, far less where the value
     depends on the thresholds as a trained cascade's does (2,000 records: about 0.2 s, 10,000:
     about 2 s). With five or more, a search over pairs of thresholds.
 
@@ -116,11 +122,12 @@ def frontier(
 ) -> tuple[Solution, ...]:
     """The accuracy/cost curve: from all leaving at the first exit to the highest accuracy.
 
-    Every point is the cheapest solution of its accuracy and the most accurate of its cost; cost and
-    accuracy increase along the curve. Where the accuracies that beat the first exit's are at most
-    ``points``, all of them are there: the whole Pareto front. With more records it is the exact
-    solutions for ``points`` accuracies spread evenly over the range, both ends included (256 for up
-    to three exits, else 33, where None). ``cost`` as in :func:`solve`; raises as it does, and
+    Accuracy is the expected one here, as in :func:`solve`: the mean of
+    ``records.probability_right``. Every point is the cheapest solution of its accuracy and the most
+    accurate of its cost; cost and expected accuracy increase along the curve, the counted accuracy
+    nearly so. The points are the exact solutions for ``points`` accuracies spread evenly over the
+    range, both ends included (256 for up to three exits, else 33, where None); those that coincide
+    are given once. ``cost`` as in :func:`solve`; raises as it does, and
     :class:`~dvt_edge.errors.DataError` for fewer than two points.
     """
     costs = check_cost(records, cost)
@@ -131,7 +138,7 @@ def frontier(
     problem = make_problem(records, [Limit(costs, np.inf)])
     highest = search(problem)
     assert highest is not None  # nothing is forbidden
-    first = int(problem.right[:, 0].sum())
+    first = int(problem.value[:, 0].sum())
     needs = np.unique(np.linspace(first, highest.value, points).round().astype(int))
     found = [highest]
     for need in reversed(needs[1:-1]):
@@ -157,10 +164,17 @@ def check_cost(records: Records, cost: npt.ArrayLike) -> Floats:
     return costs
 
 
-def make_problem(records: Records, limits: list[Limit], exits: int | None = None) -> Problem:
-    """The search problem of ``records`` cut down to its first ``exits``."""
+def make_problem(
+    records: Records, limits: list[Limit], exits: int | None = None, *, counted: bool = False
+) -> Problem:
+    """The search problem of ``records`` cut down to its first ``exits``.
+
+    Its value is the sum of the records' ``probability_right`` in units of 1 / :data:`RIGHT`, or
+    the right answers, if they are to be ``counted``.
+    """
     exits = exits or records.exits
     count = len(records)
+    worth = records.correct if counted else np.rint(records.probability_right * RIGHT)
     price, allowance = [], []
     for cost, limit in limits:
         used = cost[:exits]
@@ -171,7 +185,7 @@ def make_problem(records: Records, limits: list[Limit], exits: int | None = None
             allowance.append(int(share * SCALE * count) + count // 2 + 1)
     return Problem(
         records.confidence[:, :exits],
-        records.correct[:, :exits],
+        worth[:, :exits].astype(np.int64),
         np.array(price),
         np.array(allowance),
     )
@@ -183,7 +197,7 @@ def integer_prices(cost: Floats) -> Ints:
 
 
 def cheapest(problem: Problem, need: int) -> Found | None:
-    """The lowest first price with ``need`` right answers, and the most accurate of that price."""
+    """The lowest first price with a value of ``need``, and the highest value of that price."""
     found = search(problem.limited(problem.allowance, need))
     if found is None:
         return None

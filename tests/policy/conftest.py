@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 
 from dvt_edge.policy import Records
+from dvt_edge.policy.solver import RIGHT
 
 
 def random_records(
@@ -34,8 +35,18 @@ def random_records(
     return Records(confidence.astype(np.float32), prediction.astype(np.int32), label)
 
 
-def all_outcomes(records: Records) -> np.ndarray:
-    """[T, K + 1]: right answers and samples per exit, for every combination of thresholds."""
+def expected_worth(records: Records) -> np.ndarray:
+    """[N, K]: what the solver adds up, in its units."""
+    return np.rint(records.probability_right * RIGHT).astype(np.int64)
+
+
+def total_worth(records: Records, worth: np.ndarray, thresholds: np.ndarray) -> int:
+    """The sum of ``worth`` [N, K] at the exits taken."""
+    return int(worth[np.arange(len(records)), records.exits_taken(thresholds)].sum())
+
+
+def all_outcomes(records: Records, worth: np.ndarray) -> np.ndarray:
+    """[T, K + 1]: total ``worth`` [N, K] and samples per exit, for all thresholds."""
     count, exits = records.confidence.shape
     values = [
         np.append(np.unique(records.confidence[:, k]), np.float32(np.inf)) for k in range(exits - 1)
@@ -45,5 +56,5 @@ def all_outcomes(records: Records) -> np.ndarray:
     leaves = records.confidence[None, :, :-1] >= thresholds[:, None, :]  # (T, N, K-1)
     leaves = np.concatenate([leaves, np.ones((len(leaves), count, 1), bool)], axis=2)
     at = leaves.argmax(axis=2)  # (T, N)
-    right = records.correct[np.arange(count), at].sum(axis=1)
-    return np.column_stack([right, *((at == k).sum(axis=1) for k in range(exits))])
+    total = worth.astype(np.int64)[np.arange(count), at].sum(axis=1)
+    return np.column_stack([total, *((at == k).sum(axis=1) for k in range(exits))])

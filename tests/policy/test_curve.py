@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvt_edge.policy.curve import budgeted_curve
+from dvt_edge.policy.curve import CurvePoint, budgeted_curve
 from tests.conftest import made_records
 
 MACS = (10**9, 2 * 10**9, 5 * 10**9)
@@ -14,14 +14,19 @@ CALIBRATION, TEST = made_records(400), made_records(400, seed=1)
 
 
 def test_solver_is_never_worse_on_the_records_it_chose_on() -> None:
-    """At what each of the authors' points costs, ours is at least as accurate and no dearer."""
+    """At what each of the authors' points costs, ours is expected to be as accurate at least."""
     curve = budgeted_curve(CALIBRATION, CALIBRATION, MACS, LATENCY)
     theirs = {p.point: p for p in curve if p.rule == "authors"}
     ours = {p.point: p for p in curve if p.rule == "solver"}
     assert theirs.keys() == ours.keys() == set(range(1, 60))
     for point, found in ours.items():
-        assert found.accuracy >= theirs[point].accuracy
+        assert expected_accuracy(found) >= expected_accuracy(theirs[point]) - 1e-9
         assert found.gflops <= theirs[point].gflops * (1 + 1e-9)
+
+
+def expected_accuracy(point: CurvePoint) -> float:
+    at = CALIBRATION.exits_taken(point.thresholds)
+    return float(CALIBRATION.probability_right[np.arange(len(at)), at].mean())
 
 
 def test_figures_follow_from_the_exits() -> None:

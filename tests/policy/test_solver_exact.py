@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import Records, frontier, replay, solve
 from dvt_edge.policy.budget import ExitLatency, solve_budget
-from dvt_edge.policy.search import search
-from dvt_edge.policy.solver import Limit, cheapest, integer_prices, make_problem
+from dvt_edge.policy.search import Problem, search
+from dvt_edge.policy.solver import RIGHT, Limit, cheapest, integer_prices, make_problem
 from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
 from dvt_edge.profile import BudgetConfig
 from tests.conftest import made_records
-from tests.policy.conftest import all_outcomes, random_records
+from tests.policy.conftest import all_outcomes, expected_worth, random_records, total_worth
 
 TOLERANCE = 1e-9
 
@@ -31,6 +33,16 @@ def some_limit(rng: np.random.Generator, outcomes: np.ndarray, costs: np.ndarray
     return float(rng.uniform(costs[0], costs[-1]))
 
 
+def some_problem(rng: np.random.Generator, records: Records, limits: list[Limit]) -> Problem:
+    """Answers are worth right or wrong, what the records let expect, or anything."""
+    kind = rng.choice(["counted", "expected", "anything"])
+    problem = make_problem(records, limits, counted=bool(kind == "counted"))
+    if kind == "anything":
+        few = rng.choice([3, RIGHT])  # with ties or without
+        problem = replace(problem, value=rng.integers(0, few + 1, records.confidence.shape))
+    return problem
+
+
 SIZES = [
     (1, 200, 6),
     (2, 900, 12),
@@ -44,7 +56,8 @@ def test_optimum_and_its_price_equal_brute_force(exits: int, problems: int, larg
     rng = np.random.default_rng(exits)
     for _ in range(problems):
         records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
-        costs, outcomes = random_costs(rng, exits), all_outcomes(records)
+        costs, worth = random_costs(rng, exits), expected_worth(records)
+        outcomes = all_outcomes(records, worth)
         limit = some_limit(rng, outcomes, costs)
         spent = outcomes[:, 1:] @ costs / len(records)
         allowed = spent <= limit + TOLERANCE
@@ -53,7 +66,7 @@ def test_optimum_and_its_price_equal_brute_force(exits: int, problems: int, larg
 
         found = solve(records, costs, limit)
 
-        assert round(found.accuracy * len(records)) == top
+        assert total_worth(records, worth, found.thresholds) == top
         assert found.cost == pytest.approx(price, abs=TOLERANCE)
         assert found.cost <= limit + TOLERANCE
         assert found.thresholds[-1] == -np.inf
@@ -66,18 +79,20 @@ def test_cheapest_of_an_accuracy_equals_brute_force(
     rng = np.random.default_rng(100 + exits)
     for _ in range(problems // 2):
         records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
-        costs, outcomes = random_costs(rng, exits), all_outcomes(records)
+        costs = random_costs(rng, exits)
+        problem = some_problem(rng, records, [Limit(costs, np.inf)])
+        outcomes = all_outcomes(records, problem.value)
         spent = outcomes[:, 1:] @ integer_prices(costs)
         need = int(rng.integers(0, outcomes[:, 0].max() + 1))
         price = spent[outcomes[:, 0] >= need].min()
         value = outcomes[spent == price, 0].max()
 
-        problem = make_problem(records, [Limit(costs, np.inf)])
         found = cheapest(problem, need)
 
         assert found is not None
         assert (found.price, found.value) == (price, value)
-        assert search(problem.limited(problem.allowance, len(records) + 1)) is None
+        most = int(outcomes[:, 0].max())
+        assert search(problem.limited(problem.allowance, most + 1)) is None
 
 
 @pytest.mark.parametrize("exits", [2, 3, 4])
@@ -86,14 +101,16 @@ def test_two_limits_at_once_equal_brute_force(exits: int) -> None:
     for _ in range(150):
         records = random_records(rng, int(rng.integers(1, 8)), exits)
         first, second = random_costs(rng, exits), random_costs(rng, exits)
-        outcomes = all_outcomes(records)
+        outcomes = all_outcomes(records, records.correct)
         limits = [Limit(first, some_limit(rng, outcomes, first))]
         limits.append(Limit(second, some_limit(rng, outcomes, second)))
         allowed = np.ones(len(outcomes), bool)
         for cost, limit in limits:
             allowed &= outcomes[:, 1:] @ cost / len(records) <= limit + TOLERANCE
 
-        found = search(make_problem(records, limits))
+        problem = some_problem(rng, records, limits)
+        found = search(problem)
+        outcomes = all_outcomes(records, problem.value)
 
         assert (found is not None) == allowed.any()
         if found is not None:
@@ -106,7 +123,8 @@ def test_quantile_of_the_cost_equals_brute_force(statistic: Statistic) -> None:
     rng = np.random.default_rng(300)
     for _ in range(150):
         records = random_records(rng, int(rng.integers(1, 25)), 3)
-        costs, outcomes = random_costs(rng, 3), all_outcomes(records)
+        costs, worth = random_costs(rng, 3), expected_worth(records)
+        outcomes = all_outcomes(records, worth)
         limit = float(rng.uniform(costs[0], costs[-1] * 1.1))
         beyond = outcomes[:, 1:] @ (costs > limit) / len(records)
         allowed = beyond <= TAIL_SHARE[statistic] + TOLERANCE
@@ -115,28 +133,30 @@ def test_quantile_of_the_cost_equals_brute_force(statistic: Statistic) -> None:
         budget = BudgetConfig(latency_ms=limit, statistic=statistic)
         found = solve_budget(records, latency, None, budget)
 
-        assert round(found.accuracy * len(records)) == outcomes[allowed, 0].max()
+        assert total_worth(records, worth, found.thresholds) == outcomes[allowed, 0].max()
         assert found.exit_fraction @ (costs > limit) <= TAIL_SHARE[statistic] + TOLERANCE
 
 
 @pytest.mark.parametrize(("exits", "largest"), [(1, 5), (2, 12), (3, 9), (4, 6)])
-def test_frontier_is_the_whole_pareto_front(exits: int, largest: int) -> None:
+def test_frontier_is_on_the_pareto_front(exits: int, largest: int) -> None:
+    """Nothing as good is cheaper and nothing as cheap is better, from one end to the other."""
     rng = np.random.default_rng(400 + exits)
     for _ in range(60):
         records = random_records(rng, int(rng.integers(1, largest + 1)), exits)
-        costs, outcomes = random_costs(rng, exits), all_outcomes(records)
+        costs, worth = random_costs(rng, exits), expected_worth(records)
+        outcomes = all_outcomes(records, worth)
         spent = outcomes[:, 1:] @ costs / len(records)
-        expected: list[tuple[float, float]] = []
-        for value in range(outcomes[:, 0].max(), -1, -1):
-            price = spent[outcomes[:, 0] >= value].min()
-            if not expected or price < expected[-1][1] - TOLERANCE:
-                expected.append((value / len(records), price))
 
         found = frontier(records, costs)
 
-        assert [(s.accuracy, s.cost) for s in found] == [
-            pytest.approx(point, abs=TOLERANCE) for point in reversed(expected)
-        ]
+        values = [total_worth(records, worth, point.thresholds) for point in found]
+        assert found[0].cost == costs[0]
+        assert values[-1] == outcomes[:, 0].max()
+        for value, point in zip(values, found, strict=True):
+            assert point.cost <= spent[outcomes[:, 0] >= value].min() + TOLERANCE
+            assert value >= outcomes[spent <= point.cost - TOLERANCE, 0].max(initial=0)
+        assert (np.diff(values) > 0).all()
+        assert (np.diff([point.cost for point in found]) > 0).all()
 
 
 def test_a_long_frontier_is_a_subset_of_exact_solutions() -> None:
@@ -145,11 +165,13 @@ def test_a_long_frontier_is_a_subset_of_exact_solutions() -> None:
     curve = frontier(records, costs, points=20)
     assert 10 <= len(curve) <= 20
     assert curve[0].cost == costs[0]
-    assert curve[-1].accuracy == solve(records, costs, costs[-1]).accuracy
     assert (np.diff([s.cost for s in curve]) > 0).all()
-    assert (np.diff([s.accuracy for s in curve]) > 0).all()
-    for point in curve:
-        assert solve(records, costs, point.cost).accuracy == pytest.approx(point.accuracy)
+    worth = expected_worth(records)
+    values = [total_worth(records, worth, s.thresholds) for s in curve]
+    assert (np.diff(values) > 0).all()
+    for value, point in zip(values[1:], curve[1:], strict=True):
+        cheaper = solve(records, costs, point.cost - 1e-6)
+        assert total_worth(records, worth, cheaper.thresholds) < value
 
 
 @pytest.mark.parametrize("exits", [3, 4])
@@ -157,24 +179,33 @@ def test_larger_problems_beat_every_sampled_combination(exits: int) -> None:
     records = made_records(600, exits)
     costs = np.cumsum(1.8 ** np.arange(exits))
     limit = float(costs[0] + costs[-1]) / 3
-    best = solve(records, costs, limit)
+    worth = expected_worth(records)
+    best = total_worth(records, worth, solve(records, costs, limit).thresholds)
     rng = np.random.default_rng(1)
     for _ in range(2000):
         thresholds = [*(rng.choice(records.confidence[:, k]) for k in range(exits - 1)), -np.inf]
         other = replay(records, costs, thresholds)
-        assert other.cost > limit or other.accuracy <= best.accuracy
+        assert other.cost > limit or total_worth(records, worth, other.thresholds) <= best
 
 
 def test_five_exits_are_at_least_as_good_as_their_best_four() -> None:
     records = made_records(400, 5)
     costs = np.cumsum(1.6 ** np.arange(5))
     limit = float(costs[0] + costs[-1]) / 3
-    best = solve(records, costs, limit)
-    assert best.cost <= limit
+    problem = make_problem(records, [Limit(costs, limit)])
+    best = search(problem)
+    assert best is not None
     for skipped in range(4):
         kept = [k for k in range(5) if k != skipped]
-        less = Records(records.confidence[:, kept], records.prediction[:, kept], records.label)
-        assert best.accuracy >= solve(less, costs[kept], limit).accuracy - 1 / 400
+        less = replace(
+            problem,
+            confidence=problem.confidence[:, kept],
+            value=problem.value[:, kept],
+            price=problem.price[:, kept],
+        )
+        found = search(less)
+        assert found is not None
+        assert best.value >= found.value - RIGHT
 
 
 def test_thresholds_lie_between_neighbours_and_survive_rounding_to_float32() -> None:

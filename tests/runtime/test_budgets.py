@@ -84,7 +84,7 @@ def test_budget_on_a_percentile(live: Live) -> None:
 
 def test_budget_on_the_maximum(live: Live) -> None:
     """Exit 2 takes at most 4 ms, exit 3 at most 8 ms: it is closed, NaN or not."""
-    live.runtime.set_budget(latency_ms=5.0, statistic="max")
+    live.runtime.set_budget(latency_ms=5.0, statistic="max", min_accuracy=0.6)
     live.backend.inner.confidence[:50] = np.nan
     assert {p.exit_stage for p in live.stream(200)} == {1, 2}
 
@@ -99,7 +99,7 @@ def test_min_accuracy_is_kept_cheaply(live: Live) -> None:
 
 def test_max_stage_is_never_passed(live: Live) -> None:
     """Alone, in batches, and for confidences that are NaN."""
-    live.runtime.set_budget(BudgetConfig(max_stage=2))
+    live.runtime.set_budget(BudgetConfig(max_stage=2, latency_ms=1.5))
     live.backend.inner.confidence[:50] = np.nan
     live.backend.inner.runs.clear()
     single = [live.classify(v) for v in range(0, 250, 5)]

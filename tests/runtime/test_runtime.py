@@ -175,7 +175,7 @@ def test_tighter_budget_moves_exits_earlier(runtime: Runtime, frames: list[Frame
         accuracy.append(solution.accuracy)
         cost.append(solution.cost)
         mean_exit.append(np.mean([p.exit_stage for p in runtime.classify_batch(frames)]))
-    assert accuracy == sorted(accuracy, reverse=True)
+    assert max(np.diff(accuracy)) <= 0.01  # what is maximised is expected, this is counted
     assert cost == sorted(cost, reverse=True)
     assert mean_exit[0] > mean_exit[-1] == 1
 

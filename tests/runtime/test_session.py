@@ -16,7 +16,7 @@ from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import BudgetError, FrameError
 from dvt_edge.policy import Records, replay
 from dvt_edge.policy.live.audit import AuditEvent
-from dvt_edge.policy.live.controller import Change
+from dvt_edge.policy.live.controller import Change, Controller
 from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.events import Event, NotFinite
 from dvt_edge.runtime.preprocess import frame_shape
@@ -244,7 +244,10 @@ def test_audits_that_agree_change_nothing(live: Live) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [{"max_stage": 2}, {"latency_ms": 5.0, "statistic": "max"}],
+    [
+        {"max_stage": 2, "latency_ms": 1.5},
+        {"latency_ms": 5.0, "statistic": "max", "min_accuracy": 0.6},
+    ],
     ids=["max_stage", "max latency"],
 )
 def test_audits_keep_hard_limits(live: Live, budget: dict[str, Any]) -> None:
@@ -504,3 +507,23 @@ def test_nan_with_everything_on(live: Live) -> None:
     assert min(p.exit_stage for p in answers) > 1
     assert {type(event) for event in live.heard} >= {NotFinite}
     assert len(live.runtime.events) == min(256, len(live.heard))
+
+
+def test_latency_holds_what_adapting_takes(
+    live: Live, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller waits for it: it is part of the answer's latency, and of what the next frame is
+    booked as."""
+    live.runtime.set_budget(adapt=True)
+    booked: list[float] = []
+    observe = Controller.observe
+
+    def slow(self: Controller, *given: Any, **keywords: Any) -> Any:
+        booked.append(given[2])
+        clock.ms += 0.5
+        return observe(self, *given, **keywords)
+
+    monkeypatch.setattr(Controller, "observe", slow)
+    answers = [live.classify(live.value(1)) for _ in range(3)]
+    assert [p.latency_ms for p in answers] == pytest.approx([1.5] * 3)
+    assert booked == pytest.approx([1.0, 1.5, 1.5])
