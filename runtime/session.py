@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from time import perf_counter
 
 import numpy as np
@@ -46,7 +46,7 @@ class Session:
         budget: BudgetConfig | None,
         report: Callable[[Event], None],
     ) -> None:
-        self.thresholds = thresholds
+        self.thresholds = self._solved = thresholds
         self._report = report
         self._stage_p99_ms = costs.stage_p99_ms
         self._deadline_ms = budget.deadline_ms if budget else None
@@ -181,5 +181,13 @@ class Session:
             self._report(change)
 
     def _set(self, thresholds: tuple[float, ...]) -> None:
-        """Put those of the allowed exits in force; what comes after them stays closed."""
-        self.thresholds = (*thresholds, *self.thresholds[len(thresholds) :])
+        """Put those of the allowed exits in force; what comes after them stays closed.
+
+        Where adapting lets everything leave, a confidence that is NaN still goes on: it reaches no
+        threshold but -inf, and no confidence is below 0.
+        """
+        opened = (
+            0.0 if new == -inf < old else new
+            for new, old in zip(thresholds, self._solved, strict=False)
+        )
+        self.thresholds = (*opened, *self.thresholds[len(thresholds) :])

@@ -12,18 +12,57 @@ at least the promised chance, given those before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, lgamma, log
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.live.pacing import STEPS, shifted
-from dvt_edge.policy.records import Records
+from dvt_edge.policy.live.pacing import STEPS, Ranks
+from dvt_edge.policy.records import Floats, Records
 
-_GOLDEN = (5**0.5 - 1) / 2
+GOLDEN = (5**0.5 - 1) / 2
 CONFIDENCE_LEVEL = 0.95
 _COUNTER_LEVEL = 1 - (1 - CONFIDENCE_LEVEL) / 2  # of each of the two counters
+LIFT = log(20.0)
+"""Logarithm of the odds at which agreement counts as restored; see :meth:`Audit.agrees_again`."""
+MAX_LIFT = log(160.0)
+MUCH = 3.0
+"""So many times the promised disagreement is certainly bad."""
+
+
+def evenly(count: int, share: float) -> bool:
+    """Whether the event number ``count``, from 1, is one of a ``share``, 0..1, of all.
+
+    Multiples of the golden ratio modulo 1 below ``share``: evenly spread over any stretch, in step
+    with no period of the scene, the same in every run.
+    """
+    return (count * GOLDEN) % 1.0 < share
+
+
+def with_audit(per_exit: npt.ArrayLike, share: float) -> Floats:
+    """What leaving at each exit comes to where a ``share``, 0..1, of all frames runs all stages.
+
+    ``per_exit`` [K] is the mean cost of each exit, or the share of its frames that exceeds a limit
+    (:meth:`~dvt_edge.policy.budget.ExitLatency.exceeding`), of the exits that the budget allows.
+    Both are linear in the shares of the exits, so whatever keeps a limit on the result, such as
+    :func:`~dvt_edge.policy.solver.solve`, keeps it with the audited frames included. Frames are
+    audited whatever they show.
+    """
+    values = np.asarray(per_exit, float)
+    result: Floats = (1 - share) * values + share * values[-1]
+    return result
+
+
+def outcome(
+    confidences: Sequence[float], classes: Sequence[int], thresholds: Sequence[float]
+) -> tuple[bool, bool]:
+    """Of a frame that ran all stages: would ``thresholds`` have let it leave early, and is that
+    answer the last exit's? All have one value for each stage that ran."""
+    last = len(classes) - 1
+    at = next((k for k in range(last) if confidences[k] >= thresholds[k]), last)
+    return at < last, classes[at] == classes[last]
 
 
 @dataclass(frozen=True)
@@ -61,21 +100,23 @@ class Audit:
     def __init__(self, share: float, promised: float, *, window: int = 1000) -> None:
         self.share, self.promised, self.window = share, promised, window
         self._frame = 0
+        self._bad: float | None = None  # agreement while thresholds had to rise
+        self._evidence, self._needed = 0.0, LIFT
+        self._lowered = False
         self.restart()
 
-    def restart(self) -> None:
-        """Forget the answers so far, because the thresholds changed."""
+    def restart(self, promised: float | None = None) -> None:
+        """Forget the answers so far, because the thresholds changed; what is ``promised`` of the
+        new ones, where given."""
+        if promised is not None:
+            self.promised = promised
         self._counts = [[0, 0], [0, 0]]  # agreed, audited
         self._age = [0, self.window // 2]  # the second counter's first run is a short one
 
     def due(self) -> bool:
-        """Whether the next frame is to be audited; call it once for each frame.
-
-        Multiples of the golden ratio modulo 1 below ``share``: evenly spread over any stretch, in
-        step with no period of the scene, the same in every run.
-        """
+        """Whether the next frame is to be audited, :func:`evenly`; call it once for each frame."""
         self._frame += 1
-        return (self._frame * _GOLDEN) % 1.0 < self.share
+        return evenly(self._frame, self.share)
 
     def note(self, early: bool, agrees: bool) -> AuditEvent | None:
         """Take note of one audited frame; an event where the promise is refuted.
@@ -89,6 +130,8 @@ class Audit:
         for i, count in enumerate(self._counts):
             if self._age[i] >= self.window:
                 count[0] = count[1] = self._age[i] = 0
+                if self._bad is None:
+                    self._needed, self._lowered = LIFT, False
             self._age[i] += 1
             count[0] += agrees
             count[1] += 1
@@ -98,6 +141,7 @@ class Audit:
                 self.promised, agreed, audited, _COUNTER_LEVEL
             ):
                 found = _agreement(agreed, audited)
+                self._now_bad(agreed / audited)
                 self.restart()
                 return AuditEvent(
                     found,
@@ -106,6 +150,37 @@ class Audit:
                     f"certainty less than {found.upper:.1%}, promised were {self.promised:.1%}",
                 )
         return None
+
+    def agrees_again(self, early: bool, agrees: bool) -> str | None:
+        """After an event: take note of what the thresholds *wanted* would have done on an audited
+        frame, those that would be in force had none been raised (:func:`outcome`).
+
+        Returns the reason to lower them again, once. That is when the answers since some moment
+        are 20 times as likely if the promise is kept as at the agreement seen when it was broken
+        (CUSUM, Page 1954). An event soon after that doubles the odds asked for the next time, up to
+        160. Without an event before it, None.
+        """
+        if self._bad is None or not early:
+            return None
+        good = min(max(self.promised, 1e-3), 1 - 1e-3)
+        bad = max(1e-4, min(self._bad, 1 - MUCH * (1 - good)))
+        self._evidence += log(good / bad) if agrees else log((1 - good) / (1 - bad))
+        self._evidence = max(0.0, self._evidence)
+        if self._evidence < self._needed:
+            return None
+        self._bad, self._evidence, self._lowered = None, 0.0, True
+        self.restart()
+        return (
+            f"audited answers agree with the last exit again as often as promised, "
+            f"{self.promised:.1%}, at the thresholds wanted"
+        )
+
+    def _now_bad(self, agreement: float) -> None:
+        if self._lowered:  # too early
+            self._needed = min(self._needed + log(2), MAX_LIFT)
+            self._lowered = False
+        self._bad = agreement if self._bad is None else min(self._bad, agreement)
+        self._evidence = 0.0
 
     @property
     def agreement(self) -> Agreement:
@@ -159,9 +234,9 @@ def raised(records: Records, thresholds: npt.ArrayLike, event: AuditEvent) -> tu
     observed = 1 - event.agreement.agreed / max(1, event.agreement.audited)
     factor = (1 - event.promised) / observed if observed > 0 else 1.0
     wanted = (1 - early_agreement(records, start)) * min(1.0, factor)
-    chosen = start
+    chosen, ranks = start, Ranks(records)
     for shift in STEPS[STEPS > 0]:
-        chosen = shifted(records, start, float(shift))
+        chosen = ranks.shifted(start, float(shift))
         moved = bool((chosen > start).any())
         if moved and 1 - early_agreement(records, chosen) <= wanted:
             break

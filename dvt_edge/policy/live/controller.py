@@ -16,39 +16,50 @@ wrong then, which the audit (:mod:`dvt_edge.policy.live.audit`) notices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import hypot, inf, sqrt
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.errors import BudgetError
-from dvt_edge.policy.live.pacing import MIDDLE, Ladder, Pacer, highest_step
-from dvt_edge.policy.live.tracking import SPEED_FRAMES, MixTracker, SpeedTracker, resample
+from dvt_edge.policy.live.audit import GOLDEN, early_agreement, with_audit
+from dvt_edge.policy.live.pacing import Pacer
+from dvt_edge.policy.live.solving import Plan, Request, solve_again
+from dvt_edge.policy.live.tracking import BLOCK, MixTracker, SpeedTracker, Tail
 from dvt_edge.policy.records import Floats, Records
-from dvt_edge.policy.solver import Solution, replay, solve
+from dvt_edge.policy.solver import Solution, replay
 
 TOLERANCE = 0.03
 """Share of the planned mean by which the expected one may differ before anything is done."""
 SURE = 4.5
 """Standard errors beyond the tolerance that make it certain: a false alarm in 1e5 windows."""
-CHECK_FRAMES = 8
+SURE_LONG, LONG_FRAMES = 3.0, 1024
+"""The same in windows from so many frames on, of which few are independent."""
+SURE_TAIL = 3.0
+"""The same of what spikes add; where none are planned, three are no reason and five are."""
+UNSEEN_SPIKE = 16.0
+"""In frames, what one spike that has not come yet may add: nobody is in haste to spend more."""
+CHECK_FRAMES = BLOCK
 """Frames between two checks."""
 WINDOWS = (32, 64, 256, 1024, 4096)
 """Frames that a check looks back: short ones find large changes soon, long ones small changes."""
 DWELL_FRAMES = 64
 """Least number of frames between two changes, at first; it doubles with every change up to
 :data:`MAX_DWELL_FRAMES` and halves again in quiet."""
-MAX_DWELL_FRAMES = 4096
+MAX_DWELL_FRAMES = 1024
 QUIET_DWELLS = 4
 STEADY_FRAMES = 1024
 """Frames as profiled after which the certified thresholds return; doubles with every return."""
+STRANGE_FRAMES = 256
+"""Frames whose speed says whether it is the profiled one."""
+RETURN = 2 / 3
+"""Share of the tolerance that the certified thresholds must keep to return: hysteresis."""
 FAR = ((64, 0.5), (256, 0.25), (1024, 0.12))
 """Frames, and the share of the budget that the feedback may make up for on their mean before the
 thresholds are solved again."""
-LIVE_RECORDS = 1000
-"""Records that a solve during operation uses."""
+UNLIKE = 0.05
+"""Total variation between two mixes, 0..1, beyond chance, that is a reason to act."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,9 @@ class Controller:
     """Watches the frames and changes the thresholds when the promise is about to break.
 
     ``costs`` [K] is the mean latency of leaving at each exit as profiled, ``thresholds`` [K] those
-    of the certified solution. Times are handed in; memory is bounded (about 20 kB and the records).
-    Not safe to use from several threads at once.
+    of the certified solution. ``audit`` is the share of the frames, 0..1, that runs all stages
+    whatever the thresholds say; the mean is kept with them included. Times are handed in; memory is
+    bounded (about 120 kB and the records). Not safe to use from several threads at once.
 
         controller = Controller(records, costs, 5, solve(records, costs, 5).thresholds)
         for frame in frames:
@@ -79,9 +91,14 @@ class Controller:
                 p.exit_stage, p.stage_latency_ms, p.latency_ms, p.confidences
             )
 
-    The promise is about mean latency; single spikes count as at most :data:`SPIKE` times the usual
-    latency of their stage. Raises :class:`~dvt_edge.errors.DataError` for costs or thresholds that
-    do not fit the records.
+    Solving takes milliseconds. With ``solve_later``, :meth:`observe` hands every
+    :class:`~dvt_edge.policy.live.solving.Request` to it and goes on; let another thread call
+    :func:`~dvt_edge.policy.live.solving.solve_again` and give the result to :meth:`install`, where
+    no ``observe`` runs at the same time. Without it, everything happens in ``observe``.
+
+    The promise is about mean latency, spikes included; what a single spike costs is made up for
+    over some hundred frames. Raises :class:`~dvt_edge.errors.DataError` for costs or thresholds
+    that do not fit the records.
     """
 
     def __init__(
@@ -90,24 +107,45 @@ class Controller:
         costs: npt.ArrayLike,
         budget_ms: float,
         thresholds: npt.ArrayLike,
+        *,
+        audit: float = 0.0,
+        solve_later: Callable[[Request], None] | None = None,
     ) -> None:
-        self.budget_ms = budget_ms
-        self._records = records
+        self.budget_ms, self.audit = budget_ms, audit
+        self._records, self._solve_later = records, solve_later
         self._certified = replay(records, costs, thresholds)
+        self._agreement = early_agreement(records, thresholds)
         self._speed = SpeedTracker(np.diff(np.asarray(costs, float), prepend=0.0))
         self._mix = MixTracker(records)
+        self._exits_by_bin = self._mix.exits_by_bin(records.exits_taken(thresholds))
         self._floor = np.full(records.exits, -np.inf)
-        self._frame = self._changed = self._strange = 0
+        self._frame = self._changed = self._strange = self._cut = 0
         self._dwell, self._steady = DWELL_FRAMES, STEADY_FRAMES
-        self._pacer: Pacer | None = None
+        self._requests, self._pending = 0, False
         self._feasible = True  # False where even leaving at exit 1 costs more than the budget
+        self._plan: Plan | None = None
+        self._pacer: Pacer | None = None
+        self._cost_ms: list[float] = np.asarray(costs, float).tolist()
+        with_audits = float(self._certified.exit_fraction @ with_audit(costs, audit))
+        self._unplanned = with_audits if with_audits > budget_ms * (1 + TOLERANCE) else 0.0
         self.thresholds: tuple[float, ...] = tuple(self._certified.thresholds.tolist())
         """[K]: for the next frame."""
 
     @property
     def slowdown(self) -> tuple[float, ...]:
         """[K]: latency of each stage over the last frames relative to the profiled one."""
-        return tuple(float(r) for r in self._speed.ratio(WINDOWS[0])[0])
+        return tuple(self._speed.ratio(WINDOWS[0])[0])
+
+    @property
+    def wanted(self) -> tuple[float, ...]:
+        """[K]: what would be in force now had no audit raised thresholds."""
+        return self._plan.wanted if self._plan else tuple(self._certified.thresholds.tolist())
+
+    @property
+    def expected_agreement(self) -> float:
+        """Share, 0..1, of early answers that the records expect to be the last exit's, for the
+        thresholds and images of now: what an audit can ask for."""
+        return self._plan.agreement if self._plan else self._agreement
 
     def observe(
         self,
@@ -123,34 +161,114 @@ class Controller:
         ``exit_stage``, from 1, is the exit that answered; ``stage_latency_ms`` and ``confidences``
         have one value for each stage that ran, in order (0..1, NaN where unknown); ``latency_ms``
         is all that the budget covers. ``forced`` says that not the thresholds decided where to
-        leave: an audited frame, a deadline, a start stage. Do not call it for answers that ran no
-        stage. Latencies that are not finite or not positive are ignored.
+        leave: an audited frame, or one that a deadline cut short. Do not call it for answers that
+        ran no stage. Latencies that are not finite or not positive are ignored.
         """
         self._frame += 1
-        self._speed.add(latency_ms, stage_latency_ms)
-        self._mix.add(float(confidences[0]), None if forced else exit_stage - 1)
+        body, tail = self._speed.add(latency_ms, stage_latency_ms)
+        at = exit_stage - 1
+        if forced:
+            at = self._would_leave(confidences)
+            if at >= len(stage_latency_ms):
+                # Cut short, and no cheaper for that: taken as cheap, thresholds would rise and more
+                # frames be cut, without end.
+                body = max(body, self._cost_ms[at])
+        self._mix.add(float(confidences[0]), at)
         check = self._frame % CHECK_FRAMES == 0
         if self._pacer is not None:
-            if isfinite(latency_ms) and latency_ms > 0:
-                self._pacer.spend(latency_ms, len(stage_latency_ms))
+            if 0 < latency_ms < inf:
+                self._pacer.spend(body, tail)
             if check:
-                self._pacer.reprice(self._speed.usual_ms(WINDOWS[0]))
+                self._reprice(self._pacer)
             if self._feasible:
                 self.thresholds = self._pacer.choose()
-        return self._check() if check else None
+        return self._check() if check and not self._pending else None
 
     def hold_at_least(self, thresholds: npt.ArrayLike, reason: str) -> Change:
-        """Never again go below ``thresholds`` [K], as after an audit; latency comes second then.
-
-        ``reason`` goes into the change.
-        """
+        """Do not go below ``thresholds`` [K], as after an audit, until :meth:`lift`; latency comes
+        second then. They rise at once; ``reason`` goes into the change."""
         self._floor = np.maximum(self._floor, thresholds)
         self._floor[-1] = -np.inf
+        change = self._adapt(reason)
+        if change is None:
+            raised = tuple(np.maximum(self.thresholds, self._floor).tolist())
+            if self._pacer is not None:
+                self._pacer.hold(self._floor)
+            self.thresholds = raised
+            change = Change(self._frame, raised, f"{reason}; thresholds were raised.", False)
+        return change
+
+    def lift(self, reason: str) -> Change | None:
+        """Undo every :meth:`hold_at_least`, as when audits agree again.
+
+        The change, or None where it comes with :meth:`install` or nothing was held.
+        """
+        if not self._held:
+            return None
+        self._floor = np.full(len(self._floor), -np.inf)
         return self._adapt(reason)
+
+    def install(self, plan: Plan) -> Change | None:
+        """Put what :func:`~dvt_edge.policy.live.solving.solve_again` found in force.
+
+        None where it answers another request than the last; then nothing happens.
+        """
+        request = plan.request
+        if not self._pending or request.number != self._requests:
+            return None
+        self._pending = False
+        self._plan, before = plan, self._pacer
+        if before is not None and not self._feasible:
+            before = None  # what could not be kept is not made up for
+        cost = with_audit(request.cost_ms, self.audit)
+        self._pacer = Pacer(plan.ladder, self.budget_ms, cost, before)
+        budget = f"{self.budget_ms:.3g} ms"
+        self._feasible = plan.feasible
+        if not plan.feasible:
+            after = (
+                f"even leaving at exit 1 takes {cost[0]:.3g} ms, over the budget of {budget}, so "
+                f"everything leaves as early as it may"
+            )
+        elif plan.found.cost > self.budget_ms * (1 + TOLERANCE):
+            after = f"the raised thresholds go before the budget of {budget}"
+        else:
+            after = f"thresholds were solved again for {budget}"
+        self._dwell = min(2 * self._dwell, MAX_DWELL_FRAMES)
+        return self._change(plan.found, f"{request.why}; {after}. The certificate does not hold.")
+
+    @property
+    def _held(self) -> bool:
+        return bool((self._floor > -np.inf).any())
+
+    def _would_leave(self, confidences: Sequence[float]) -> int:
+        """The exit, from 0, at which a forced frame would have left by the thresholds.
+
+        Of a frame cut short before that, one of the later exits, as often as planned.
+        """
+        last = len(self.thresholds) - 1
+        for at, confidence in enumerate(confidences[:last]):
+            if confidence >= self.thresholds[at]:
+                return at
+        ran = len(confidences)
+        if ran > last:
+            return last
+        shares = (self._plan.found if self._plan else self._certified).exit_fraction[ran:].tolist()
+        self._cut += 1
+        point = (self._cut * GOLDEN) % 1.0 * sum(shares)
+        for at, share in enumerate(shares, ran):
+            point -= share
+            if point < 0:
+                return at
+        return ran
+
+    def _reprice(self, pacer: Pacer) -> None:
+        cost = with_audit(self._speed.mean_ms(WINDOWS[0]), self.audit)
+        self._cost_ms = cost.tolist()
+        pacer.reprice(cost)
 
     def _check(self) -> Change | None:
         waited = self._frame - self._changed
-        if self._pacer is None:
+        if self._pacer is None or self._plan is None:
             ready = waited >= DWELL_FRAMES or not self._changed
             why = self._drift(waited) if ready else None
             return self._adapt(why) if why else None
@@ -162,7 +280,7 @@ class Controller:
             return self._return()
         if waited < self._dwell:
             return None
-        why = self._far_off(self._pacer)
+        why = self._far_off(self._pacer, self._plan, waited)
         if why:
             return self._adapt(why)
         if waited >= QUIET_DWELLS * self._dwell:
@@ -171,48 +289,67 @@ class Controller:
 
     def _drift(self, waited: int) -> str | None:
         """As certified: what is different beyond chance, or None."""
+        if self._unplanned:
+            return (
+                f"with {self.audit:.3g} of the frames audited the mean is {self._unplanned:.3g} ms"
+            )
         planned, plan = self._certified.cost, self._certified.exit_fraction
+        tail = self._speed.tail(waited)
         for frames in WINDOWS:
-            if min(waited, self._mix.free_frames) < frames:
+            if min(waited, self._mix.exit_frames) < frames:
                 break
             if self._frame % max(CHECK_FRAMES, frames // 8):
                 continue  # long windows change slowly
+            sure = SURE if frames < LONG_FRAMES else SURE_LONG
             ratio, ratio_error = self._speed.ratio(frames)
-            cost = np.cumsum(ratio * self._speed.reference_ms)
+            cost = np.cumsum(np.multiply(ratio, self._speed.reference_ms))
             share = self._mix.exit_share(frames)
             # Speeds alone, with the exits as planned: known better than together with the exits.
-            error = SURE * self._speed_error(plan, ratio_error)
-            now = float(plan @ cost)
-            if abs(now - planned) > planned * TOLERANCE + error:
-                return f"frames take {now / planned:.2f} times as long as profiled"
+            now, error = float(plan @ cost), self._speed_error(plan, ratio_error)
+            if self._differs(now, sure * error, tail, waited):
+                now *= 1 + tail.share
+                spikes = f", spikes {tail.share:.0%} of that" if tail.share > TOLERANCE else ""
+                return f"frames take {now / planned:.2f} times as long as profiled{spikes}"
             # Together: the variance of the exits under the plan or as seen, whichever is larger.
-            spread = max(float(s @ cost**2 - (s @ cost) ** 2) for s in (share, plan))
-            by_chance = np.hypot(
-                np.sqrt(max(0.0, spread) / frames), self._speed_error(share, ratio_error)
-            )
             now = float(share @ cost)
-            if abs(now - planned) > planned * TOLERANCE + SURE * by_chance:
+            spread = max(float(s @ cost**2 - (s @ cost) ** 2) for s in (share, plan))
+            error = hypot(sqrt(max(0.0, spread) / frames), self._speed_error(share, ratio_error))
+            if self._differs(now, sure * error, tail, waited):
+                now *= 1 + tail.share
                 more = "more" if now > planned else "fewer"
                 return (
                     f"{more} images than planned need the later exits: the mean of the last "
                     f"{frames} frames is {now:.3g} ms, planned were {planned:.3g} ms"
                 )
             distance, chance = self._mix.distance(frames)
-            if frames >= WINDOWS[1] and distance > 0.05 + chance:
+            if frames >= WINDOWS[1] and distance > UNLIKE + chance:
                 return (
                     f"confidences at exit 1 are spread unlike those of the records (total "
                     f"variation {distance:.2f}, chance gives at most {chance:.2f})"
                 )
         return None
 
-    def _speed_error(self, share: Floats, ratio_error: Floats) -> float:
+    def _differs(self, now: float, error: float, tail: Tail, waited: int) -> bool:
+        """Whether the mean ``now`` without tail, known to +-``error``, is not the planned one."""
+        planned = self._certified.cost
+        beyond = now * (1 + tail.share) - planned
+        margin = planned * TOLERANCE + error
+        if tail.share:
+            # Spikes come by chance as often as planned: what the plan has above the rest is theirs.
+            planned_part = min(1.0, max(0.0, planned / now - 1) / tail.share)
+            single = (tail.error / tail.share) ** 2  # one spike's part of the tail
+            margin += SURE_TAIL * now * tail.error * sqrt(planned_part + single)
+        return beyond > margin or -beyond > margin + planned * UNSEEN_SPIKE / max(1, waited)
+
+    def _speed_error(self, share: Floats, ratio_error: Sequence[float]) -> float:
         """Standard error of the mean cost from that of the speeds."""
         reach = np.cumsum(share[::-1])[::-1]
         return float(np.sqrt(((reach * ratio_error * self._speed.reference_ms) ** 2).sum()))
 
-    def _far_off(self, pacer: Pacer) -> str | None:
+    def _far_off(self, pacer: Pacer, plan: Plan, waited: int) -> str | None:
         """Adapted: why the thresholds should be solved again, or None."""
-        first = float(self._speed.usual_ms(WINDOWS[1])[0])
+        cost = with_audit(self._speed.mean_ms(WINDOWS[1]), self.audit)
+        first = float(cost[0])
         if not self._feasible:
             return (
                 f"leaving at exit 1 takes {first:.3g} ms again"
@@ -228,60 +365,60 @@ class Controller:
                     f"latencies or images changed further: the feedback made up for "
                     f"{abs(made_up):.0%} of the budget over the last {frames} frames"
                 )
+        # The mix solved for counts as exact: where few frames told it, more tell it better.
+        for frames in WINDOWS[1:]:
+            if frames > waited or self._frame % max(CHECK_FRAMES, frames // 8):
+                continue
+            distance, chance = self._mix.distance(frames, plan.request.share)
+            if distance > UNLIKE + chance:
+                return (
+                    f"images are unlike those that the thresholds were solved for (total variation "
+                    f"{distance:.2f} of the confidences at exit 1)"
+                )
         return None
 
-    def _adapt(self, why: str) -> Change:
-        """Solve for what is seen now and pace from here on."""
-        cost = self._speed.usual_ms(WINDOWS[0])
-        share = self._mix.share(self._mix.steady_frames(WINDOWS[1:]))
-        live = resample(self._records, self._mix.record_bin, share, LIVE_RECORDS)
-        try:
-            thresholds = solve(live, cost, self.budget_ms).thresholds
-            self._feasible = True
-        except BudgetError:
-            thresholds = np.full(live.exits, -np.inf)
-            self._feasible = False
-        ladder = Ladder(live, thresholds, self._floor)
-        found = replay(live, cost, ladder.thresholds[MIDDLE])
-        # Accuracy on few records is flat near its top: what is left of the budget is spent there,
-        # unless that costs more accuracy than chance explains.
-        target = self.budget_ms
-        if self._feasible:
-            step = highest_step(ladder.exit_share @ cost, target)
-            full = replay(live, cost, ladder.thresholds[step])
-            error = np.sqrt(found.accuracy * (1 - found.accuracy) / len(live))
-            if full.accuracy < found.accuracy - error:
-                target = found.cost
-        self._pacer = Pacer(ladder, target, cost)
-        if not self._feasible:
-            after = (
-                f"even leaving at exit 1 takes {cost[0]:.3g} ms, over the budget of "
-                f"{self.budget_ms:.3g} ms, so everything leaves as early as it may"
-            )
-        elif found.cost > self.budget_ms * (1 + TOLERANCE):
-            after = f"the raised thresholds go before the budget of {self.budget_ms:.3g} ms"
-        else:
-            after = f"thresholds were solved again for {self.budget_ms:.3g} ms"
-        reason = f"{why}; {after}. The certificate does not hold."
-        self._dwell = min(2 * self._dwell, MAX_DWELL_FRAMES)
-        return self._change(found, reason)
+    def _adapt(self, why: str) -> Change | None:
+        """Solve for what is seen now; the change, or None where it comes later."""
+        self._requests += 1
+        self._pending = True
+        request = Request(
+            self._requests,
+            why,
+            self._records,
+            self._mix.record_bin,
+            self._mix.share(self._mix.steady_frames(WINDOWS[1:])),
+            self._speed.mean_ms(WINDOWS[0]),
+            self._floor,  # replaced as a whole, never written to
+            self.audit,
+            self.budget_ms,
+        )
+        if self._solve_later is None:
+            return self.install(solve_again(request))
+        self._solve_later(request)
+        return None
 
     def _speeds_as_profiled(self) -> bool:
-        now = float(self._certified.exit_fraction @ self._speed.usual_ms(SPEED_FRAMES))
+        now = float(self._certified.exit_fraction @ self._speed.mean_ms(STRANGE_FRAMES))
         return abs(now / self._certified.cost - 1) < TOLERANCE
 
     def _images_as_profiled(self, pacer: Pacer) -> bool:
         """Whether confidences at exit 1 are those of the records, and so is what follows."""
+        waited = self._frame - self._changed
         distance, chance = self._mix.distance(STEADY_FRAMES)
+        # What the certified thresholds would cost now: else they would soon be left again.
+        exits = self._mix.share(waited) @ self._exits_by_bin
+        cost = float(exits @ self._speed.mean_ms(STRANGE_FRAMES))
         return (
-            not np.isfinite(self._floor).any()
+            not self._unplanned
+            and not self._held
             and distance < chance
             and abs(pacer.model_bias()) < TOLERANCE
+            and abs(cost / self._certified.cost - 1) < TOLERANCE * RETURN
         )
 
     def _return(self) -> Change:
         """The certified thresholds again."""
-        self._pacer, self._feasible = None, True
+        self._plan, self._pacer, self._feasible = None, None, True
         self._steady *= 2
         return self._change(
             self._certified,

@@ -2,7 +2,7 @@
 
 Used only while what was measured says that it pays, and off by default. Where a frame differs
 little from the one that was answered last, the answer is returned without running a stage. How
-little is learned: frames that run anyway, and every eighth that need not have, show how often the
+little is learned: frames that run anyway, and one in eight that need not have, show how often the
 answer changes at which difference. The last answer can be wrong by then: the rule bounds how often
 it is seen to differ from a fresh one, it does not make it right. It is kept for a bounded number of
 frames and milliseconds.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import FrameError
-from dvt_edge.policy.live.audit import agreement_interval
+from dvt_edge.policy.live.audit import agreement_interval, evenly
 from dvt_edge.policy.live.tracking import SPIKE
 
 TOLERATED = 0.02
@@ -34,8 +34,9 @@ CUT = 24.0
 """Mean difference, of 255, from which a frame counts as another scene."""
 EDGES = np.geomspace(0.125, CUT, 17)
 """Upper edges of the differences at which answers are compared."""
-CHECK_EVERY = 8
-"""Of the frames that need not run, every so many runs, to see whether the answer still holds."""
+CHECK_SHARE = 1 / 8
+"""Of the frames that need not run, so many do, to see whether the answer still holds; in step with
+no period of the scene."""
 RELEARN_FRAMES = 16
 ENOUGH = 64
 """Frames of which a saving must be known before it is believed."""
@@ -131,7 +132,7 @@ class VideoPolicy:
         ):
             return None
         self._tested += 1
-        if not self._tested % CHECK_EVERY:
+        if evenly(self._tested, CHECK_SHARE):
             return None
         self._stale += 1
         return (

@@ -183,6 +183,21 @@ def test_answers_that_change_on_still_frames_are_not_kept():
         policy.observe(int(t % 40 == 0), 1, 1.5)
 
 
+@pytest.mark.parametrize("period", [2, 5, 8, 13])
+def test_checks_are_not_in_step_with_the_scene(period):
+    """After a calm stretch the class is another in all but one of ``period`` frames."""
+    policy = VideoPolicy(COSTS)
+    list(still_stream(policy, 1500))
+    look, answer, wrong = np.full((24, 24), 90, np.float32), 3, []
+    for t in range(6000):
+        truth = 3 if t % period == 0 else 4
+        if policy.keep(look, (1500 + t) * FRAME_MS, LOOK_MS) is None:
+            answer = truth
+            policy.observe(truth, 1, 1.5)
+        wrong.append(answer != truth)
+    assert np.mean(wrong[1000:]) <= video_policy.TOLERATED
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 1), (7, 500), (480, 640), (480, 640, 1), (480, 640, 3), (30, 20, 3)]
 )
