@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf, isfinite
+from queue import SimpleQueue
 from time import perf_counter
 
 import numpy as np
@@ -13,8 +15,9 @@ from dvt_edge.bundle.costs import Costs
 from dvt_edge.errors import BudgetError
 from dvt_edge.policy import deadline
 from dvt_edge.policy.budget import allowed_exits
-from dvt_edge.policy.live.audit import Audit, early_agreement, raised
-from dvt_edge.policy.live.controller import Controller
+from dvt_edge.policy.live.audit import Audit, early_agreement, outcome, raised
+from dvt_edge.policy.live.controller import Change, Controller
+from dvt_edge.policy.live.solving import Plan, Request, solve_again
 from dvt_edge.policy.live.video import VideoPolicy, thumbnail
 from dvt_edge.policy.records import Records
 from dvt_edge.policy.solver import closed_before
@@ -28,6 +31,11 @@ TOLERATED_DISAGREEMENT = 0.02
 
 
 AUDITED = "it was audited, which runs all stages"
+
+
+def in_background(work: Callable[[], None]) -> None:
+    """Run ``work``, which takes some milliseconds, in a thread of its own."""
+    threading.Thread(target=work, name="dvt-edge solving", daemon=True).start()
 
 
 class Session:
@@ -57,6 +65,7 @@ class Session:
         """Whether every frame is prepared: of consecutive ones it is not known before each is
         compared with the last."""
         self._last: Prediction | None = None
+        self._solved_again: SimpleQueue[Plan] = SimpleQueue()
         self._learns = False
         self._own_ms = 0.0
         """What learning from the last frame took, which is part of the next one's price."""
@@ -68,7 +77,12 @@ class Session:
         self._records, allowed = records.first_exits(exits), np.array(thresholds[:exits])
         if budget.adapt and budget.latency_ms is not None:
             self._controller = Controller(
-                self._records, costs.mean_ms[:exits], budget.latency_ms, allowed
+                self._records,
+                costs.mean_ms[:exits],
+                budget.latency_ms,
+                allowed,
+                audit=budget.audit,
+                solve_later=self._solve_later,
             )
         if budget.audit:
             promised = early_agreement(self._records, allowed) - TOLERATED_DISAGREEMENT
@@ -151,6 +165,8 @@ class Session:
                     NotFinite(at + 1, f"exit {at + 1} gave logits that are NaN or infinite; {then}")
                 )
         if self._controller is not None:
+            while not self._solved_again.empty():
+                self._follow(self._controller.install(self._solved_again.get()))
             change = self._controller.observe(
                 answer.exit_stage,
                 answer.stage_latency_ms,
@@ -158,27 +174,45 @@ class Session:
                 answer.confidences,
                 forced=answer.reason is not None,
             )
-            self._set(self._controller.thresholds)
-            if change:
-                if self._audit is not None:
-                    self._audit.restart()
-                self._report(change)
+            self._follow(change)
         if audit and self._audit is not None and not answer.truncated:
             self._note_audit(self._audit, answer)
 
-    def _note_audit(self, audit: Audit, answer: Prediction) -> None:
-        reached = [c >= t for c, t in zip(answer.confidences, answer.thresholds, strict=False)]
-        at = reached.index(True) if True in reached else len(reached) - 1
-        early = at + 1 < len(answer.classes)
-        event = audit.note(early, answer.classes[at] == answer.class_id)
-        if event is None:
+    def _solve_later(self, request: Request) -> None:
+        """Off the thread that classifies; what is found is installed with a later frame."""
+        done = self._solved_again
+        in_background(lambda: done.put(solve_again(request)))
+
+    def _follow(self, change: Change | None) -> None:
+        """Put the controller's thresholds in force, and report a change of its plan."""
+        assert self._controller is not None
+        self._set(self._controller.thresholds)
+        if change is None:
             return
-        higher = raised(self._records, self.thresholds[: self._exits], event)
-        change = self._controller and self._controller.hold_at_least(higher, event.reason)
-        self._set(self._controller.thresholds if self._controller else higher)
-        self._report(event)
-        if change:
-            self._report(change)
+        if self._audit is not None:
+            promised = self._controller.expected_agreement - TOLERATED_DISAGREEMENT
+            self._audit.restart(max(0.0, promised))
+        self._report(change)
+
+    def _note_audit(self, audit: Audit, answer: Prediction) -> None:
+        event = audit.note(*outcome(answer.confidences, answer.classes, answer.thresholds))
+        if event is not None:
+            higher = raised(self._records, self.thresholds[: self._exits], event)
+            self._report(event)
+            if self._controller is None:
+                self._set(higher)
+            else:
+                self._follow(self._controller.hold_at_least(higher, event.reason))
+            return
+        wanted = self._controller.wanted if self._controller else self._solved[: self._exits]
+        again = audit.agrees_again(*outcome(answer.confidences, answer.classes, wanted))
+        if again is None:
+            return
+        if self._controller is None:
+            self.thresholds = self._solved
+            self._report(Change(audit.frames, self.thresholds, again, certificate_holds=True))
+        else:
+            self._follow(self._controller.lift(again))
 
     def _set(self, thresholds: tuple[float, ...]) -> None:
         """Put those of the allowed exits in force; what comes after them stays closed.

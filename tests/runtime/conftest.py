@@ -303,6 +303,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     made = HandClock()
     for module in ("cascade_loop", "session"):
         monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
+    # The clock stands still while nothing runs, so nothing may run beside it.
+    monkeypatch.setattr("dvt_edge.runtime.session.in_background", lambda work: work())
     return made
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from dvt_edge.policy.live.controller import Change, Controller
 from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.events import Event, NotFinite
 from dvt_edge.runtime.preprocess import frame_shape
+from dvt_edge.runtime.session import in_background
 from tests.conftest import HandClock
 from tests.runtime.conftest import FakeBackend, Live
 
@@ -210,11 +213,17 @@ def test_disagreement_raises_thresholds(live: Live, adapt: bool) -> None:
     live.runtime.set_budget(latency_ms=2.5, audit=0.3, adapt=adapt)
     before = np.array(live.runtime.solution.thresholds)
     live.stream(400)
+    if adapt:  # the mean holds audited frames as well: for those nothing was solved before
+        (first,) = live.heard
+        assert isinstance(first, Change)
+        assert first.reason.startswith("with 0.3 of the frames audited the mean is 2.95 ms")
+        live.heard.clear()
     assert live.heard == []
     _disagree(live)
     for seed in range(300):
+        live.heard.clear()
         live.stream(1, seed)
-        if live.heard:
+        if any(isinstance(event, AuditEvent) for event in live.heard):
             break
     event = live.heard[0]
     assert isinstance(event, AuditEvent)
@@ -527,3 +536,50 @@ def test_latency_holds_what_adapting_takes(
     answers = [live.classify(live.value(1)) for _ in range(3)]
     assert [p.latency_ms for p in answers] == pytest.approx([1.5] * 3)
     assert booked == pytest.approx([1.0, 1.5, 1.5])
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+def test_thresholds_come_back_when_audits_agree_again(live: Live, adapt: bool) -> None:
+    """One bad period does not cost the budget for good."""
+    live.runtime.set_budget(adapt=adapt, audit=0.3)
+    right = live.backend.inner.class_id.copy()
+    live.stream(300)
+    _disagree(live)
+    live.stream(900)
+    assert any(isinstance(event, AuditEvent) for event in live.heard)
+    live.backend.inner.class_id[:] = right
+    live.stream(3000)
+    live.heard.clear()
+    if adapt:
+        assert _mean_ms(live.stream(3000)) == pytest.approx(2.5, rel=0.05)
+    else:  # audited frames come on top
+        assert live.runtime.thresholds == tuple(live.runtime.solution.thresholds)
+
+
+def test_solving_again_does_not_hold_up_a_frame(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for another thread; what that finds is in force from the next frame on."""
+    waiting: list[Callable[[], None]] = []
+    monkeypatch.setattr("dvt_edge.runtime.session.in_background", waiting.append)
+    live.runtime.set_budget(adapt=True)
+    before = live.runtime.thresholds
+    live.backend.takes_ms *= 1.5
+    live.stream(600)
+    assert len(waiting) == 1
+    assert live.runtime.thresholds == before
+    waiting[0]()
+    live.stream(1)
+    assert isinstance(live.heard[-1], Change)
+    assert live.runtime.thresholds != before
+
+
+def test_solving_again_in_a_real_thread(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dvt_edge.runtime.session.in_background", in_background)
+    live.runtime.set_budget(adapt=True)
+    live.backend.takes_ms *= 1.5
+    until = perf_counter() + 20
+    while not live.heard:
+        live.stream(8)
+        assert perf_counter() < until
+    assert isinstance(live.heard[0], Change)

@@ -118,6 +118,11 @@ class Audit:
         self._frame += 1
         return evenly(self._frame, self.share)
 
+    @property
+    def frames(self) -> int:
+        """Frames that :meth:`due` was asked about."""
+        return self._frame
+
     def note(self, early: bool, agrees: bool) -> AuditEvent | None:
         """Take note of one audited frame; an event where the promise is refuted.
 
