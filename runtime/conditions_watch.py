@@ -12,8 +12,9 @@ CHECK_FRAMES = 32
 """Frames whose mean interval is looked at, and in a row of another size that make it the size."""
 SLOWER = 1.5
 """Times the interval of the costs' pace from which on frames come slower."""
-BUSY = 0.5
-"""Share of the time spent on frames below which they do not come back to back."""
+PAUSE_S = 5e-3
+"""Pause between frames, on average, from which on they do not come back to back: clocks and caches
+outlast a shorter one."""
 OTHER_SIZE = 1.1
 """Ratio of pixels, either way, from which on preprocessing takes another time."""
 
@@ -60,7 +61,7 @@ class ConditionsWatch:
 
     def _pace(self, interval_s: float) -> str | None:
         if self._fps is None:
-            slow = self._busy_s < BUSY * CHECK_FRAMES * interval_s
+            slow = interval_s - self._busy_s / CHECK_FRAMES > PAUSE_S
             measured = "back to back"
         else:
             slow = interval_s * self._fps > SLOWER

@@ -45,6 +45,7 @@ def _said(
         (30.0, 1 / 15, "frames come at 15 fps, costs were measured at 30 fps"),
         (5.0, 1 / 5, None),
         (None, 2.1e-3, None),
+        (None, 6.5e-3, None),  # frames take 2 ms
         (None, 1 / 30, "frames come at 30 fps, costs were measured back to back"),
     ],
 )
