@@ -30,6 +30,7 @@ from baselines import authors_rule, cheapest_right, genetic_search, most_right, 
 from dvt_edge.errors import BudgetError
 from dvt_edge.machine.board import processor_name
 from dvt_edge.policy import (
+    ExitCosts,
     ExitLatency,
     Records,
     Solution,
@@ -73,7 +74,7 @@ def over_records(path: Path, cost: list[float] | None, seed: int, plot: Path | N
     records, costs = load(path, cost)
     order = np.random.default_rng(seed).permutation(len(records))
     half, other = (records.take(part) for part in np.array_split(order, 2))
-    latency = ExitLatency(costs, costs, costs, costs, costs)
+    measured = ExitCosts(ExitLatency(costs, costs, costs, costs, costs))
     methods = ("ours", "authors", "genetic", "certified", "uniform")
     rows, started = [], dict.fromkeys(methods, 0.0)
     # Half of the error, as a certificate spends on the budget.
@@ -85,7 +86,7 @@ def over_records(path: Path, cost: list[float] | None, seed: int, plot: Path | N
             "authors": lambda rule=rule: rule,
             "genetic": lambda limit=limit: genetic_search(half, costs, limit),
             "certified": lambda limit=limit, number=number: solve_certified(
-                half, latency, None, BudgetConfig(latency_ms=limit), CERTIFIED, seed=number
+                half, measured, BudgetConfig(latency_ms=limit), CERTIFIED, seed=number
             )[0],
             "uniform": lambda limit=limit: solve(half, costs, max(limit - margin, float(costs[0]))),
         }

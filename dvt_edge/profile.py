@@ -123,6 +123,9 @@ class EngineConfig(Document):
 class CameraConfig(Document):
     """What the frames come from: latency is measured at its pace, with frames of its size."""
 
+    source: str | None = Field(default=None, min_length=1, exclude=True)
+    """URI that ``dvt-edge run`` opens, such as ``rtsp://user:${PASSWORD}@host/stream``; ``${NAME}``
+    is read from the environment. A path is relative to the profile. It stays out of the bundle."""
     fps: float = Field(default=30.0, ge=0.1, le=10_000)
     """Frames per second. Between frames clocks fall and caches empty, so a frame takes longer than
     in a queue."""
@@ -160,14 +163,22 @@ def _unusable(problem: ErrorDetails) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     found, kind = problem.get("input"), problem["type"]
     if kind == "extra_forbidden":
-        return (
-            f"{key}: no such key; the keys of a budget are {', '.join(BudgetConfig.model_fields)}"
-        )
+        part, keys = "a budget", BudgetConfig.model_fields
+        if key.startswith("battery."):
+            part, keys = "battery", BatteryConfig.model_fields
+        return f"{key}: no such key; the keys of {part} are {', '.join(keys)}"
     if not key:  # keys that do not go together
         return problem["msg"].removeprefix("Value error, ")
     limits = {
         "latency_ms": "a positive number of milliseconds",
+        "fps": "a positive number of frames per second, at most 10000",
+        "utilisation": "a share above 0 and at most 1, such as 0.8",
+        "duty_cycle": "a share above 0 and at most 1, such as 0.3",
         "energy_mj": "a positive number of millijoules",
+        "battery": "wh, hours and fps, such as {wh: 20, hours: 8, fps: 10}",
+        "battery.wh": "a positive number of watt-hours",
+        "battery.hours": "a positive number of hours",
+        "battery.fps": "a positive number of frames per second, at most 10000",
         "deadline_ms": "a positive number of milliseconds",
         "min_accuracy": "a share above 0 and at most 1, such as 0.8",
         "confidence_level": "a probability above 0.5 and below 1, such as 0.95",
@@ -182,16 +193,35 @@ def _unusable(problem: ErrorDetails) -> str:
     return f"{key}: expected {limits[key]}, found {found!r}"
 
 
+class BatteryConfig(Document):
+    """A charge that must last, idle power included."""
+
+    wh: float = Field(gt=0, le=1e6)
+    """Usable charge in watt-hours."""
+    hours: float = Field(gt=0, le=1e5)
+    """How long it must last."""
+    fps: float = Field(gt=0, le=10_000)
+    """Frames per second that are classified meanwhile."""
+
+
 class BudgetConfig(Document):
-    """What must not be exceeded; at least one of ``latency_ms``, ``energy_mj``, ``min_accuracy``
-    and ``max_stage``."""
+    """What must not be exceeded: at least one limit; several are kept at once."""
 
     latency_ms: float | None = Field(default=None, gt=0)
     """Milliseconds per frame: preprocessing, stages and decision, at batch 1."""
     statistic: Statistic = "mean"
     """Of what ``latency_ms`` is the limit: the mean, a percentile or the maximum over frames."""
+    fps: float | None = Field(default=None, gt=0, le=10_000)
+    """Frames per second that must be classified: a mean latency of ``utilisation`` times the time
+    between two frames."""
+    utilisation: float = Field(default=0.8, gt=0, le=1)
+    """Share of that time that classifying may take, with ``fps``."""
+    duty_cycle: float | None = Field(default=None, gt=0, le=1)
+    """Share of the time that the machine may be busy at the camera's pace: a mean latency, too."""
     energy_mj: float | None = Field(default=None, gt=0)
     """Mean millijoules per frame; needs measured energy per exit."""
+    battery: BatteryConfig | None = None
+    """A charge that must last; needs measured energy per exit and power at rest."""
     min_accuracy: float | None = Field(default=None, gt=0, le=1)
     """Accuracy on the calibration records, 0..1; then the cheapest thresholds are chosen."""
     max_stage: int | None = Field(default=None, ge=1)
@@ -229,8 +259,15 @@ class BudgetConfig(Document):
         parts = [] if self.point is None else [f"recorded thresholds, point {self.point}"]
         if self.latency_ms is not None:
             parts.append(f"{self.statistic} latency {self.latency_ms:g} ms")
+        if self.fps is not None:
+            parts.append(f"{self.fps:g} fps at {100 * self.utilisation:g} % utilisation")
+        if self.duty_cycle is not None:
+            parts.append(f"busy {100 * self.duty_cycle:g} % of the time")
         if self.energy_mj is not None:
             parts.append(f"mean energy {self.energy_mj:g} mJ")
+        if self.battery is not None:
+            charge = self.battery
+            parts.append(f"{charge.wh:g} Wh for {charge.hours:g} h at {charge.fps:g} fps")
         if self.min_accuracy is not None:
             parts.append(f"accuracy of at least {self.min_accuracy:g}")
         if self.max_stage is not None:
@@ -239,7 +276,9 @@ class BudgetConfig(Document):
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> BudgetConfig:
-        limits = (self.latency_ms, self.energy_mj, self.min_accuracy, self.max_stage)
+        means = (self.fps, self.duty_cycle)
+        energies = (self.energy_mj, self.battery)
+        limits = (self.latency_ms, *means, *energies, self.min_accuracy, self.max_stage)
         if (self.thresholds == "recorded") != (self.point is not None):
             raise ValueError("thresholds: recorded needs a point, and only that does")
         if self.thresholds == "recorded":
@@ -247,11 +286,17 @@ class BudgetConfig(Document):
                 raise ValueError("recorded thresholds keep no limit; give them alone")
             return self
         if all(limit is None for limit in limits):
-            raise ValueError("give latency_ms, energy_mj, min_accuracy or max_stage")
-        if self.adapt and (self.latency_ms is None or self.statistic != "mean"):
-            raise ValueError("adapt keeps a mean latency: it needs latency_ms and statistic mean")
-        if self.adapt and (self.energy_mj is not None or self.min_accuracy is not None):
-            raise ValueError("adapt keeps a mean latency alone, no energy_mj or min_accuracy")
+            raise ValueError(
+                "give latency_ms, fps, duty_cycle, energy_mj, battery, min_accuracy or max_stage"
+            )
+        if self.adapt and (self.latency_ms, *means) == (None, None, None):
+            raise ValueError("adapt keeps a mean latency: it needs latency_ms, fps or duty_cycle")
+        if self.adapt and self.latency_ms is not None and self.statistic != "mean":
+            raise ValueError("adapt keeps a mean latency: it needs statistic mean")
+        if self.adapt and (*energies, self.min_accuracy) != (None, None, None):
+            raise ValueError(
+                "adapt keeps a mean latency alone, no energy_mj, battery or min_accuracy"
+            )
         return self
 
 
@@ -264,6 +309,8 @@ class EnergyConfig(Document):
     )
     """Power in watts while a stage runs: one figure, or one per stage. ``dvt-edge profile``
     multiplies it by measured time where it finds no power sensor, and calls the result declared."""
+    idle_watts: float | None = Field(default=None, ge=0)
+    """Power in watts at rest, which a ``battery`` has to feed as well."""
 
 
 class Profile(Document):

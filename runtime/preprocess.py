@@ -7,6 +7,7 @@ Pillow do. Both give the same pixels.
 from __future__ import annotations
 
 from math import ceil, floor
+from operator import index
 from typing import Any, get_args
 
 import numpy as np
@@ -63,6 +64,37 @@ def check_frame(frame: object, order: ColorOrder = "bgr") -> Pixels:
     if frame.size == 0:
         raise FrameError(f"the frame has no pixels: shape {list(frame.shape)}")
     return frame
+
+
+def cut_box(frame: object, box: object, order: ColorOrder) -> Pixels:
+    """The part ``box`` of ``frame``: left edge, top edge, width and height in pixels.
+
+    A view where the layout allows one, so nothing is copied; of ``nv12`` the box's pixels are
+    copied. In ``nv12`` and ``yuyv``, whose pixels share their colour, the box grows to even edges.
+    Raises :class:`~dvt_edge.errors.FrameError` for a box that is not four whole numbers or reaches
+    out of the frame.
+    """
+    pixels = check_frame(frame, order)
+    height, width = brightness(pixels, order).shape[:2]
+    try:
+        left, top, across, down = (index(value) for value in box)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise FrameError(
+            f"a box is four whole numbers (x, y, width, height) in pixels, found {box!r}"
+        ) from None
+    right, bottom = left + across, top + down
+    if left < 0 or top < 0 or across < 1 or down < 1 or right > width or bottom > height:
+        raise FrameError(
+            f"the box (x, y, width, height) = ({left}, {top}, {across}, {down}) is not within the "
+            f"frame of {width}x{height} pixels; clip it first"
+        )
+    if order in ("nv12", "yuyv"):
+        left, right = left // 2 * 2, (right + 1) // 2 * 2
+    if order != "nv12":
+        return pixels[top:bottom, left:right]
+    top, bottom = top // 2 * 2, (bottom + 1) // 2 * 2
+    colour = pixels[height + top // 2 : height + bottom // 2, left:right]
+    return np.concatenate([pixels[top:bottom, left:right], colour])
 
 
 def frame_shape(height: int, width: int, order: ColorOrder) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from dvt_edge.policy.live.solving import Plan, Request, solve_again
 from dvt_edge.policy.live.video import VideoPolicy, thumbnail
 from dvt_edge.policy.records import Records
 from dvt_edge.policy.solver import closed_before
+from dvt_edge.policy.targets import find_targets, mean_latency_ms
 from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.cascade_loop import CascadeLoop, MayStart
 from dvt_edge.runtime.events import Event, NotFinite
@@ -75,11 +76,12 @@ class Session:
         self._all_allowed = tuple(closed_before(len(thresholds), exits - 1).tolist())
         """[K] thresholds with which every stage that the budget allows runs."""
         self._records, allowed = records.first_exits(exits), np.array(thresholds[:exits])
-        if budget.adapt and budget.latency_ms is not None:
+        mean_ms = mean_latency_ms(find_targets(costs.exit_costs, budget))
+        if budget.adapt and mean_ms is not None:
             self._controller = Controller(
                 self._records,
                 costs.mean_ms[:exits],
-                budget.latency_ms,
+                mean_ms,
                 allowed,
                 audit=budget.audit,
                 solve_later=self._solve_later,

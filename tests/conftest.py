@@ -24,6 +24,7 @@ from hypothesis import settings
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs, ExitCost
 from dvt_edge.bundle.manifest import COSTS, MANIFEST
+from dvt_edge.bundle.measurement import Bounds
 from dvt_edge.machine.board import processor_name
 from dvt_edge.machine.driver import Driver, Gpu
 from dvt_edge.machine.platform import Platform
@@ -376,6 +377,7 @@ def known_costs() -> Callable[..., Costs]:
                 max_ms=ms,
                 preprocess_ms=0.1,
                 stage_ms=(ms / (k + 1),) * (k + 1),
+                at_most=Bounds(mean_ms=ms, p50_ms=ms, p95_ms=ms, p99_ms=ms, independent_runs=900),
             )
             for k, ms in enumerate(mean_ms)
         )
@@ -383,7 +385,7 @@ def known_costs() -> Callable[..., Costs]:
             machine=MACHINE,
             content_hash=bundle.manifest.content_hash,
             measured_at="2025-01-01T00:00:00+00:00",
-            runs_per_exit=10,
+            runs_per_exit=900,
             frame_shape=bundle.manifest.frame_shape,
             exits=exits,
             stage_p99_ms=tuple(ms / (k + 1) for k, ms in enumerate(mean_ms)),

@@ -116,6 +116,24 @@ def _with(old: str, new: str) -> str:
         (_with("latency_ms: 1.5", "latency_ms: 0"), [":17: budget.latency_ms", "greater than 0"]),
         (_with("latency_ms: 1.5", "latency_ms: -2"), [":17: budget.latency_ms", "found -2"]),
         (_with("latency_ms: 1.5", "latency_ms: .inf"), [":17: budget.latency_ms", "finite"]),
+        (_with("  latency_ms: 1.5", "  fps: 0"), [":17: budget.fps", "greater than 0"]),
+        (_with("  latency_ms: 1.5", "  duty_cycle: 2"), [":17: budget.duty_cycle", "found 2"]),
+        (
+            _with("  latency_ms: 1.5", "  battery: {wh: 0, hours: 8, fps: 10}"),
+            [":17: budget.battery.wh", "greater than 0", "found 0"],
+        ),
+        (
+            _with("  latency_ms: 1.5", "  battery: {wh: 20, hours: 8}"),
+            [":17: budget.battery: the key 'fps' is missing"],
+        ),
+        (
+            _with("  latency_ms: 1.5", "  battery: {wh: 9, hours: 8, fps: 1}\n  adapt: true"),
+            [":16: budget: adapt keeps a mean latency: it needs latency_ms, fps or duty_cycle"],
+        ),
+        (
+            _with("latency_ms: 1.5", "energy_mj: 3\n  fps: 3\n  adapt: true"),
+            [":16: budget: adapt keeps a mean latency alone, no energy_mj, battery or"],
+        ),
         (_with("[1, 32]", "[32]"), [":10: engine: batch_sizes must contain 1"]),
         (_with("[1, 32]", "[1, 0]"), [":12: engine.batch_sizes.1", "found 0"]),
         (_with("samples: 100", "samples: 0"), [":15: calibration.samples", "found 0"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil, inf, sqrt
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -10,12 +11,34 @@ from typing_extensions import Self
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import COSTS, Manifest
-from dvt_edge.bundle.measurement import EnergyFigures, Measurement, PacedTiming, Spread
+from dvt_edge.bundle.measurement import Bounds, EnergyFigures, Measurement, PacedTiming, Spread
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
-from dvt_edge.policy.budget import ExitLatency
-from dvt_edge.policy.statistic import TAIL_SHARE
+from dvt_edge.policy.exit_costs import ExitCosts, ExitLatency
+from dvt_edge.policy.records import Floats
+from dvt_edge.policy.statistic import (
+    BOUND_ERROR,
+    MIN_RUNS,
+    PERCENTILES,
+    TAIL_SHARE,
+    Statistic,
+    runs_needed,
+)
 
+SESSION_SPREAD = {"paced": 0.10, "back to back": 0.02}
+"""Relative standard deviation of an exit's mean latency between sessions of measuring, where a
+machine's own is not known. Measured on the demo: the documentation of profiling has the figures."""
+SPREAD_WEIGHT = 4
+"""Sessions that :data:`SESSION_SPREAD` counts as."""
+SESSIONS_KEPT = 8
+SESSION_ERROR, SESSION_SURE = 0.01, 2.326
+"""Probability that sessions differ by more than allowed for, and the standard deviations that are
+allowed for. It is one event for all exits."""
+ENERGY_SURE = 10.2
+"""Student's t of the regression's three degrees of freedom, at the same probability."""
+HALVES = 2
+"""Of the duration one half is paced, one is back to back."""
+MARGIN = 1.1
 _STEP = 1 + 1e-6  # between exits that noise made equal or reversed
 
 
@@ -26,6 +49,8 @@ class ExitCost(Spread):
     """Mean, part of ``mean_ms``."""
     stage_ms: tuple[float, ...]
     """Mean of each stage that ran, part of ``mean_ms``."""
+    at_most: Bounds | None = None
+    """Upper confidence bounds within the session that measured; None where it was too short."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -43,6 +68,9 @@ class Costs(Document):
     measured_at: str
     """UTC, ISO 8601."""
     runs_per_exit: int = Field(ge=1)
+    earlier_mean_ms: tuple[tuple[float, ...], ...] = ()
+    """[S, K]: means of earlier sessions with the same machine, stages, pace and frames, the latest
+    first: how far sessions differ."""
     frame_shape: tuple[int, int]
     """Height and width of the frames that were classified, in pixels."""
     exits: tuple[ExitCost, ...]
@@ -51,6 +79,12 @@ class Costs(Document):
     energy_mj: tuple[float, ...] | None = None
     """[K]: mean gross energy of leaving at each exit, increasing; None where nothing could measure
     it."""
+    net_mj: tuple[float, ...] | None = None
+    """[K]: the same above idle."""
+    idle_mw: float | None = None
+    """Power at rest, in milliwatts, as far as it is known."""
+    energy_error_mj: tuple[float, ...] | None = None
+    """[K]: standard errors of ``energy_mj``; None where it is declared."""
     energy_source: str | None = None
     """Sensor and rails that ``energy_mj`` comes from."""
     energy_declared: bool = False
@@ -68,6 +102,79 @@ class Costs(Document):
         """The same with percentiles, for budgets on other statistics than the mean."""
         tails = [[getattr(cost, f"{name}_ms") for cost in self.exits] for name in TAIL_SHARE]
         return ExitLatency(np.array(self.mean_ms), *np.array(tails))
+
+    @property
+    def exit_costs(self) -> ExitCosts:
+        """As measured, for the solver."""
+        return ExitCosts(
+            self.latency,
+            None if self.energy_mj is None else np.array(self.energy_mj),
+            None if self.net_mj is None else np.array(self.net_mj),
+            self.idle_mw,
+            self.paced_fps,
+        )
+
+    @property
+    def session_spread(self) -> float:
+        """Relative standard deviation of an exit's mean between two sessions of measuring: that of
+        :data:`SESSION_SPREAD`, and of the sessions known here as these become more."""
+        usual = SESSION_SPREAD["back to back" if self.paced_fps is None else "paced"]
+        sessions = np.array([self.mean_ms, *self.earlier_mean_ms])
+        relative = sessions / sessions.mean(axis=0) - 1
+        squares = SPREAD_WEIGHT * usual**2 + float((relative**2).mean(axis=1).sum())
+        return sqrt(squares / (SPREAD_WEIGHT + len(sessions) - 1))
+
+    @property
+    def exit_costs_at_most(self) -> ExitCosts:
+        """Upper confidence bounds of :attr:`exit_costs`, of which any is wrong with probability
+        :attr:`bound_error`; infinite where too few runs were measured, and for every ``max``.
+
+        Another session of the same machine may be slower by what sessions differ by: one time
+        :attr:`session_spread` for this one, one time for the other.
+        """
+        slower = 1 + SESSION_SURE * sqrt(2) * self.session_spread
+        columns = {name: np.full(len(self.exits), inf) for name in ("mean", *PERCENTILES)}
+        for k, cost in enumerate(self.exits):
+            for name, column in columns.items():
+                found = getattr(cost.at_most, f"{name}_ms", None)
+                if found is not None:
+                    column[k] = found * slower
+        mean = np.array(_increasing(columns["mean"].tolist()))
+        p50, p95, p99 = np.maximum.accumulate([columns[name] for name in PERCENTILES])
+        latency = ExitLatency(mean, p50, p95, p99, np.full(len(mean), inf))
+        ratio = mean / self.mean_ms
+        energy = self._energy_at_most(self.energy_mj, ratio)
+        net = self._energy_at_most(self.net_mj, ratio)
+        return ExitCosts(latency, energy, net, self.idle_mw, self.paced_fps)
+
+    def _energy_at_most(self, energy_mj: Sequence[float] | None, ratio: Floats) -> Floats | None:
+        """[K]: of an energy, which grows with the latency by ``ratio`` where it is declared."""
+        if energy_mj is None:
+            return None
+        above = np.array(energy_mj) * ratio
+        if self.energy_error_mj is not None:
+            above = np.array(energy_mj) + ENERGY_SURE * np.array(self.energy_error_mj)
+        return np.array(_increasing(above.tolist()))
+
+    @property
+    def bound_error(self) -> float:
+        """Probability, 0..1, that any bound that a certificate uses is wrong: of each exit the
+        mean, one percentile and, where it is known, the energy."""
+        kinds = 2 if self.energy_mj is None else 3
+        return SESSION_ERROR + BOUND_ERROR * len(self.exits) * kinds
+
+    def seconds_needed(self, statistic: Statistic) -> float:
+        """``--duration`` of ``dvt-edge profile`` with which ``statistic`` has a bound, if runs stay
+        as independent as they were; infinite for ``max``."""
+        needed = runs_needed(statistic)
+        if needed is None:
+            return inf
+        known = [cost.at_most.independent_runs for cost in self.exits if cost.at_most]
+        runs = needed * self.runs_per_exit / min(known, default=self.runs_per_exit)
+        round_s = sum(self.mean_ms) / 1e3
+        if self.paced_fps is not None:
+            round_s = max(round_s, len(self.exits) / self.paced_fps)
+        return ceil(HALVES * MARGIN * runs * round_s)
 
 
 def costs_from_measurement(measurement: Measurement, *, paced: bool = True) -> Costs:
@@ -87,6 +194,18 @@ def costs_from_measurement(measurement: Measurement, *, paced: bool = True) -> C
         timing,
         measurement.energy,
     )
+
+
+def with_earlier(costs: Costs, before: Costs | None) -> Costs:
+    """``costs`` that remember the sessions of ``before``, if these were of the same kind."""
+    alike = before is not None and all(
+        getattr(costs, name) == getattr(before, name)
+        for name in ("machine", "content_hash", "frame_shape", "paced_fps")
+    )
+    if before is None or not alike or before.runs_per_exit < MIN_RUNS:
+        return costs
+    sessions = (tuple(before.mean_ms), *before.earlier_mean_ms)
+    return costs.model_copy(update={"earlier_mean_ms": sessions[:SESSIONS_KEPT]})
 
 
 def costs_from_timing(
@@ -109,11 +228,15 @@ def costs_from_timing(
                 **exit_.latency.model_dump(include=set(Spread.model_fields)),
                 preprocess_ms=exit_.preprocess.mean_ms,
                 stage_ms=tuple(stage.mean_ms for stage in exit_.stages),
+                at_most=exit_.latency.at_most,
             )
             for exit_ in timing.exits
         ),
         stage_p99_ms=tuple(stage.p99_ms for stage in timing.exits[-1].stages),
         energy_mj=energy.gross_mj and tuple(_increasing(energy.gross_mj)),
+        energy_error_mj=energy.gross_error_mj if energy.gross_mj else None,
+        net_mj=energy.net_mj and tuple(_increasing(energy.net_mj)),
+        idle_mw=energy.idle_mw if energy.gross_mj else None,
         energy_source=energy.source if energy.gross_mj else None,
         energy_declared=energy.declared,
         paced_fps=timing.fps,

@@ -23,10 +23,24 @@ class Spread(Document):
         return float(getattr(self, f"{name}_ms"))
 
 
+class Bounds(Document):
+    """Upper confidence bounds, each wrong with probability
+    :data:`~dvt_edge.policy.statistic.BOUND_ERROR` at most; None where there were too few runs."""
+
+    mean_ms: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    independent_runs: int = Field(ge=1)
+    """Runs that would tell as much if they did not resemble each other."""
+
+
 class Distribution(Spread):
-    """The same with the number of runs and, where it was kept, a histogram."""
+    """The same with the number of runs and, where they were kept, bounds and a histogram."""
 
     runs: int = Field(ge=1)
+    at_most: Bounds | None = None
+    """None where there were too few runs for any, and where none were asked for."""
     edges_ms: tuple[float, ...] = ()
     """[B + 1]: edges of a histogram; empty where none was kept."""
     counts: tuple[int, ...] = ()

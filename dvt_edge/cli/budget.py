@@ -25,6 +25,7 @@ from dvt_edge.errors import ConfigError
 from dvt_edge.files.datasets import spread_rows
 from dvt_edge.machine.board import processor_name
 from dvt_edge.policy import Records, Solution, choose_thresholds, frontier
+from dvt_edge.policy.binding import find_binding
 from dvt_edge.policy.statistic import Statistic
 from dvt_edge.profile import Profile
 from dvt_edge.requirements import need
@@ -39,6 +40,10 @@ FRONTIER_LINES = 12
     "--statistic",
     type=click.Choice(get_args(Statistic)),
     help="Which statistic of the latency is limited.",
+)
+@click.option("--fps", type=float, help="Frames per second that must be classified.")
+@click.option(
+    "--utilisation", type=float, help="Share of the time between frames that may be used, 0..1."
 )
 @click.option("--energy-mj", type=float, help="Limit on the mean energy per frame.")
 @click.option(
@@ -64,8 +69,15 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
     records, costs = bundle.records(), stored_costs(bundle)
     if not costs.machine.startswith(processor_name()):
         note(f"latencies are those measured on '{costs.machine}', not this machine's")
-    solution = choose_thresholds(records, costs, budget, bundle.manifest.recorded_thresholds)
+    solution = choose_thresholds(
+        records,
+        costs,
+        budget,
+        bundle.manifest.recorded_thresholds,
+        None,
+    )
     certificate = solution.certificate
+    binding = find_binding(records, costs.exit_costs, budget, solution)
     curve = frontier(records, costs.mean_ms)
     if plot is not None:
         _plot(records, costs, solution, curve, plot)
@@ -75,6 +87,7 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
                 "budget": budget.model_dump(mode="json"),
                 "solution": solution_values(solution),
                 "certificate": asdict(certificate) if certificate else None,
+                "binding": asdict(binding) if binding else None,
                 "frontier": [solution_values(point) for point in curve],
             }
         )
@@ -88,6 +101,10 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
         f"{percent(solution.accuracy, digits=2)} on {len(records)} records, exits "
         f"{percent(*solution.exit_fraction)}"
     )
+    if binding:
+        show(f"Price: {binding}")
+    elif budget.point is None:
+        show("Price: no limit binds; these are the most accurate thresholds for the records")
     if certificate:
         show(f"Certificate: {certificate_line(certificate, budget)}")
     points = (curve[i] for i in spread_rows(len(curve), FRONTIER_LINES))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dvt_edge.bundle.bundle import Bundle, open_source
-from dvt_edge.bundle.costs import Costs, costs_from_measurement
+from dvt_edge.bundle.costs import Costs, costs_from_measurement, load_costs, with_earlier
 from dvt_edge.bundle.manifest import COSTS, MEASUREMENT
 from dvt_edge.cli.options import FILE, PATH, duration_option, profile_option
 from dvt_edge.cli.output import print_json, solution_values
@@ -101,16 +101,18 @@ def command(
     if report_file is not None:
         check_libraries()
     images = open_folder(data, bundle.manifest.class_names) if data else None
-    watts = None
+    watts = idle_watts = None
     if profile.energy is not None:
         watts = declared_watts(profile.energy.watts, len(bundle.manifest.stages))
-    how = HowToMeasure(duration_s, pace or None, watts)
+        idle_watts = profile.energy.idle_watts
+    how = HowToMeasure(duration_s, pace or None, watts, idle_watts)
 
     loop = open_loop(bundle)
     with closing(loop.backend), shown_progress() as progress:
         meter = open_meter(runs_on="gpu" if loop.backend.gpu else "cpu")
         measurement = measure(loop, bundle.manifest, meter, how, progress=progress)
-        costs = costs_from_measurement(measurement, paced=paced)
+        before = load_costs(bundle, measurement.machine)
+        costs = with_earlier(costs_from_measurement(measurement, paced=paced), before)
         bundle.store(MEASUREMENT, measurement)
         bundle.store(COSTS, costs)
         solution, problem = _solve(bundle, costs, profile.budget)

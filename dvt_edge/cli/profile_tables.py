@@ -11,7 +11,7 @@ from dvt_edge.bundle.measurement import DataFigures, Distribution, EnergyFigures
 from dvt_edge.cli.output import counted, figure, numbered, percent, show, show_table, threshold_list
 from dvt_edge.machine.conditions import Conditions
 from dvt_edge.policy import Solution
-from dvt_edge.policy.statistic import Statistic
+from dvt_edge.policy.statistic import BOUND_ERROR, Statistic
 from dvt_edge.profile import BudgetConfig
 
 FIGURES: tuple[Statistic, ...] = get_args(Statistic)
@@ -28,6 +28,7 @@ def show_measurement(
         _exit_rows(measured),
         caption=measured.machine,
     )
+    _show_bounds(measured, costs)
     show_table(
         "Parts of the last exit, ms",
         ["part", "frames", *FIGURES],
@@ -61,6 +62,30 @@ def _exit_rows(measured: Measurement) -> Iterator[list[str]]:
             runs = str(exit_.latency.runs)
             yield [str(k), _pace(timing.fps), runs, *_figures(exit_.latency)]
         yield []
+
+
+def _show_bounds(measured: Measurement, costs: Costs) -> None:
+    """How large the true figures may be, as far as the runs tell."""
+    bounded: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
+    rows: list[list[str]] = []
+    missing: set[str] = set()
+    for timing in filter(None, (measured.back_to_back, measured.paced)):
+        for k, exit_ in enumerate(timing.exits, start=1):
+            bounds = {name: getattr(exit_.latency.at_most, f"{name}_ms", None) for name in bounded}
+            if timing.fps == costs.paced_fps:
+                missing |= {name for name, found in bounds.items() if found is None}
+            rows.append([str(k), _pace(timing.fps), *map(figure, bounds.values())])
+        rows.append([])
+    show_table(
+        f"The true figures are at most, each with {100 * (1 - BOUND_ERROR):g} % certainty, ms",
+        ["exit", "frames", *bounded],
+        rows,
+    )
+    longer = [
+        f"{name} --duration {costs.seconds_needed(name):.0f}" for name in bounded if name in missing
+    ]
+    if longer:
+        show(f"-: too few runs; it takes for {', for '.join(longer)}")
 
 
 def _part_rows(measured: Measurement) -> Iterator[list[str]]:

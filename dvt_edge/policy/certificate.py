@@ -23,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy.budget import Budget, ExitLatency, budget_limits, solve_limits
+from dvt_edge.policy.budget import budget_targets, solve_limits, tightest
+from dvt_edge.policy.exit_costs import ExitCosts, with_audit
 from dvt_edge.policy.records import Exits, Floats, Records
 from dvt_edge.policy.solver import Certificate, Limit, Solution, closed_before, make_problem, replay
+from dvt_edge.policy.targets import Budget, mean_latency_ms
 
 LADDER = (3.0, 2.5, 2.1, 1.8, 1.5, 1.3, 1.1, 0.95, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Distances to the wanted limit that are tested in turn, in half-widths of a confidence bound."""
@@ -36,39 +38,50 @@ _BISECTIONS = 24  # to 6e-8 of the range, rounded up
 
 def solve_certified(
     records: Records,
-    latency: ExitLatency,
-    energy_mj: npt.ArrayLike | None,
+    costs: ExitCosts,
     budget: Budget,
     confidence_level: float = 0.95,
     *,
+    at_most: ExitCosts | None = None,
+    bound_error: float = 0.0,
+    unlabelled: Records | None = None,
     seed: int = 0,
 ) -> tuple[Solution, Certificate]:
     """The best thresholds found whose budget holds with probability ``confidence_level``.
 
     Arguments as :func:`~dvt_edge.policy.budget.solve_budget`; every limit of the budget, tails,
-    energy and ``min_accuracy`` included, is certified. Half of the error goes to the budget, half
-    to the reported bounds. The solution's own figures are those on all records. ``seed`` draws the
-    split.
+    energy and ``min_accuracy`` included, is certified. ``at_most`` are upper bounds on ``costs``;
+    any of them is wrong with probability ``bound_error`` at most. Without them ``costs`` are exact.
+    Half of the error that is left goes to the budget, half to the reported bounds. The solution's
+    own figures are those on all records. ``seed`` draws the split.
 
     Raises :class:`~dvt_edge.errors.BudgetError` as ``solve_budget`` does, and where the records
     cannot prove ``min_accuracy``, with the accuracy that they can; limits alone never fail, as
     leaving at the first exit keeps them. :class:`~dvt_edge.errors.DataError` for fewer than 20
     records.
     """
-    delta = 1 - confidence_level
+    delta = 1 - confidence_level - bound_error
+    if delta <= 0:
+        raise BudgetError(
+            f"measured costs are wrong with a probability of up to {bound_error:.2g}, so "
+            f"confidence_level can be at most {1 - 2 * bound_error:.3g}"
+        )
     if len(records) < MINIMUM_RECORDS:
         raise DataError(
             f"a certificate needs at least {MINIMUM_RECORDS} records, found {len(records)}; "
             "record more images or drop confidence_level"
         )
-    exits, limits = budget_limits(records, latency, energy_mj, budget)
+    bounds = at_most or costs
+    exits, targets = budget_targets(records, bounds, budget)
+    limits = tightest(targets, bounds.latency, exits, budget.audit)
+    price = with_audit(bounds.latency.mean, budget.audit, exits)
     if budget.min_accuracy is not None:  # refuses what even uncertified thresholds cannot reach
-        solve_limits(records, latency.mean, limits, exits, budget.min_accuracy)
+        solve_limits(records, price, limits, exits, budget.min_accuracy)
     order = np.random.default_rng(seed).permutation(len(records))
     chooser, judge = (records.take(part) for part in np.array_split(order, 2))
     best, provable = None, 0.0
     each = delta / 4 / (len(LADDER) + 1)  # for bounds that hold for the whole ladder
-    for thresholds in _ladder(chooser, len(judge), latency.mean, limits, exits, budget, delta / 2):
+    for thresholds in _ladder(chooser, len(judge), price, limits, exits, budget, delta / 2):
         at = judge.exits_taken(thresholds)
         passed = all(
             float(limit.cost.max()) <= limit.most or _rejected(limit.cost[at], limit, delta / 2)
@@ -91,11 +104,13 @@ def solve_certified(
         first = closed_before(records.exits, 0)
         best = first, judge.exits_taken(first)
     thresholds, at = best
-    certificate = _bounds(judge, latency.mean, at, delta, each)
-    mean_limit = budget.latency_ms if budget.statistic == "mean" else None
+    certificate = _bounds(judge, price, at, 1 - confidence_level, each)
+    mean_limit = mean_latency_ms(targets)
     if mean_limit is not None and mean_limit < certificate.cost_bound:
         certificate = replace(certificate, cost_bound=float(mean_limit))
-    return replay(records, latency.mean, thresholds), certificate
+    return replay(
+        records, with_audit(costs.latency.mean, budget.audit, exits), thresholds
+    ), certificate
 
 
 def upper_bound(values: npt.NDArray[np.float64], delta: float) -> Floats:

@@ -109,12 +109,17 @@ def mix_patterns(exits: int) -> list[list[int]]:
     return [even, *alone, late, early]
 
 
-def declared_figures(watts: Sequence[float], timing: PacedTiming, instead_of: str) -> EnergyFigures:
+def declared_figures(
+    watts: Sequence[float],
+    timing: PacedTiming,
+    instead_of: str,
+    idle_watts: float | None = None,
+) -> EnergyFigures:
     """Declared power times the time of the last exit's stages; ``watts`` [K], one per stage.
 
     It is as good as the declared figures, and says nothing about what the software does but how
     long it takes. Preprocessing draws what the first stage does. ``instead_of`` says why nothing
-    was measured.
+    was measured. With ``idle_watts``, the power at rest, the energy above it is known as well.
     """
     longest = timing.exits[-1]
     stage_ms = [stage.mean_ms for stage in longest.stages]
@@ -126,4 +131,10 @@ def declared_figures(watts: Sequence[float], timing: PacedTiming, instead_of: st
         source=f"declared: energy.watts {shown} W times measured time, because {reason}",
         declared=True,
         gross_mj=tuple(energy.tolist()),
+        idle_mw=None if idle_watts is None else 1e3 * idle_watts,
+        net_mj=(
+            None
+            if idle_watts is None
+            else tuple((energy - idle_watts * np.cumsum(stage_ms)).tolist())
+        ),
     )

@@ -34,8 +34,6 @@ FIRST_ROUNDS = 5
 later ones."""
 QUICK_WARM_UP_S = 0.5
 """Most time that the warm-up of :func:`measure_costs` takes."""
-FEW_RUNS = 20
-"""With fewer runs per exit, the 95th percentile is the longest run."""
 SLOWER_PACED = 1.1
 """Ratio of mean latencies from which on the pace is worth a warning."""
 
@@ -50,6 +48,8 @@ class HowToMeasure:
     """Frames per second of the camera to imitate, for half of the time; None to leave it out."""
     watts: tuple[float, ...] | None = None
     """[K]: declared power per stage, for where no meter can be read."""
+    idle_watts: float | None = None
+    """Declared power at rest."""
 
 
 def declared_watts(watts: float | Sequence[float], stages: int) -> tuple[float, ...]:
@@ -105,7 +105,9 @@ def measure(
     after = read_conditions(root)
     figures = energy.figures
     if figures.unavailable is not None and how.watts is not None:
-        figures = declared_figures(how.watts, back_to_back, figures.unavailable)
+        figures = declared_figures(
+            how.watts, back_to_back, figures.unavailable, how.idle_watts
+        )
     remarks = _remarks(back_to_back, paced, figures, settled, limit_s)
     return Measurement(
         machine=machine_name(loop.backend),
@@ -139,14 +141,6 @@ def _remarks(
             f"the latency had not settled after {limit_s:g} s of warm-up; end other programs, fix "
             "the clocks and measure again"
         )
-    for timing in filter(None, (back_to_back, paced)):
-        runs = min(exit_.latency.runs for exit_ in timing.exits)
-        if runs < FEW_RUNS:
-            how = "back to back" if timing.fps is None else f"at {timing.fps:g} fps"
-            yield (
-                f"only {runs} runs per exit {how}: p95 is the longest of them; give a longer "
-                "--duration"
-            )
     if paced is not None:
         frames = sum(exit_.latency.runs for exit_ in paced.exits)
         if paced.missed:

@@ -19,6 +19,7 @@ from dvt_edge.policy.statistic import PERCENTILES
 from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import Backend, StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop
+from dvt_edge.runtime.measuring.bounds import upper_bounds
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import frame_shape
 
@@ -161,7 +162,7 @@ def _exit_timing(rows: npt.NDArray[np.float64], transfers: Sequence[float]) -> E
     """Of rows [R, 2 + stages]: the whole call, preprocessing, every stage."""
     decision = np.maximum(rows[:, 0] - rows[:, 1:].sum(axis=1), 0.0)
     return ExitTiming(
-        latency=distribution(rows[:, 0], bins=HISTOGRAM_BINS),
+        latency=distribution(rows[:, 0], bins=HISTOGRAM_BINS, bounded=True),
         preprocess=distribution(rows[:, 1]),
         stages=tuple(distribution(column, bins=HISTOGRAM_BINS) for column in rows.T[2:]),
         decision=distribution(decision),
@@ -169,9 +170,12 @@ def _exit_timing(rows: npt.NDArray[np.float64], transfers: Sequence[float]) -> E
     )
 
 
-def distribution(samples_ms: npt.ArrayLike, bins: int = 0) -> Distribution:
-    """Of samples [R]; with a histogram of ``bins`` equal bins up to the 99th percentile and, where
-    something took longer, one more from there to the longest.
+def distribution(
+    samples_ms: npt.ArrayLike, bins: int = 0, *, bounded: bool = False
+) -> Distribution:
+    """Of samples [R], in the order measured; with a histogram of ``bins`` equal bins up to the 99th
+    percentile and, where something took longer, one more from there to the longest; with upper
+    confidence bounds, if they are to be ``bounded``.
 
     Percentiles are order statistics, rounded up: at least 99 % of the samples are not above p99,
     and of fewer than 100 it is the longest.
@@ -195,6 +199,7 @@ def distribution(samples_ms: npt.ArrayLike, bins: int = 0) -> Distribution:
         mean_ms=float(samples.mean()),
         max_ms=float(samples.max()),
         runs=len(samples),
+        at_most=upper_bounds(samples) if bounded else None,
         edges_ms=tuple(edges),
         counts=tuple(counts),
     )

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle
-from dvt_edge.bundle.costs import Costs, load_costs, stored_costs
+from dvt_edge.bundle.costs import (
+    SESSION_SPREAD,
+    SESSIONS_KEPT,
+    Costs,
+    load_costs,
+    stored_costs,
+    with_earlier,
+)
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import BundleError
 
@@ -97,3 +104,102 @@ def test_mean_increases(
     np.testing.assert_allclose(mean, np.maximum.accumulate(measured), rtol=1e-5)
     if measured == (1.0, 2.0, 4.0):
         assert mean == [1.0, 2.0, 4.0]
+
+
+def _session(costs: Costs, factor: float) -> Costs:
+    exits = tuple(
+        cost.model_copy(update={"mean_ms": factor * cost.mean_ms}) for cost in costs.exits
+    )
+    return costs.model_copy(update={"exits": exits})
+
+
+def test_bounds_grow_with_what_sessions_differ_by(
+    own_bundle: Path, known_costs: Callable[..., Costs]
+) -> None:
+    """The default for one session, the machine's own for many; a pace makes them differ more."""
+    costs = known_costs(Bundle(own_bundle))
+    assert costs.session_spread == pytest.approx(SESSION_SPREAD["back to back"])
+    paced = costs.model_copy(update={"paced_fps": 30.0})
+    assert paced.session_spread == pytest.approx(SESSION_SPREAD["paced"])
+    for made, low, high in ((costs, 1.05, 1.08), (paced, 1.3, 1.4)):
+        found = made.exit_costs_at_most.latency
+        assert (found.mean / made.mean_ms > low).all()
+        assert (found.mean / made.mean_ms < high).all()
+        assert (found.p99 > found.p95 * 0.999).all()
+        assert np.isinf(found.max).all()
+    steady = paced
+    for _ in range(SESSIONS_KEPT + 3):
+        steady = with_earlier(paced, steady)
+    assert len(steady.earlier_mean_ms) == SESSIONS_KEPT
+    assert steady.session_spread < 0.6 * paced.session_spread
+    wild = costs
+    for factor in (1.3, 0.8, 1.2, 0.9):
+        wild = with_earlier(_session(costs, factor), wild)
+    assert wild.session_spread > 4 * costs.session_spread
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": "another"},
+        {"content_hash": "0" * 64},
+        {"paced_fps": 15.0},
+        {"frame_shape": (1080, 1920)},
+        {"runs_per_exit": 10},
+    ],
+)
+def test_sessions_of_another_kind_are_forgotten(
+    own_bundle: Path, known_costs: Callable[..., Costs], change: dict[str, Any]
+) -> None:
+    costs = known_costs(Bundle(own_bundle))
+    assert with_earlier(costs, costs.model_copy(update=change)).earlier_mean_ms == ()
+    assert with_earlier(costs, None) == costs
+    assert with_earlier(costs, costs).earlier_mean_ms == (tuple(costs.mean_ms),)
+
+
+def test_costs_without_bounds_load_and_bound_nothing(own_bundle: Path) -> None:
+    """As written before there were any, and by the quick measurement."""
+    path = own_bundle / COSTS
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for exit_ in values["exits"]:
+        del exit_["at_most"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    costs = load_costs(Bundle(own_bundle))
+    assert costs is not None
+    assert np.isinf(costs.exit_costs_at_most.latency.mean).all()
+
+
+def test_energy_bounds(own_bundle: Path, known_costs: Callable[..., Costs]) -> None:
+    """Of a measured one by its standard errors, of a declared one by the latency."""
+    costs = known_costs(Bundle(own_bundle))
+    measured = costs.model_copy(
+        update={"energy_mj": (1.0, 2.0, 3.0), "energy_error_mj": (0.01, 0.5, 0.01)}
+    )
+    found = measured.exit_costs_at_most.energy_mj
+    assert found is not None
+    assert found[:2] == pytest.approx([1.102, 7.1])
+    assert found[2] > found[1]
+    assert measured.bound_error == pytest.approx(costs.bound_error + 0.003)
+    declared = costs.model_copy(update={"energy_mj": (1.0, 2.0, 3.0)})
+    slower = costs.exit_costs_at_most.latency.mean / costs.mean_ms
+    found = declared.exit_costs_at_most.energy_mj
+    assert found is not None
+    assert found == pytest.approx(slower * [1, 2, 3])
+
+
+def test_how_long_to_measure(own_bundle: Path, known_costs: Callable[..., Costs]) -> None:
+    """Half of the duration is paced, and the exits share it."""
+    costs = known_costs(Bundle(own_bundle)).model_copy(update={"paced_fps": 30.0})
+    assert costs.seconds_needed("mean") == 7
+    assert costs.seconds_needed("p99") == 152
+    assert costs.seconds_needed("max") == np.inf
+    alike = tuple(
+        cost.model_copy(
+            update={
+                "at_most": cost.at_most
+                and cost.at_most.model_copy(update={"independent_runs": 450})
+            }
+        )
+        for cost in costs.exits
+    )
+    assert costs.model_copy(update={"exits": alike}).seconds_needed("p99") == 303

@@ -67,7 +67,9 @@ def test_json(dvt_edge: Run, write_profile: Write) -> None:
     """One object with the library's values."""
     path = write_profile()
     values = _json(dvt_edge("budget", "--json", "--profile", path))
-    assert values.keys() == {"budget", "solution", "certificate", "frontier"}
+    assert values.keys() == {"budget", "solution", "certificate", "binding", "frontier"}
+    assert values["binding"]["key"] == "latency_ms"
+    assert values["binding"]["step"] == pytest.approx(0.1)
     assert values["budget"]["latency_ms"] == 2.0
     assert values["certificate"] is None
     with Runtime(path) as runtime:
@@ -93,6 +95,8 @@ def test_json(dvt_edge: Run, write_profile: Write) -> None:
         (["--statistic", "max"], 1.0, 2.0),
         (["--statistic", "p50", "--latency-ms", "1.5"], 1.0, 2.5),
         (["--statistic", "p95"], 1.0, 2.0),
+        (["--fps", "500"], 1.0, 1.6),
+        (["--fps", "500", "--utilisation", "1"], 1.0, 2.0),
         (["--max-stage", "1"], 1.0, 1.0),
         (["--max-stage", "2", "--latency-ms", "4"], 1.0, 2.0),
         (["--min-accuracy", "0.01"], 1.0, 1.0),
@@ -138,6 +142,10 @@ def test_json_certificate(dvt_edge: Run, write_profile: Write) -> None:
         (["--latency-ms", "nan"], "latency_ms: expected a positive number of milliseconds, found"),
         (["--latency-ms", "inf"], "latency_ms: expected a positive number of milliseconds, found"),
         (["--energy-mj", "3"], "needs the measured energy per exit, and none was measured"),
+        (["--fps", "900"], "(900 fps at 80 % utilisation) is smaller than the first exit's; the"),
+        (["--fps", "0"], "fps: expected a positive number of frames per second, at most 10000"),
+        (["--utilisation", "2"], "utilisation: expected a share above 0 and at most 1, such as"),
+        (["--audit", "0.5", "--latency-ms", "1.2"], "auditing 0.5 of the frames alone breaks"),
         (["--min-accuracy", "1"], "the highest possible is 0."),
         (["--min-accuracy", "80"], "min_accuracy: expected a share above 0 and at most 1, such"),
         (["--max-stage", "4"], "max_stage 4 does not exist; the cascade has 3 stages"),
@@ -145,7 +153,7 @@ def test_json_certificate(dvt_edge: Run, write_profile: Write) -> None:
         (["--confidence-level", "95"], "above 0.5 and below 1, such as 0.95, found 95.0\n"),
         (["--audit", "5"], "audit: expected a share from 0 to 0.5, such as 0.01, found 5.0"),
         (["--deadline-ms", "-3"], "deadline_ms: expected a positive number of milliseconds"),
-        (["--adapt", "--statistic", "p99"], "adapt keeps a mean latency: it needs latency_ms"),
+        (["--adapt", "--statistic", "p99"], "adapt keeps a mean latency: it needs statistic mean"),
         (["--confidence-level", "0.95", "--min-accuracy", "0.7"], "prove an accuracy of 0."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -185,6 +193,23 @@ def test_a_percentile_is_shown_and_certified(dvt_edge: Run, write_profile: Write
     assert shown is not None
     assert float(shown[2]) <= float(shown[1]) <= 2.5
     assert "at most 1 % of the frames take longer than 2.5 ms, mean at most" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--latency-ms", "1.5"], "Price: the mean latency of 1.5 ms, of which 1."),
+        (["--fps", "600"], "Price: the mean latency of 1.333 ms (600 fps at 80 % utilisation), of"),
+        (["--latency-ms", "1e6"], "Price: no limit binds"),
+        (["--min-accuracy", "0.01"], "Price: accuracy of at least 0.01 binds; 1 point less saves"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_binding_limit_and_its_price_are_told(
+    dvt_edge: Run, write_profile: Write, options: list[str], words: str
+) -> None:
+    result = dvt_edge("budget", "--profile", write_profile(), *options)
+    assert words in " ".join(result.out.split())
 
 
 def test_nothing_is_run_or_written(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dvt_edge.errors import BudgetError, DataError
-from dvt_edge.policy import ExitLatency, Records, Solution, solve, solve_budget
+from dvt_edge.policy import ExitCosts, ExitLatency, Records, Solution, solve, solve_budget
 from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
 from dvt_edge.profile import BudgetConfig
 from tests.conftest import made_records
@@ -21,6 +21,7 @@ LATENCY = ExitLatency(
     max=np.array([3.0, 5.0, 9.0]),
 )
 ENERGY = np.array([3.0, 8.0, 20.0])
+TIMED, MEASURED = ExitCosts(LATENCY), ExitCosts(LATENCY, ENERGY)
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +30,18 @@ def records() -> Records:
 
 
 def test_mean_latency_is_what_solve_gives(records: Records) -> None:
-    found = solve_budget(records, LATENCY, None, BudgetConfig(latency_ms=2.2))
+    found = solve_budget(records, TIMED, BudgetConfig(latency_ms=2.2))
     expected = solve(records, LATENCY.mean, 2.2)
     assert found.thresholds.tolist() == expected.thresholds.tolist()
     assert found.cost == expected.cost <= 2.2
 
 
 def test_both_limits_hold_at_once(records: Records) -> None:
-    both = solve_budget(records, LATENCY, ENERGY, BudgetConfig(latency_ms=2.2, energy_mj=7.0))
+    both = solve_budget(records, MEASURED, BudgetConfig(latency_ms=2.2, energy_mj=7.0))
     assert both.cost <= 2.2
     assert both.exit_fraction @ ENERGY <= 7.0 + 1e-9
     for alone in (BudgetConfig(latency_ms=2.2), BudgetConfig(energy_mj=7.0)):
-        assert both.accuracy <= solve_budget(records, LATENCY, ENERGY, alone).accuracy
+        assert both.accuracy <= solve_budget(records, MEASURED, alone).accuracy
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_tail_budget_holds_for_any_latencies_with_those_figures(
     limit_ms: float,
 ) -> None:
     budget = BudgetConfig(latency_ms=limit_ms, statistic=statistic)
-    found = solve_budget(records, LATENCY, None, budget)
+    found = solve_budget(records, TIMED, budget)
     # The slowest latencies that have the measured figures: every frame at its quantile's top.
     percent = np.arange(100_000) / 100_000  # share of frames below each one
     slowest = [
@@ -88,21 +89,21 @@ def test_a_tail_budget_holds_for_any_latencies_with_those_figures(
 
 
 def test_a_tail_budget_uses_the_slow_exit_as_far_as_it_may(records: Records) -> None:
-    found = solve_budget(records, LATENCY, None, BudgetConfig(latency_ms=5.0, statistic="p99"))
+    found = solve_budget(records, TIMED, BudgetConfig(latency_ms=5.0, statistic="p99"))
     assert 0 < found.exit_fraction[2] <= 0.01 / 0.05 + 1e-9  # 5 % of exit 3's frames are slower
-    longest = solve_budget(records, LATENCY, None, BudgetConfig(latency_ms=5.0, statistic="max"))
+    longest = solve_budget(records, TIMED, BudgetConfig(latency_ms=5.0, statistic="max"))
     assert longest.exit_fraction[2] == 0
 
 
 def test_min_accuracy_gives_the_cheapest(records: Records) -> None:
     """Of those that are so accurate by count and by what is expected of them."""
-    found = solve_budget(records, LATENCY, None, BudgetConfig(min_accuracy=0.7))
+    found = solve_budget(records, TIMED, BudgetConfig(min_accuracy=0.7))
     assert found.accuracy >= 0.7
     assert expected_accuracy(records, found) >= 0.7
     cheaper = solve(records, LATENCY.mean, found.cost - 1e-6)
     assert expected_accuracy(records, cheaper) < 0.7 or cheaper.accuracy < 0.7
     dearer = BudgetConfig(min_accuracy=0.7, latency_ms=found.cost)
-    assert solve_budget(records, LATENCY, None, dearer).cost == found.cost
+    assert solve_budget(records, TIMED, dearer).cost == found.cost
 
 
 def expected_accuracy(records: Records, found: Solution) -> float:
@@ -116,16 +117,16 @@ def test_min_accuracy_holds_by_count_however_few_records_there_are(count: int) -
     for seed in range(20):
         few = made_records(count, seed=seed)
         for wanted in np.unique(few.accuracy[few.accuracy > 0]):
-            found = solve_budget(few, LATENCY, None, BudgetConfig(min_accuracy=float(wanted)))
+            found = solve_budget(few, TIMED, BudgetConfig(min_accuracy=float(wanted)))
             assert found.accuracy >= wanted - 1e-9
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_no_exit_beyond_max_stage(records: Records, stage: int) -> None:
-    found = solve_budget(records, LATENCY, None, BudgetConfig(max_stage=stage))
+    found = solve_budget(records, TIMED, BudgetConfig(max_stage=stage))
     assert found.exit_fraction[stage:].sum() == 0
     assert np.isneginf(found.thresholds[stage - 1 :]).all()
-    alone = solve_budget(records, LATENCY, None, BudgetConfig(max_stage=stage, latency_ms=1.5))
+    alone = solve_budget(records, TIMED, BudgetConfig(max_stage=stage, latency_ms=1.5))
     assert alone.cost <= 1.5
     assert alone.exit_fraction[stage:].sum() == 0
 
@@ -146,26 +147,25 @@ def test_infeasible_budgets_name_the_nearest_value(
     records: Records, budget: dict[str, object], words: str
 ) -> None:
     with pytest.raises(BudgetError, match=words):
-        solve_budget(records, LATENCY, ENERGY, BudgetConfig(**budget))
+        solve_budget(records, MEASURED, BudgetConfig(**budget))
 
 
 def test_the_named_accuracy_is_feasible(records: Records) -> None:
     with pytest.raises(BudgetError) as caught:
-        solve_budget(records, LATENCY, None, BudgetConfig(min_accuracy=1.0))
+        solve_budget(records, TIMED, BudgetConfig(min_accuracy=1.0))
     named = float(str(caught.value).rsplit(" ", 1)[1])
-    assert solve_budget(records, LATENCY, None, BudgetConfig(min_accuracy=named)).accuracy >= named
+    assert solve_budget(records, TIMED, BudgetConfig(min_accuracy=named)).accuracy >= named
 
 
 def test_energy_that_nobody_measured_is_refused(records: Records) -> None:
     with pytest.raises(BudgetError, match="none was measured"):
-        solve_budget(records, LATENCY, None, BudgetConfig(energy_mj=5))
+        solve_budget(records, TIMED, BudgetConfig(energy_mj=5))
 
 
 def test_latencies_of_another_cascade_are_refused(records: Records) -> None:
+    two = ExitCosts(ExitLatency(*[np.array([1.0, 2.0])] * 5))
     with pytest.raises(DataError, match="expected 3 costs"):
-        solve_budget(
-            records, ExitLatency(*[np.array([1.0, 2.0])] * 5), None, BudgetConfig(latency_ms=2)
-        )
+        solve_budget(records, two, BudgetConfig(latency_ms=2))
 
 
 @pytest.mark.parametrize(

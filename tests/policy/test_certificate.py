@@ -9,6 +9,7 @@ import pytest
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import (
+    ExitCosts,
     ExitLatency,
     Records,
     replay,
@@ -40,7 +41,7 @@ def test_certified_budgets_hold_as_often_as_stated(everybody: Records) -> None:
     for draw in range(DRAWS):
         sample = everybody.take(rng.integers(0, len(everybody), 300))
         solution, certificate = solve_certified(
-            sample, LATENCY, None, BudgetConfig(latency_ms=limit), 1 - delta, seed=draw
+            sample, ExitCosts(LATENCY), BudgetConfig(latency_ms=limit), 1 - delta, seed=draw
         )
         truth = replay(everybody, COST, solution.thresholds)
         over += truth.cost > min(limit, certificate.cost_bound)
@@ -81,8 +82,8 @@ def test_the_betting_bound_covers_and_shrinks(mean: float) -> None:
 def test_every_kind_of_budget_is_certified(everybody: Records, budget: BudgetConfig) -> None:
     energy = np.array([10.0, 20.0, 70.0])
     sample = everybody.take(np.arange(2000))
-    solution, certificate = solve_certified(sample, LATENCY, energy, budget)
-    plain = solve_budget(sample, LATENCY, energy, budget)
+    solution, certificate = solve_certified(sample, ExitCosts(LATENCY, energy), budget)
+    plain = solve_budget(sample, ExitCosts(LATENCY, energy), budget)
     truth = replay(everybody, COST, solution.thresholds)
     assert certificate.n == 1000
     assert certificate.delta == pytest.approx(0.05)
@@ -109,23 +110,23 @@ def test_every_kind_of_budget_is_certified(everybody: Records, budget: BudgetCon
 
 def test_without_labels_no_accuracy_is_certified(everybody: Records) -> None:
     unlabelled = dataclasses.replace(everybody, label=None)
-    _, found = solve_certified(unlabelled, LATENCY, None, BudgetConfig(latency_ms=2))
+    _, found = solve_certified(unlabelled, ExitCosts(LATENCY), BudgetConfig(latency_ms=2))
     assert found.accuracy_bound is None
     assert 0 < found.accuracy_gap_bound < 1
 
 
 def test_one_record_certifies_nothing() -> None:
     with pytest.raises(DataError, match="at least 20 records, found 1"):
-        solve_certified(made_records(1), LATENCY, None, BudgetConfig(latency_ms=2))
+        solve_certified(made_records(1), ExitCosts(LATENCY), BudgetConfig(latency_ms=2))
 
 
 def test_an_accuracy_that_the_records_cannot_prove_is_refused(everybody: Records) -> None:
     sample = everybody.take(np.arange(100))
     within_reach = float(np.floor(solve(sample, COST, 4.0).accuracy * 100) / 100)
     with pytest.raises(BudgetError, match="prove an accuracy of 0"):
-        solve_certified(sample, LATENCY, None, BudgetConfig(min_accuracy=within_reach))
+        solve_certified(sample, ExitCosts(LATENCY), BudgetConfig(min_accuracy=within_reach))
 
 
 def test_an_infeasible_budget_is_refused_as_without_a_certificate(everybody: Records) -> None:
     with pytest.raises(BudgetError, match="smallest possible is 1 ms"):
-        solve_certified(everybody, LATENCY, None, BudgetConfig(latency_ms=0.5))
+        solve_certified(everybody, ExitCosts(LATENCY), BudgetConfig(latency_ms=0.5))

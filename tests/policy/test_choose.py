@@ -9,6 +9,7 @@ import pytest
 
 from dvt_edge.errors import BudgetError
 from dvt_edge.policy import (
+    ExitCosts,
     ExitLatency,
     Records,
     choose_thresholds,
@@ -22,6 +23,7 @@ from tests.conftest import made_records
 
 COST = np.array([1.0, 2.0, 4.0])
 LATENCY = ExitLatency(COST, COST, COST, COST, COST)
+MEASURED = ExitCosts(LATENCY, np.array([3.0, 6.0, 9.0]))
 RECORDED = (("inf", 0.7, "-inf"), (0.6, 0.6, "-inf"))
 
 
@@ -29,8 +31,13 @@ RECORDED = (("inf", 0.7, "-inf"), (0.6, 0.6, "-inf"))
 class Costs:
     """What the function reads of measured costs."""
 
-    latency: ExitLatency = LATENCY
-    energy_mj: tuple[float, ...] | None = (3.0, 6.0, 9.0)
+    exit_costs: ExitCosts = MEASURED
+    exit_costs_at_most: ExitCosts = MEASURED
+    bound_error: float = 0.0
+    runs_per_exit: int = 50
+
+    def seconds_needed(self, statistic: str) -> float:
+        return {"mean": 6.0, "p99": 140.0}[statistic]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def records() -> Records:
 def test_limits_are_solved(records: Records, limit: dict[str, float]) -> None:
     budget, costs = BudgetConfig.model_validate(limit), Costs()
     chosen = choose_thresholds(records, costs, budget)
-    expected = solve_budget(records, costs.latency, costs.energy_mj, budget)
+    expected = solve_budget(records, costs.exit_costs, budget)
     assert tuple(chosen.thresholds) == tuple(expected.thresholds)
     assert chosen.thresholds[-1] == -np.inf
     assert chosen.certificate is None
@@ -51,7 +58,7 @@ def test_limits_are_solved(records: Records, limit: dict[str, float]) -> None:
 def test_confidence_is_certified(records: Records) -> None:
     budget, costs = BudgetConfig(latency_ms=2.0, confidence_level=0.9), Costs()
     chosen = choose_thresholds(records, costs, budget)
-    solution, certificate = solve_certified(records, costs.latency, None, budget, 0.9)
+    solution, certificate = solve_certified(records, costs.exit_costs, budget, 0.9)
     assert chosen.certificate == certificate
     assert tuple(chosen.thresholds) == tuple(solution.thresholds)
 

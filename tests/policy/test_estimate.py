@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dvt_edge.policy import Records, frontier, replay, solve, solve_budget
-from dvt_edge.policy.budget import ExitLatency
 from dvt_edge.policy.estimate import CURVED, RIDGES, estimate_right
+from dvt_edge.policy.exit_costs import ExitCosts, ExitLatency
 from dvt_edge.policy.search import search
 from dvt_edge.policy.solver import Limit, make_problem
 from dvt_edge.profile import BudgetConfig
@@ -166,7 +166,7 @@ def test_odd_records_neither_fail_nor_warn(shape: str, answers: str, exits: int)
             if not accuracy:
                 continue
             budget = BudgetConfig(min_accuracy=accuracy)
-            assert solve_budget(records, latency, None, budget).accuracy >= accuracy
+            assert solve_budget(records, ExitCosts(latency), budget).accuracy >= accuracy
 
 
 def test_confidence_that_tells_right_from_wrong_perfectly() -> None:

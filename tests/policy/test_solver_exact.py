@@ -9,7 +9,8 @@ import pytest
 
 from dvt_edge.errors import BudgetError, DataError
 from dvt_edge.policy import Records, frontier, replay, solve
-from dvt_edge.policy.budget import ExitLatency, solve_budget
+from dvt_edge.policy.budget import solve_budget
+from dvt_edge.policy.exit_costs import ExitCosts, ExitLatency
 from dvt_edge.policy.search import Problem, search
 from dvt_edge.policy.solver import RIGHT, Limit, cheapest, integer_prices, make_problem
 from dvt_edge.policy.statistic import TAIL_SHARE, Statistic
@@ -131,7 +132,7 @@ def test_quantile_of_the_cost_equals_brute_force(statistic: Statistic) -> None:
 
         latency = ExitLatency(costs, costs, costs, costs, costs)
         budget = BudgetConfig(latency_ms=limit, statistic=statistic)
-        found = solve_budget(records, latency, None, budget)
+        found = solve_budget(records, ExitCosts(latency), budget)
 
         assert total_worth(records, worth, found.thresholds) == outcomes[allowed, 0].max()
         assert found.exit_fraction @ (costs > limit) <= TAIL_SHARE[statistic] + TOLERANCE

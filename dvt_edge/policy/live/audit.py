@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.policy.live.pacing import STEPS, Ranks
-from dvt_edge.policy.records import Floats, Records
+from dvt_edge.policy.records import Records
 
 GOLDEN = (5**0.5 - 1) / 2
 CONFIDENCE_LEVEL = 0.95
@@ -39,20 +39,6 @@ def evenly(count: int, share: float) -> bool:
     with no period of the scene, the same in every run.
     """
     return (count * GOLDEN) % 1.0 < share
-
-
-def with_audit(per_exit: npt.ArrayLike, share: float) -> Floats:
-    """What leaving at each exit comes to where a ``share``, 0..1, of all frames runs all stages.
-
-    ``per_exit`` [K] is the mean cost of each exit, or the share of its frames that exceeds a limit
-    (:meth:`~dvt_edge.policy.budget.ExitLatency.exceeding`), of the exits that the budget allows.
-    Both are linear in the shares of the exits, so whatever keeps a limit on the result, such as
-    :func:`~dvt_edge.policy.solver.solve`, keeps it with the audited frames included. Frames are
-    audited whatever they show.
-    """
-    values = np.asarray(per_exit, float)
-    result: Floats = (1 - share) * values + share * values[-1]
-    return result
 
 
 def outcome(

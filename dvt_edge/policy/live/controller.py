@@ -18,32 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import hypot, inf, sqrt
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.live.audit import GOLDEN, early_agreement, with_audit
+from dvt_edge.policy.exit_costs import with_audit
+from dvt_edge.policy.live.audit import GOLDEN, early_agreement
+from dvt_edge.policy.live.drift import CHECK_FRAMES, TOLERANCE, UNLIKE, WINDOWS, Drift
 from dvt_edge.policy.live.pacing import Pacer
 from dvt_edge.policy.live.solving import Plan, Request, solve_again
-from dvt_edge.policy.live.tracking import BLOCK, MixTracker, SpeedTracker, Tail
+from dvt_edge.policy.live.tracking import MixTracker, SpeedTracker
 from dvt_edge.policy.records import Floats, Records
 from dvt_edge.policy.solver import Solution, replay
 
-TOLERANCE = 0.03
-"""Share of the planned mean by which the expected one may differ before anything is done."""
-SURE = 4.5
-"""Standard errors beyond the tolerance that make it certain: a false alarm in 1e5 windows."""
-SURE_LONG, LONG_FRAMES = 3.0, 1024
-"""The same in windows from so many frames on, of which few are independent."""
-SURE_TAIL = 3.0
-"""The same of what spikes add; where none are planned, three are no reason and five are."""
-UNSEEN_SPIKE = 16.0
-"""In frames, what one spike that has not come yet may add: nobody is in haste to spend more."""
-CHECK_FRAMES = BLOCK
-"""Frames between two checks."""
-WINDOWS = (32, 64, 256, 1024, 4096)
-"""Frames that a check looks back: short ones find large changes soon, long ones small changes."""
 DWELL_FRAMES = 64
 """Least number of frames between two changes, at first; it doubles with every change up to
 :data:`MAX_DWELL_FRAMES` and halves again in quiet."""
@@ -58,8 +46,6 @@ RETURN = 2 / 3
 FAR = ((64, 0.5), (256, 0.25), (1024, 0.12))
 """Frames, and the share of the budget that the feedback may make up for on their mean before the
 thresholds are solved again."""
-UNLIKE = 0.05
-"""Total variation between two mixes, 0..1, beyond chance, that is a reason to act."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +103,7 @@ class Controller:
         self._agreement = early_agreement(records, thresholds)
         self._speed = SpeedTracker(np.diff(np.asarray(costs, float), prepend=0.0))
         self._mix = MixTracker(records)
+        self._drift = Drift(self._certified, self._speed, self._mix)
         self._exits_by_bin = self._mix.exits_by_bin(records.exits_taken(thresholds))
         self._floor = np.full(records.exits, -np.inf)
         self._frame = self._changed = self._strange = self._cut = 0
@@ -127,7 +114,11 @@ class Controller:
         self._pacer: Pacer | None = None
         self._cost_ms: list[float] = np.asarray(costs, float).tolist()
         with_audits = float(self._certified.exit_fraction @ with_audit(costs, audit))
-        self._unplanned = with_audits if with_audits > budget_ms * (1 + TOLERANCE) else 0.0
+        self._unplanned = ""
+        if with_audits > budget_ms * (1 + TOLERANCE):
+            self._unplanned = (
+                f"with {audit:.3g} of the frames audited the mean is {with_audits:.3g} ms"
+            )
         self.thresholds: tuple[float, ...] = tuple(self._certified.thresholds.tolist())
         """[K]: for the next frame."""
 
@@ -270,7 +261,7 @@ class Controller:
         waited = self._frame - self._changed
         if self._pacer is None or self._plan is None:
             ready = waited >= DWELL_FRAMES or not self._changed
-            why = self._drift(waited) if ready else None
+            why = (self._unplanned or self._drift.reason(self._frame, waited)) if ready else None
             return self._adapt(why) if why else None
         if not self._speeds_as_profiled():
             self._strange = self._frame
@@ -286,65 +277,6 @@ class Controller:
         if waited >= QUIET_DWELLS * self._dwell:
             self._dwell = max(DWELL_FRAMES, self._dwell // 2)
         return None
-
-    def _drift(self, waited: int) -> str | None:
-        """As certified: what is different beyond chance, or None."""
-        if self._unplanned:
-            return (
-                f"with {self.audit:.3g} of the frames audited the mean is {self._unplanned:.3g} ms"
-            )
-        planned, plan = self._certified.cost, self._certified.exit_fraction
-        tail = self._speed.tail(waited)
-        for frames in WINDOWS:
-            if min(waited, self._mix.exit_frames) < frames:
-                break
-            if self._frame % max(CHECK_FRAMES, frames // 8):
-                continue  # long windows change slowly
-            sure = SURE if frames < LONG_FRAMES else SURE_LONG
-            ratio, ratio_error = self._speed.ratio(frames)
-            cost = np.cumsum(np.multiply(ratio, self._speed.reference_ms))
-            share = self._mix.exit_share(frames)
-            # Speeds alone, with the exits as planned: known better than together with the exits.
-            now, error = float(plan @ cost), self._speed_error(plan, ratio_error)
-            if self._differs(now, sure * error, tail, waited):
-                now *= 1 + tail.share
-                spikes = f", spikes {tail.share:.0%} of that" if tail.share > TOLERANCE else ""
-                return f"frames take {now / planned:.2f} times as long as profiled{spikes}"
-            # Together: the variance of the exits under the plan or as seen, whichever is larger.
-            now = float(share @ cost)
-            spread = max(float(s @ cost**2 - (s @ cost) ** 2) for s in (share, plan))
-            error = hypot(sqrt(max(0.0, spread) / frames), self._speed_error(share, ratio_error))
-            if self._differs(now, sure * error, tail, waited):
-                now *= 1 + tail.share
-                more = "more" if now > planned else "fewer"
-                return (
-                    f"{more} images than planned need the later exits: the mean of the last "
-                    f"{frames} frames is {now:.3g} ms, planned were {planned:.3g} ms"
-                )
-            distance, chance = self._mix.distance(frames)
-            if frames >= WINDOWS[1] and distance > UNLIKE + chance:
-                return (
-                    f"confidences at exit 1 are spread unlike those of the records (total "
-                    f"variation {distance:.2f}, chance gives at most {chance:.2f})"
-                )
-        return None
-
-    def _differs(self, now: float, error: float, tail: Tail, waited: int) -> bool:
-        """Whether the mean ``now`` without tail, known to +-``error``, is not the planned one."""
-        planned = self._certified.cost
-        beyond = now * (1 + tail.share) - planned
-        margin = planned * TOLERANCE + error
-        if tail.share:
-            # Spikes come by chance as often as planned: what the plan has above the rest is theirs.
-            planned_part = min(1.0, max(0.0, planned / now - 1) / tail.share)
-            single = (tail.error / tail.share) ** 2  # one spike's part of the tail
-            margin += SURE_TAIL * now * tail.error * sqrt(planned_part + single)
-        return beyond > margin or -beyond > margin + planned * UNSEEN_SPIKE / max(1, waited)
-
-    def _speed_error(self, share: Floats, ratio_error: Sequence[float]) -> float:
-        """Standard error of the mean cost from that of the speeds."""
-        reach = np.cumsum(share[::-1])[::-1]
-        return float(np.sqrt(((reach * ratio_error * self._speed.reference_ms) ** 2).sum()))
 
     def _far_off(self, pacer: Pacer, plan: Plan, waited: int) -> str | None:
         """Adapted: why the thresholds should be solved again, or None."""

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.errors import BudgetError
-from dvt_edge.policy.live.audit import early_agreement, with_audit
+from dvt_edge.policy.exit_costs import with_audit
+from dvt_edge.policy.live.audit import early_agreement
 from dvt_edge.policy.live.pacing import MIDDLE, Ladder, highest_step
 from dvt_edge.policy.live.tracking import resample
 from dvt_edge.policy.records import Floats, Records

@@ -10,7 +10,8 @@ import pytest
 from controller import BUDGET_MS, STAGES_MS, Part, camera, images, made_controller
 
 from dvt_edge.policy import Records, replay, solve
-from dvt_edge.policy.live.audit import Audit, early_agreement, outcome, raised, with_audit
+from dvt_edge.policy.exit_costs import with_audit
+from dvt_edge.policy.live.audit import Audit, early_agreement, outcome, raised
 from dvt_edge.policy.live.controller import Change, Controller
 from dvt_edge.policy.live.solving import Request, solve_again
 

@@ -126,3 +126,12 @@ def test_declared(timed: Timed) -> None:
     timing = timing.model_copy(update={"exits": (*timing.exits[:-1], last)})
     found = declared_figures((10.0, 20.0, 30.0), timing, "no sensor")
     assert found.gross_mj == pytest.approx((30, 50, 110))
+
+
+def test_declared_power_at_rest_gives_the_energy_above_it(timed: Timed) -> None:
+    """Stages take 1, 1 and 2 ms."""
+    timing = time_back_to_back(timed.exits, timed.clock, 0.1)
+    found = declared_figures((10.0, 20.0, 30.0), timing, "no sensor", idle_watts=4.0)
+    assert found.idle_mw == 4000.0
+    assert found.gross_mj == pytest.approx((10, 30, 90))
+    assert found.net_mj == pytest.approx((6, 22, 74))

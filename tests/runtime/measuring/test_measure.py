@@ -152,11 +152,10 @@ def test_slow_frames_at_the_cameras_pace(timed: Timed) -> None:
     assert paced.mean_ms[2] == pytest.approx(found.paced.exits[2].latency.mean_ms)
 
 
-def test_warnings_of_missed_frames_and_few_runs(timed: Timed) -> None:
+def test_warning_of_missed_frames(timed: Timed) -> None:
     """A camera faster than the last exit."""
     found = run(timed, HowToMeasure(0.5, 300.0), meter=UnavailableMeter("no sensor"))
     assert any("frames were not finished before the next was due" in w for w in found.warnings)
-    assert any(w.startswith("only ") and "at 300 fps" in w for w in found.warnings)
 
 
 def test_not_settled(timed: Timed) -> None:
