@@ -26,6 +26,7 @@ from dvt_edge.bundle.manifest import (
     MANIFEST,
     PARITY,
     RECORDS,
+    UNLABELLED,
     Manifest,
     StageSpec,
 )
@@ -41,10 +42,17 @@ from dvt_edge.converters.quantizing.quantize_cascade import (
 )
 from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
-from dvt_edge.files.datasets import ImageDataset, open_images, spread_rows
+from dvt_edge.files.datasets import (
+    FolderDataset,
+    ImageDataset,
+    image_groups,
+    open_images,
+    spread_rows,
+)
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import read_config, read_metadata
 from dvt_edge.models.config import CascadeConfig
+from dvt_edge.policy import Records
 from dvt_edge.profile import ExitsConfig, Profile
 from dvt_edge.progress import Progress
 from dvt_edge.runtime.preprocess import Preprocessor
@@ -53,6 +61,8 @@ PYTORCH_TOLERANCE = 1e-4
 """Largest difference between a graph's logits and PyTorch's, relative to the largest logit if that
 exceeds one."""
 PYTORCH_IMAGES = 8
+FIELD_BATCH = 256
+"""Unlabelled images in memory at a time."""
 PARITY_IMAGES = 200
 """Calibration images that precisions are compared on, and that travel with a portable bundle."""
 LEAST_FP16_SAME_CLASS = 0.9
@@ -66,6 +76,7 @@ class _Calibration:
 
     images: npt.NDArray[np.float32]
     label: Labels
+    group: npt.NDArray[np.int32] | None
     frame_shape: tuple[int, int]
     digest: str
     parity_rows: npt.NDArray[np.intp]
@@ -82,7 +93,8 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     config = read_config(profile.model)
     _check_fit(profile, config)
     calibration = _read_calibration(profile, config, progress)
-    key = _build_key(profile, calibration.digest)
+    field = _open_field(profile)
+    key = _build_key(profile, calibration.digest, field)
     if not force and (bundle := _existing(profile, key)):
         return bundle, False
     cascade = Cascade.load(profile.model)
@@ -111,7 +123,10 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             )
             for i, models in enumerate(half)
         )
-        write_records(folder / RECORDS, quantized.records)
+        write_records(folder / RECORDS, replace(quantized.records, group=calibration.group))
+        if field is not None:
+            answers = _field_records(profile, field, quantized.stages, progress)
+            write_records(folder / UNLABELLED, answers)
         if profile.engine.builds_engines:
             np.savez_compressed(
                 folder / PARITY,
@@ -241,6 +256,7 @@ def _read_calibration(profile: Profile, config: CascadeConfig, progress: Progres
     data = open_images(profile.calibration.data, config.class_names)
     chosen = spread_rows(len(data), profile.calibration.samples)
     label = _labels(data, chosen, config, profile.calibration.data)
+    group = image_groups(data, chosen, profile.calibration.data, profile.calibration.groups)
     preprocess = Preprocessor(profile.input)
     images = np.empty((len(chosen), *preprocess.shape), np.float32)
     parity_rows = spread_rows(len(chosen), PARITY_IMAGES)
@@ -256,11 +272,52 @@ def _read_calibration(profile: Profile, config: CascadeConfig, progress: Progres
         sizes.append(image.shape[:2])
         digest.update(image.tobytes())
         progress("calibration images", row + 1, len(chosen))
-    if label is not None:
-        digest.update(label.tobytes())
+    for known in (label, group):
+        if known is not None:
+            digest.update(known.tobytes())
     height, width = np.median(sizes, axis=0).astype(int)
     shape = (int(height), int(width))
-    return _Calibration(images, label, shape, digest.hexdigest(), parity_rows, np.stack(kept))
+    return _Calibration(
+        images, label, group, shape, digest.hexdigest(), parity_rows, np.stack(kept)
+    )
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Images without classes, still to be read."""
+
+    data: ImageDataset
+    group: npt.NDArray[np.int32] | None
+
+
+def _open_field(profile: Profile) -> _Field | None:
+    path, pattern = profile.calibration.unlabelled, profile.calibration.groups
+    if path is None:
+        return None
+    data = open_images(path)
+    if isinstance(data, FolderDataset) and data.labels is not None:
+        data = replace(data, labels=None, class_names=None)  # in folders of whatever kind
+    return _Field(data, image_groups(data, np.arange(len(data)), path, pattern))
+
+
+def _field_records(
+    profile: Profile, field: _Field, stages: list[onnx.ModelProto], progress: Progress
+) -> Records:
+    """What ``stages`` answer to the field's images, some of which are in memory at a time."""
+    chain, preprocess = Chain(stages), Preprocessor(profile.input)
+    parts = []
+    for start in range(0, len(field.data), FIELD_BATCH):
+        rows = range(start, min(start + FIELD_BATCH, len(field.data)))
+        images = np.empty((len(rows), *preprocess.shape), np.float32)
+        for image, row in zip(images, rows, strict=True):
+            preprocess(field.data.image(row), image, "rgb")
+        parts.append(chain.records(images, None))
+        progress("unlabelled images", rows.stop, len(field.data))
+    return Records(
+        np.concatenate([part.confidence for part in parts]),
+        np.concatenate([part.prediction for part in parts]),
+        group=field.group,
+    )
 
 
 def _labels(
@@ -282,7 +339,20 @@ def _labels(
     return label
 
 
-def _build_key(profile: Profile, calibration_digest: str) -> str:
+def _digest(field: _Field) -> str:
+    """Of the images' bytes and groups; files are not decoded for it."""
+    digest = hashlib.sha256()
+    for row in range(len(field.data)):
+        if isinstance(field.data, FolderDataset):
+            digest.update(file_sha256(field.data.paths[row]).encode())
+        else:
+            digest.update(field.data.image(row).tobytes())
+    if field.group is not None:
+        digest.update(field.group.tobytes())
+    return digest.hexdigest()
+
+
+def _build_key(profile: Profile, calibration_digest: str, field: _Field | None) -> str:
     """Hash of all that decides the stages and records. The budget does not: it only chooses
     thresholds, at run time."""
     # Of a build of engines only these two decide the host half.
@@ -290,6 +360,7 @@ def _build_key(profile: Profile, calibration_digest: str) -> str:
     parts = {
         "checkpoint": hashlib.sha256(profile.model.read_bytes()).hexdigest(),
         "calibration": calibration_digest,
+        "unlabelled": None if field is None else _digest(field),
         "tolerance": profile.calibration.tolerance_points,
         "device": profile.device.name,
         "input": profile.input.model_dump(mode="json"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dvt_edge.errors import BudgetError
@@ -143,8 +144,29 @@ class CalibrationConfig(Document):
     """Folder with one subfolder per class, flat folder (unlabelled), or npz archive."""
     samples: int = Field(default=2000, ge=1, le=1_000_000)
     """At most this many images, spread evenly over the data."""
+    groups: str | None = None
+    r"""Which images are alike, such as the frames of a clip: a regular expression whose one group,
+    searched in each image's path below ``data``, names its clip, camera or day: ``'(clip\d+)_'``.
+    Certificates then count clips, not images. A npz archive has an array ``groups`` instead."""
+    unlabelled: DocumentPath | None = None
+    """Images from the field, without classes: flat folder or npz archive. They may prove what a
+    certificate says of costs, so that all labelled images can choose thresholds."""
     tolerance_points: float = Field(default=1.0, ge=0, le=100)
     """Largest drop of top-1 at any exit through quantization, in percentage points."""
+
+    @field_validator("groups")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                count = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression ({error})") from None
+            if count != 1:
+                raise ValueError(
+                    f"needs exactly one group in parentheses, such as (clip\\d+)_, found {count}"
+                )
+        return pattern
 
 
 class ExitsConfig(Document):

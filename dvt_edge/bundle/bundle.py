@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, Manifest
+from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, UNLABELLED, Manifest
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.files.replacing import write_text
@@ -82,12 +82,20 @@ class Bundle:
 
     def records(self) -> Records:
         """The calibration records."""
+        return self._read_records(RECORDS)
+
+    def unlabelled_records(self) -> Records | None:
+        """Records of images from the field, without labels; None where there are none."""
+        return self._read_records(UNLABELLED) if UNLABELLED in self.manifest.files else None
+
+    def _read_records(self, name: str) -> Records:
+        path = self.folder / name
         try:
-            with np.load(self.folder / RECORDS, allow_pickle=False) as archive:
-                label = archive["label"] if "label" in archive.files else None
-                return Records(archive["confidence"], archive["prediction"], label)
+            with np.load(path, allow_pickle=False) as archive:
+                label, group = (archive.get(key) for key in ("label", "group"))
+                return Records(archive["confidence"], archive["prediction"], label, group)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{self.folder / RECORDS}: unusable ({error}); rebuild") from None
+            raise BundleError(f"{path}: unusable ({error}); rebuild") from None
 
     def store(self, name: str, document: Document) -> None:
         """Write ``document`` as the bundle's file ``name``, whole or not at all."""
@@ -139,10 +147,12 @@ def _schema_version(path: Path) -> int | None:
 
 
 def write_records(path: Path, records: Records) -> None:
-    """Write ``records.npz``."""
+    """Write ``records`` as ``records.npz`` is read."""
     arrays = {"confidence": records.confidence, "prediction": records.prediction}
     if records.label is not None:
         arrays["label"] = records.label
+    if records.group is not None:
+        arrays["group"] = records.group
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 

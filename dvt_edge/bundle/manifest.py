@@ -26,6 +26,7 @@ Value = TypeVar("Value")
 SCHEMA_VERSION: Literal[3] = 3
 MANIFEST = "manifest.json"
 RECORDS = "records.npz"
+UNLABELLED = "unlabelled.npz"
 COSTS = "costs.json"
 MEASUREMENT = "measurement.json"
 PARITY = "parity.npz"

@@ -74,7 +74,7 @@ def command(profile_file: Path, plot: Path | None, as_json: bool, **changes: Any
         costs,
         budget,
         bundle.manifest.recorded_thresholds,
-        None,
+        bundle.unlabelled_records(),
     )
     certificate = solution.certificate
     binding = find_binding(records, costs.exit_costs, budget, solution)

@@ -102,7 +102,11 @@ def _certificate(bundle: Bundle) -> str:
         return "none yet; it needs what the exits cost, from 'dvt-edge profile'"
     try:
         solution = choose_thresholds(
-            bundle.records(), costs, manifest.budget, manifest.recorded_thresholds
+            bundle.records(),
+            costs,
+            manifest.budget,
+            manifest.recorded_thresholds,
+            bundle.unlabelled_records(),
         )
     except BudgetError as error:
         return f"none; {error}"

@@ -149,6 +149,8 @@ def _solve(
     """The thresholds for ``budget``, or why there are none."""
     recorded = bundle.manifest.recorded_thresholds
     try:
-        return choose_thresholds(bundle.records(), costs, budget, recorded), None
+        return choose_thresholds(
+            bundle.records(), costs, budget, recorded, bundle.unlabelled_records()
+        ), None
     except BudgetError as problem:
         return None, problem

@@ -72,6 +72,8 @@ class ArrayDataset:
     images: Pixels = field(repr=False)
     labels: Sequence[int] | None = field(repr=False)
     class_names: Sequence[str] | None = None
+    groups: Sequence[str] | None = field(default=None, repr=False)
+    """Name of the group that each image is of, where the archive tells."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -187,7 +189,7 @@ def open_npz(path: Path) -> ArrayDataset:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a readable npz archive ({error})") from None
-    images, labels = arrays.get("images"), arrays.get("labels")
+    images, labels, groups = (arrays.get(key) for key in ("images", "labels", "groups"))
     if (
         images is None
         or images.dtype != np.uint8
@@ -197,12 +199,59 @@ def open_npz(path: Path) -> ArrayDataset:
         raise DataError(f"{path}: needs an array 'images' uint8 [N, H, W] or [N, H, W, 3]")
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         raise DataError(f"{path}: 'labels' must be integers [{len(images)}], found {labels.shape}")
-    return ArrayDataset(images, None if labels is None else labels.astype(np.int64).tolist())
+    if groups is not None and (groups.shape != (len(images),) or groups.dtype.kind not in "iuU"):
+        raise DataError(
+            f"{path}: 'groups' must be integers or text [{len(images)}], found {groups.dtype} "
+            f"{groups.shape}"
+        )
+    return ArrayDataset(
+        images,
+        None if labels is None else labels.astype(np.int64).tolist(),
+        groups=None if groups is None else groups.astype(str).tolist(),
+    )
 
 
 def open_images(path: Path, class_names: Sequence[str] | None = None) -> ImageDataset:
     """A folder of images or an npz archive, by what ``path`` is."""
     return open_npz(path) if path.suffix == ".npz" else open_folder(path, class_names)
+
+
+def image_groups(
+    data: ImageDataset, rows: npt.NDArray[np.int64], path: Path, pattern: str | None
+) -> npt.NDArray[np.int32] | None:
+    """[n]: number of the group that each of ``rows`` [n] of ``data`` is of, from 0.
+
+    ``pattern`` has one group, searched in the images' paths below ``path``; an archive has its own
+    names. None where nothing tells them. Raises :class:`~dvt_edge.errors.DataError` for a path that
+    does not match, for a pattern where there are no paths, and where all are of one group.
+    """
+    if isinstance(data, ArrayDataset) and data.groups is not None:
+        names = [data.groups[row] for row in rows]
+    elif pattern is None:
+        return None
+    elif isinstance(data, FolderDataset):
+        names = [_group_name(data.paths[row].relative_to(path), pattern) for row in rows]
+    else:
+        raise DataError(
+            f"{path}: calibration.groups is searched in paths, and an archive has none; give it an "
+            "array 'groups' with a name or number for each image"
+        )
+    found, number = np.unique(names, return_inverse=True)
+    if len(found) == 1:
+        raise DataError(
+            f"{path}: all {len(names)} images are of the group '{found[0]}'; one group says "
+            "nothing of others, so record more, or correct calibration.groups"
+        )
+    return number.reshape(-1).astype(np.int32)
+
+
+def _group_name(path: Path, pattern: str) -> str:
+    match = re.search(pattern, path.as_posix())
+    if match is None or match[1] is None:
+        raise DataError(
+            f"{path}: calibration.groups {pattern!r} does not match; correct it, or rename the file"
+        )
+    return match[1]
 
 
 def spread_rows(total: int, samples: int) -> npt.NDArray[np.int64]:

@@ -29,6 +29,9 @@ class Records:
     """[N, K]: predicted class."""
     label: npt.NDArray[np.int32] | None = None
     """[N]: true class; None where unknown, then the last exit's answer counts as right."""
+    group: npt.NDArray[np.int32] | None = None
+    """[N]: number of the clip, camera or day that each image is of; None where images are drawn
+    independently."""
 
     def __post_init__(self) -> None:
         shape = self.confidence.shape
@@ -44,6 +47,8 @@ class Records:
             raise DataError(f"confidences of {bad} records are not finite; rebuild the bundle")
         if self.label is not None and self.label.shape != shape[:1]:
             raise DataError(f"label must have shape [{shape[0]}], found {self.label.shape}")
+        if self.group is not None and self.group.shape != shape[:1]:
+            raise DataError(f"group must have shape [{shape[0]}], found {self.group.shape}")
         if self.label is not None and self.label.min() < 0:
             raise DataError(f"labels are classes from 0, found {self.label.min()}")
 
@@ -103,8 +108,11 @@ class Records:
     def take(self, rows: npt.NDArray[np.integer]) -> Records:
         """The records ``rows`` [n], in that order."""
         label = None if self.label is None else self.label[rows]
-        return Records(self.confidence[rows], self.prediction[rows], label)
+        group = None if self.group is None else self.group[rows]
+        return Records(self.confidence[rows], self.prediction[rows], label, group)
 
     def first_exits(self, exits: int) -> Records:
         """The records of the first ``exits`` only; what is right stays what it was."""
-        return Records(self.confidence[:, :exits], self.prediction[:, :exits], self.truth)
+        return Records(
+            self.confidence[:, :exits], self.prediction[:, :exits], self.truth, self.group
+        )

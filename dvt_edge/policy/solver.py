@@ -35,6 +35,8 @@ class Certificate:
 
     n: int
     """Records that the statements were tested on; the thresholds were chosen on others."""
+    groups: int | None
+    """Groups that these came in, which are what was drawn independently; None for single ones."""
     delta: float
     cost_bound: float
     """The true mean cost (mean latency in ms) is at most this."""

@@ -111,7 +111,9 @@ def collect(bundle: Bundle, profile: Profile, costs: Costs, measurement: Measure
     curves = choices.frontiers()
     chosen, unavailable = None, None
     try:
-        chosen = choose_thresholds(records, costs, budget, manifest.recorded_thresholds)
+        chosen = choose_thresholds(
+            records, costs, budget, manifest.recorded_thresholds, bundle.unlabelled_records()
+        )
     except BudgetError as error:
         unavailable = str(error)
     # Without thresholds for the budget, easy and hard is what the most accurate ones make of it.

@@ -365,3 +365,39 @@ def test_demo_bundle_keeps_its_accuracy(demo_bundle: Path) -> None:
     assert figures.changed_decisions < 0.1
     assert figures.exits[-1].accuracy_after > figures.exits[0].accuracy_after
     assert (demo_bundle / RECORDS).stat().st_size > 0
+
+
+def test_unlabelled_images_and_groups(tiny_profile: Profiles, tmp_path: Path) -> None:
+    """Records of the field beside those of the calibration, each with its clips; both are part of
+    the key."""
+    pixels = calibration_pixels(tiny_profile())
+    labels, clips = np.arange(60) % 5, np.arange(60) // 4
+    np.savez(tmp_path / "clips.npz", images=pixels, labels=labels, groups=clips)
+    field = tmp_path / "field"
+    for number, picture in enumerate(pixels[:30]):
+        path = field / f"day{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    calibration = {
+        "data": tmp_path / "clips.npz",
+        "samples": 60,
+        "groups": r"^(day\d)/",
+        "unlabelled": field,
+    }
+    profile = tiny_profile(calibration=calibration)
+    built = build(profile)
+    records, found = built.bundle.records(), built.bundle.unlabelled_records()
+    assert records.group is not None
+    assert [records.group.tolist().index(g) for g in records.group] == (clips * 4).tolist()
+    assert found is not None
+    assert found.label is None
+    assert found.group is not None
+    assert np.bincount(found.group).tolist() == [10, 10, 10]
+    rows = [int(path.stem) for path in sorted(field.rglob("*.png"))]
+    np.testing.assert_array_equal(found.prediction, records.prediction[rows])
+    np.testing.assert_allclose(found.confidence, records.confidence[rows], atol=1e-6)
+    assert not build(profile).rebuilt
+    next(field.rglob("*.png")).unlink()
+    assert build(profile).rebuilt
+    assert build(tiny_profile(calibration=calibration | {"unlabelled": None})).rebuilt
+    assert Bundle(profile.output).unlabelled_records() is None
