@@ -7,6 +7,21 @@ from typing import TypeAlias
 
 from dvt_edge.policy.live.audit import AuditEvent
 from dvt_edge.policy.live.controller import Change
+from dvt_edge.policy.live.promise_watch import BudgetBroken, BudgetKept
+
+__all__ = [
+    "AuditEvent",
+    "BudgetBroken",
+    "BudgetKept",
+    "Change",
+    "CostsRefused",
+    "Event",
+    "FramesStopped",
+    "NotFinite",
+    "OtherConditions",
+    "SameConditions",
+    "SolvingFailed",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,40 @@ class OtherConditions:
     reason: str
 
 
-Event: TypeAlias = Change | AuditEvent | NotFinite | CostsRefused | OtherConditions
-"""Other thresholds, an audit that failed, a stage that broke down, costs that are not used, costs
-that were measured under other conditions."""
+@dataclass(frozen=True)
+class SameConditions:
+    """What an :class:`OtherConditions` said is over."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class FramesStopped:
+    """No frame came for a while; reported with the one that came then."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class SolvingFailed:
+    """Thresholds could not be solved again while frames came; it will be tried again."""
+
+    reason: str
+
+
+Event: TypeAlias = (
+    Change
+    | AuditEvent
+    | BudgetBroken
+    | BudgetKept
+    | NotFinite
+    | CostsRefused
+    | OtherConditions
+    | SameConditions
+    | FramesStopped
+    | SolvingFailed
+)
+"""Other thresholds, an audit that failed, a limit that is broken and one that is kept again, a
+stage that broke down, costs that are not used, costs that were measured under other conditions and
+conditions that are back, a camera that stopped, solving again that failed."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 from typing_extensions import Self
@@ -19,13 +19,14 @@ from dvt_edge.bundle.bundle import open_source
 from dvt_edge.bundle.costs import Costs
 from dvt_edge.errors import ClosedError, DataError
 from dvt_edge.policy.choose import choose_thresholds
+from dvt_edge.policy.live.promise import Promise
 from dvt_edge.policy.solver import Certificate, Solution, replay
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.conditions_watch import ConditionsWatch
-from dvt_edge.runtime.events import CostsRefused, Event, OtherConditions
+from dvt_edge.runtime.events import CostsRefused, Event
 from dvt_edge.runtime.measuring.measure import (
     QUICK_MEASUREMENT_S,
     costs_here,
@@ -33,6 +34,7 @@ from dvt_edge.runtime.measuring.measure import (
     run_all_stages,
 )
 from dvt_edge.runtime.prediction import Prediction
+from dvt_edge.runtime.preprocess import cut_box
 from dvt_edge.runtime.session import Session
 
 EVENTS_KEPT = 256
@@ -51,9 +53,19 @@ class _Slot:
         """Held while its images are written."""
 
 
-_Shot = tuple[object, ColorOrder | None, float | None]
-"""A frame on its way, its layout, and the milliseconds that preparing it took; None where it is to
-be compared with the last one first."""
+Box = Sequence[int]
+"""Part of a frame: left edge, top edge, width and height in pixels."""
+
+
+class _Shot(NamedTuple):
+    """A frame on its way."""
+
+    frame: object
+    order: ColorOrder | None
+    preprocess_ms: float | None
+    """What preparing it took; None where it is to be compared with the last one first."""
+    is_part: bool
+    """Whether it is the box of a frame, whose size says nothing of the camera's."""
 
 
 class Runtime:
@@ -80,8 +92,9 @@ class Runtime:
         self._ahead = threading.Lock()
         """Held by the one :meth:`classify_each` that prepares a frame ahead."""
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        """What happened lately: thresholds changed, an audit failed, logits were not finite, stored
-        costs were not used."""
+        """What happened lately: a limit is broken or kept again, thresholds changed, an audit
+        failed, logits were not finite, stored costs were not used, frames came otherwise or not at
+        all."""
         self._watchers: tuple[tuple[OnAnswer | None, OnEvent | None], ...] = ()
         self._unreported: deque[Event] = deque()
         self._slots: list[_Slot] = []
@@ -90,6 +103,7 @@ class Runtime:
         try:
             self.records = self.bundle.records()
             """Answers of all exits to the calibration images."""
+            self._unlabelled_records = self.bundle.unlabelled_records()
             self.costs = costs_here(self._loop, self.bundle, self._refuse)
             """Measured latency of leaving at each exit on this machine."""
             self._loop.energy_mj = self.costs.energy_mj
@@ -122,6 +136,20 @@ class Runtime:
         """What holds for unseen frames, where the budget has a ``confidence_level``."""
         return self.solution.certificate
 
+    @property
+    def promise(self) -> Promise:
+        """What is promised of the frames to come, what is measured, and whether it holds.
+
+        ``print(runtime.promise.sentence)``. Ask at any time and from any thread; it waits for the
+        frame that is being worked on.
+        """
+        with self._lock:
+            promise, problems = self._session.look(), self._conditions.problems
+            silent_s = self._conditions.silent_s(perf_counter())
+        if silent_s is not None:
+            problems += (f"no frame came for {silent_s:.3g} s",)
+        return promise(problems)
+
     def set_budget(self, budget: BudgetConfig | None = None, /, **changes: Any) -> Solution:
         """Choose the thresholds for another budget; takes effect with the next frame.
 
@@ -131,13 +159,15 @@ class Runtime:
         """
         config = (budget or self.budget).changed(**changes)
         recorded = self.bundle.manifest.recorded_thresholds
-        self._put_in_force(choose_thresholds(self.records, self.costs, config, recorded), config)
+        solution = choose_thresholds(
+            self.records, self.costs, config, recorded, self._unlabelled_records
+        )
+        self._put_in_force(solution, config)
         self.budget = config
         return self.solution
 
     def _put_in_force(self, solution: Solution, budget: BudgetConfig | None) -> None:
-        thresholds = tuple(solution.thresholds.tolist())
-        self._session = Session(self.records, self.costs, thresholds, budget, self._report)
+        self._session = Session(self.records, self.costs, solution, budget, self._report)
         self.solution = solution
         """Thresholds in force and what they give on the calibration records."""
 
@@ -159,19 +189,25 @@ class Runtime:
         *,
         color_order: ColorOrder | None = None,
         deadline_ms: float | None = None,
+        box: Box | None = None,
     ) -> Prediction:
         """Classify one frame: a NumPy array uint8 [H, W, 3] or [H, W], or ``nv12`` or ``yuyv``.
 
         Its layout is the profile's (OpenCV's BGR by default) unless ``color_order`` says
-        otherwise. With ``deadline_ms``, counted from this call's start of work, a stage is started
-        only if its p99 fits the time left; otherwise the best answer so far is given, marked
-        ``truncated``. Raises :class:`~dvt_edge.errors.FrameError` for anything that is not a frame,
+        otherwise. Of a frame with a ``box`` (x, y, width, height in pixels), such as a detector's
+        or a fixed part of the picture, only that is classified; nothing is copied, but of ``nv12``
+        the box. ``latency_ms`` of the answer is counted from here, waiting for another thread's
+        frame included. So is ``deadline_ms``: a stage is started only if its p99 fits the time
+        left; otherwise the best answer so far is given, marked ``truncated``. Raises
+        :class:`~dvt_edge.errors.FrameError` for anything that is not a frame,
         :class:`~dvt_edge.errors.BudgetError` for a deadline that is not positive and
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
+        entered = perf_counter()
         slot = self._free.get()
         try:
-            return self._answer(slot, self._prepare(slot, frame, color_order), deadline_ms)
+            shot = self._prepare(slot, frame, color_order, box)
+            return self._answer(slot, shot, deadline_ms, entered)
         finally:
             self._free.put(slot)
 
@@ -185,8 +221,10 @@ class Runtime:
         """:meth:`classify` each of ``frames``, such as those that a camera gives; answers in order.
 
         While the stages run for one frame, the next is fetched from ``frames`` and preprocessed, in
-        a thread of its own. Of several such loops at a time only the first works ahead. Raises as
-        :meth:`classify`, at the frame in question, and whatever ``frames`` raises.
+        a thread of its own. Of several such loops at a time only the first works ahead.
+        ``latency_ms`` is what preparing the frame and its own stages took, and waiting for other
+        callers' frames between the two; lying ready is not counted. Raises as :meth:`classify`, at
+        the frame in question, and whatever ``frames`` raises.
         """
         coming = iter(frames)
         if not self._ahead.acquire(blocking=False):
@@ -239,13 +277,18 @@ class Runtime:
         frames: Sequence[object] | npt.NDArray[Any],
         *,
         color_order: ColorOrder | None = None,
+        boxes: Sequence[Box] | None = None,
     ) -> list[Prediction]:
         """Classify several frames, each as :meth:`classify` takes it; answers in input order.
 
+        With ``boxes``, ``frames`` is one frame, and each of its boxes is answered.
         Each stage runs on the frames that still need it. Deadlines, audits and adapting concern
         single frames and do not act here. More frames than the profile's largest
         batch size are worked on in parts. Raises as :meth:`classify`.
         """
+        if boxes is not None:
+            order = color_order or self.bundle.manifest.input.color_order
+            frames = [cut_box(frames, box, order) for box in boxes]
         if not isinstance(frames, Sequence) and not hasattr(frames, "__len__"):
             raise DataError(f"frames must be a sequence of frames, found {type(frames).__name__}")
         if getattr(frames, "ndim", 4) == 2 or getattr(frames, "shape", (0,))[1:][1:] == (3,):
@@ -313,26 +356,41 @@ class Runtime:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _prepare(self, slot: _Slot, frame: object, order: ColorOrder | None) -> _Shot:
+    def _prepare(
+        self, slot: _Slot, frame: object, order: ColorOrder | None, box: Box | None = None
+    ) -> _Shot:
         """Preprocess ``frame`` in ``slot``, while stages may run for another frame."""
         with slot.writing:
             self._open_loop()
+            if box is not None:
+                frame = cut_box(frame, box, order or self.bundle.manifest.input.color_order)
             early = self._session.prepares_all
-            return frame, order, slot.loop.prepare(frame, order) if early else None
+            took_ms = slot.loop.prepare(frame, order) if early else None
+            return _Shot(frame, order, took_ms, box is not None)
 
-    def _answer(self, slot: _Slot, shot: _Shot, deadline_ms: float | None) -> Prediction:
-        """Run the stages on what :meth:`_prepare` prepared, and report."""
+    def _answer(
+        self, slot: _Slot, shot: _Shot, deadline_ms: float | None, entered: float | None = None
+    ) -> Prediction:
+        """Run the stages on what :meth:`_prepare` prepared, and report.
+
+        ``entered`` is when the work on the frame began; None where it was prepared ahead.
+        """
         answers: list[Prediction] = []
+        frame, order, preprocess_ms, is_part = shot
+        before_ms = preprocess_ms or 0.0
+        if entered is None:
+            entered = perf_counter() - 1e-3 * before_ms
         try:
             with self._lock:
                 self._open_loop()
-                frame, order, preprocess_ms = shot
-                answer = self._session.classify(slot.loop, frame, order, preprocess_ms, deadline_ms)
+                waited_ms = max(0.0, 1e3 * (perf_counter() - entered) - before_ms)
+                answer = self._session.classify(
+                    slot.loop, frame, order, preprocess_ms, deadline_ms, waited_ms
+                )
                 answers.append(answer)
-                shape: tuple[int, ...] = frame.shape  # type: ignore[attr-defined]  # it was an array
-                other = self._conditions.note(shape, perf_counter(), answer.latency_ms)
-                if other is not None:
-                    self._report(OtherConditions(other))
+                shape = None if is_part else frame.shape  # type: ignore[attr-defined]  # an array
+                for event in self._conditions.note(shape, perf_counter(), answer.latency_ms):
+                    self._report(event)
         finally:
             if self._watchers or self._unreported:  # else spare each frame the call
                 self._notify(answers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from queue import SimpleQueue
 from time import perf_counter
@@ -15,16 +15,19 @@ from dvt_edge.bundle.costs import Costs
 from dvt_edge.errors import BudgetError
 from dvt_edge.policy import deadline
 from dvt_edge.policy.budget import allowed_exits
+from dvt_edge.policy.exit_costs import with_audit
 from dvt_edge.policy.live.audit import Audit, early_agreement, outcome, raised
 from dvt_edge.policy.live.controller import Change, Controller
+from dvt_edge.policy.live.promise import Promise, Terms, describe, make_terms
+from dvt_edge.policy.live.promise_watch import ADAPTING_FRAMES, BudgetBroken, Look, PromiseWatch
 from dvt_edge.policy.live.solving import Plan, Request, solve_again
 from dvt_edge.policy.live.video import VideoPolicy, thumbnail
 from dvt_edge.policy.records import Records
-from dvt_edge.policy.solver import closed_before
-from dvt_edge.policy.targets import find_targets, mean_latency_ms
+from dvt_edge.policy.solver import Solution, closed_before
+from dvt_edge.policy.targets import Target, find_targets, mean_latency_ms
 from dvt_edge.profile import BudgetConfig, ColorOrder
 from dvt_edge.runtime.cascade_loop import CascadeLoop, MayStart
-from dvt_edge.runtime.events import Event, NotFinite
+from dvt_edge.runtime.events import Event, NotFinite, SolvingFailed
 from dvt_edge.runtime.prediction import Prediction
 
 TOLERATED_DISAGREEMENT = 0.02
@@ -39,22 +42,31 @@ def in_background(work: Callable[[], None]) -> None:
     threading.Thread(target=work, name="dvt-edge solving", daemon=True).start()
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """Solving again failed."""
+
+    request: Request
+    error: Exception
+
+
 class Session:
     """The thresholds in force, and everything in the budget that acts on single frames.
 
-    One per budget; used under the Runtime's lock. Without a budget the thresholds stay as they
-    are. Adapting and audits never run a stage that the budget forbids. ``report`` is called with
-    every event.
+    One per budget, with the ``solution`` that keeps it; used under the Runtime's lock. Without a
+    budget the thresholds stay as they are. Adapting and audits never run a stage that the budget
+    forbids. ``report`` is called with every event.
     """
 
     def __init__(
         self,
         records: Records,
         costs: Costs,
-        thresholds: tuple[float, ...],
+        solution: Solution,
         budget: BudgetConfig | None,
         report: Callable[[Event], None],
     ) -> None:
+        thresholds: tuple[float, ...] = tuple(solution.thresholds.tolist())
         self.thresholds = self._solved = thresholds
         self._report = report
         self._stage_p99_ms = costs.stage_p99_ms
@@ -66,7 +78,13 @@ class Session:
         """Whether every frame is prepared: of consecutive ones it is not known before each is
         compared with the last."""
         self._last: Prediction | None = None
-        self._solved_again: SimpleQueue[Plan] = SimpleQueue()
+        self._solved_again: SimpleQueue[Plan | _Failed] = SimpleQueue()
+        self._solving_failed = False
+        self._watch: PromiseWatch | None = None
+        self._targets: tuple[Target, ...] = ()
+        self._terms = Terms("", "", "")
+        self._hopeless = False
+        """Whether no thresholds keep the mean, so that adapting is not to be waited for."""
         self._learns = False
         self._own_ms = 0.0
         """What learning from the last frame took, which is part of the next one's price."""
@@ -76,7 +94,15 @@ class Session:
         self._all_allowed = tuple(closed_before(len(thresholds), exits - 1).tolist())
         """[K] thresholds with which every stage that the budget allows runs."""
         self._records, allowed = records.first_exits(exits), np.array(thresholds[:exits])
-        mean_ms = mean_latency_ms(find_targets(costs.exit_costs, budget))
+        self._targets = find_targets(costs.exit_costs, budget)
+        self._terms = make_terms(
+            self._targets,
+            budget.min_accuracy,
+            solution.certificate,
+            costs.paced_fps,
+            costs.frame_shape,
+        )
+        mean_ms = mean_latency_ms(self._targets)
         if budget.adapt and mean_ms is not None:
             self._controller = Controller(
                 self._records,
@@ -91,7 +117,18 @@ class Session:
             self._audit = Audit(budget.audit, max(0.0, promised))
         if budget.video:
             self._video = VideoPolicy(costs.mean_ms)
-        self._learns = self._controller is not None or self._audit is not None
+        if self._targets:
+            planned_ms = float(
+                self._records.exit_shares(self._records.exits_taken(allowed))
+                @ with_audit(costs.mean_ms[:exits], budget.audit)
+            )
+            self._watch = PromiseWatch(
+                self._targets,
+                costs.mean_ms,
+                planned_ms,
+                adapting=self._controller is not None,
+            )
+        self._learns = any((self._controller, self._audit, self._watch))
 
     def classify(
         self,
@@ -100,8 +137,12 @@ class Session:
         order: ColorOrder | None,
         preprocess_ms: float | None,
         deadline_ms: float | None,
+        waited_ms: float = 0.0,
     ) -> Prediction:
-        """Answer one frame by all that is in force; ``preprocess_ms`` where it is prepared."""
+        """Answer one frame by all that is in force; ``preprocess_ms`` where it is prepared.
+
+        ``waited_ms``, for another thread's frame, is part of its latency.
+        """
         limit = self._deadline_ms if deadline_ms is None else deadline_ms
         if limit is not None and not limit > 0:  # NaN too
             raise BudgetError(
@@ -111,7 +152,7 @@ class Session:
         audit = self._audit is not None and self._audit.due()
         video = None if audit else self._video
         started, look_ms = perf_counter(), 0.0
-        before_ms = preprocess_ms or 0.0
+        before_ms = (preprocess_ms or 0.0) + waited_ms
         if video is not None:
             look = None
             if video.wants_thumbnail:
@@ -120,9 +161,11 @@ class Session:
             look_ms = 1e3 * (now - started)
             reason = video.keep(look, 1e3 * now, look_ms)
             if reason is not None and self._last is not None:
+                kept_ms = waited_ms + 1e3 * (perf_counter() - started)
+                self._keep_promise(self._last.exit_stage, kept_ms, ran=False)
                 return replace(
                     self._last,
-                    latency_ms=1e3 * (perf_counter() - started),
+                    latency_ms=waited_ms + 1e3 * (perf_counter() - started),
                     preprocess_ms=0.0,
                     stage_latency_ms=(),
                     truncated=False,
@@ -135,7 +178,7 @@ class Session:
         if preprocess_ms is None:
             preprocess_ms = loop.prepare(frame, order)
         answer = loop.run_prepared(
-            thresholds, preprocess_ms, before_ms=look_ms, may_start=may_start
+            thresholds, preprocess_ms, before_ms=waited_ms + look_ms, may_start=may_start
         )
         if audit:
             answer = replace(answer, thresholds=in_force, reason=answer.reason or AUDITED)
@@ -147,11 +190,41 @@ class Session:
             answer = replace(answer, latency_ms=before_ms + 1e3 * (now - started))
         if self._video is not None:
             if video is not None and not answer.truncated and isfinite(answer.confidence):
-                video.observe(answer.class_id, answer.exit_stage, answer.latency_ms - look_ms)
+                own_ms = answer.latency_ms - look_ms - waited_ms
+                video.observe(answer.class_id, answer.exit_stage, own_ms)
             else:
                 self._video.reset()
             self._last = answer
         return answer
+
+    def look(self) -> Callable[[Sequence[str]], Promise]:
+        """How the promise stands at this moment, as a function of what else suspends it.
+
+        The function takes some tenths of a millisecond and may be called without the lock.
+        """
+        look = Look() if self._watch is None else self._watch.look()
+        targets, terms, controller = self._targets, self._terms, self._controller
+        agreement = self._audit.agreement if self._audit else None
+        certified = self.thresholds == self._solved
+        suspended: tuple[str, ...] = ()
+        if controller is not None:
+            certified = controller.certificate_holds
+            if not controller.feasible:
+                suspended = ("even leaving at exit 1 takes more than the budget",)
+        if controller.held if controller is not None else not certified:
+            suspended += ("an audit raised the thresholds, and latency comes second",)
+
+        def promise(also: Sequence[str]) -> Promise:
+            return describe(
+                look,
+                targets,
+                terms,
+                suspended=(*suspended, *also),
+                agreement=agreement,
+                certified=certified,
+            )
+
+        return promise
 
     def _within(self, limit_ms: float) -> MayStart:
         slowdown = self._controller.slowdown if self._controller else ()
@@ -166,29 +239,71 @@ class Session:
                 self._report(
                     NotFinite(at + 1, f"exit {at + 1} gave logits that are NaN or infinite; {then}")
                 )
+        took_ms = answer.latency_ms + self._own_ms
         if self._controller is not None:
-            while not self._solved_again.empty():
-                self._follow(self._controller.install(self._solved_again.get()))
+            self._install(self._controller)
             change = self._controller.observe(
                 answer.exit_stage,
                 answer.stage_latency_ms,
-                answer.latency_ms + self._own_ms,
+                took_ms,
                 answer.confidences,
                 forced=answer.reason is not None,
             )
             self._follow(change)
+        self._keep_promise(answer.exit_stage, took_ms)
         if audit and self._audit is not None and not answer.truncated:
             self._note_audit(self._audit, answer)
+
+    def _keep_promise(self, exit_stage: int, took_ms: float, *, ran: bool = True) -> None:
+        if self._watch is None:
+            return
+        controller = self._controller
+        for verdict in self._watch.observe(exit_stage, took_ms, ran=ran):
+            self._report(verdict)
+            if controller is not None and isinstance(verdict, BudgetBroken):
+                self._follow(controller.adapt(verdict.reason))
 
     def _solve_later(self, request: Request) -> None:
         """Off the thread that classifies; what is found is installed with a later frame."""
         done = self._solved_again
-        in_background(lambda: done.put(solve_again(request)))
+
+        def work() -> None:
+            try:
+                done.put(solve_again(request))
+            except Exception as error:  # else no one would hear of it, and wait for ever
+                done.put(_Failed(request, error))
+
+        try:
+            in_background(work)
+        except RuntimeError as error:  # no thread can be started
+            done.put(_Failed(request, error))
+
+    def _install(self, controller: Controller) -> None:
+        """What was solved since the last frame."""
+        while not self._solved_again.empty():
+            found = self._solved_again.get()
+            if isinstance(found, Plan):
+                self._solving_failed = False
+                self._follow(controller.install(found))
+                continue
+            controller.abandon(found.request)
+            if not self._solving_failed:
+                self._solving_failed = True
+                error = f"{type(found.error).__name__}: {found.error}"
+                why = (
+                    f"thresholds could not be solved again ({error}); those in force stay, and it "
+                    "will be tried again"
+                )
+                self._report(SolvingFailed(why))
 
     def _follow(self, change: Change | None) -> None:
         """Put the controller's thresholds in force, and report a change of its plan."""
         assert self._controller is not None
         self._set(self._controller.thresholds)
+        hopeless = not self._controller.feasible
+        if self._watch is not None and hopeless != self._hopeless:
+            self._hopeless = hopeless
+            self._watch.wait(0 if hopeless else ADAPTING_FRAMES)
         if change is None:
             return
         if self._audit is not None:

@@ -69,6 +69,7 @@ def command(
         if answers and not as_json:
             names = set(runtime.bundle.manifest.class_names)
             _print_summary(answers, names, len(runtime.costs.exits), failed)
+            click.echo(runtime.promise.sentence)
     return 1 if failed or not answers else 0
 
 

@@ -13,7 +13,7 @@ from dvt_edge.bundle.bundle import Bundle, open_source
 from dvt_edge.bundle.costs import Costs, costs_from_measurement, load_costs, with_earlier
 from dvt_edge.bundle.manifest import COSTS, MEASUREMENT
 from dvt_edge.cli.options import FILE, PATH, duration_option, profile_option
-from dvt_edge.cli.output import print_json, solution_values
+from dvt_edge.cli.output import print_json, show, solution_values
 from dvt_edge.cli.profile_tables import show_measurement
 from dvt_edge.cli.progress import shown_progress
 from dvt_edge.energy import open_meter
@@ -22,6 +22,9 @@ from dvt_edge.evaluation.evaluate import judge
 from dvt_edge.files.datasets import open_folder
 from dvt_edge.files.replacing import check_writable, write_text
 from dvt_edge.policy import Solution, choose_thresholds
+from dvt_edge.policy.live.promise import describe, make_terms
+from dvt_edge.policy.live.promise_watch import Look
+from dvt_edge.policy.targets import find_targets
 from dvt_edge.profile import BudgetConfig, Profile
 from dvt_edge.report import check_libraries, collect, write_report
 from dvt_edge.runtime.cascade_loop import open_loop
@@ -128,11 +131,14 @@ def command(
         "budget": profile.budget.model_dump(mode="json"),
         "solution": solution and solution_values(solution),
         "problem": problem and str(problem),
+        "promise": solution and _promise(costs, profile.budget, solution),
     }
     if json_file == STDOUT:
         print_json(values)
     else:
         show_measurement(measurement, costs, profile.budget, solution)
+        if solution is not None:
+            show(_promise(costs, profile.budget, solution))
         if json_file is not None:
             write_text(json_file, json.dumps(values, allow_nan=False) + "\n")
             click.echo(f"JSON: {json_file}")
@@ -154,3 +160,12 @@ def _solve(
         ), None
     except BudgetError as problem:
         return None, problem
+
+
+def _promise(costs: Costs, budget: BudgetConfig, solution: Solution) -> str:
+    """What a Runtime would promise with these costs, before its first frame."""
+    targets = find_targets(costs.exit_costs, budget)
+    terms = make_terms(
+        targets, budget.min_accuracy, solution.certificate, costs.paced_fps, costs.frame_shape
+    )
+    return describe(Look(), targets, terms).sentence

@@ -105,9 +105,7 @@ def measure(
     after = read_conditions(root)
     figures = energy.figures
     if figures.unavailable is not None and how.watts is not None:
-        figures = declared_figures(
-            how.watts, back_to_back, figures.unavailable, how.idle_watts
-        )
+        figures = declared_figures(how.watts, back_to_back, figures.unavailable, how.idle_watts)
     remarks = _remarks(back_to_back, paced, figures, settled, limit_s)
     return Measurement(
         machine=machine_name(loop.backend),

@@ -116,7 +116,8 @@ def test_classify_folder(
     """One line an image in sorted order, then a summary that counts what the folders say."""
     result = dvt_edge("classify", "--profile", write_profile(), images)
     assert (result.code, result.err) == (0, "")
-    *lines, summary = result.out.splitlines()
+    *lines, summary, promise = result.out.splitlines()
+    assert promise.startswith("Promised: mean latency of ")
     paths = sorted(images.rglob("*.png"))
     assert [line.split("  ")[0] for line in lines] == [str(path) for path in paths]
     for line in lines:
@@ -199,8 +200,8 @@ def test_corrupt_image_is_reported(
     if as_json:
         assert len([json.loads(line) for line in lines]) == 4
     else:
-        assert len(lines) == 5
-        assert lines[-1].endswith("1 failed")
+        assert len(lines) == 6
+        assert lines[-2].endswith("1 failed")
 
 
 def test_missing_image(dvt_edge: Run, write_profile: Write, images: Path) -> None:

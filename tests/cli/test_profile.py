@@ -42,7 +42,7 @@ def test_json(dvt_edge: Run, write_profile: Write, own_bundle: Path) -> None:
     result = dvt_edge("profile", "--json", "--profile", path, "--duration", "0.6", "--pace", "100")
     assert (result.code, result.err) == (0, "")
     values = json.loads(result.out)
-    assert values.keys() == {"measurement", "costs", "budget", "solution", "problem"}
+    assert values.keys() == {*("measurement", "costs", "budget", "solution", "problem", "promise")}
     costs = Costs.model_validate(values["costs"])
     measured = Measurement.model_validate(values["measurement"])
     assert [len(cost.stage_ms) for cost in costs.exits] == [1, 2, 3]

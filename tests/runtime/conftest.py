@@ -301,7 +301,7 @@ def live_bundle(
 def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     """In place of the real clock wherever frames are timed."""
     made = HandClock()
-    for module in ("cascade_loop", "session"):
+    for module in ("cascade_loop", "runtime", "session"):
         monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
     # The clock stands still while nothing runs, so nothing may run beside it.
     monkeypatch.setattr("dvt_edge.runtime.session.in_background", lambda work: work())

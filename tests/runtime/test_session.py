@@ -20,13 +20,20 @@ from dvt_edge.policy import Records, replay
 from dvt_edge.policy.live.audit import AuditEvent
 from dvt_edge.policy.live.controller import Change, Controller
 from dvt_edge.profile import BudgetConfig, ColorOrder
-from dvt_edge.runtime.events import Event, NotFinite
+from dvt_edge.runtime.events import BudgetBroken, Event, NotFinite
 from dvt_edge.runtime.preprocess import frame_shape
 from dvt_edge.runtime.session import in_background
 from tests.conftest import HandClock
 from tests.runtime.conftest import FakeBackend, Live
 
 Frame = npt.NDArray[np.uint8]
+
+
+@pytest.fixture
+def clock(clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    """Also where waiting is timed."""
+    monkeypatch.setattr("dvt_edge.runtime.runtime.perf_counter", clock)
+    return clock
 
 
 def _mean_ms(answers: list[Prediction]) -> float:
@@ -164,10 +171,10 @@ def test_noise_alone_changes_nothing(live: Live) -> None:
 
 
 def test_without_adapt_nothing_moves(live: Live) -> None:
-    """Off by default."""
+    """Off by default; that the budget is broken is said all the same."""
     live.backend.takes_ms *= 2
     assert len({p.thresholds for p in live.stream(300)}) == 1
-    assert live.heard == []
+    assert [type(event) for event in live.heard] == [BudgetBroken]
 
 
 @pytest.mark.parametrize("max_stage", [1, 2])
@@ -213,11 +220,6 @@ def test_disagreement_raises_thresholds(live: Live, adapt: bool) -> None:
     live.runtime.set_budget(latency_ms=2.5, audit=0.3, adapt=adapt)
     before = np.array(live.runtime.solution.thresholds)
     live.stream(400)
-    if adapt:  # the mean holds audited frames as well: for those nothing was solved before
-        (first,) = live.heard
-        assert isinstance(first, Change)
-        assert first.reason.startswith("with 0.3 of the frames audited the mean is 2.95 ms")
-        live.heard.clear()
     assert live.heard == []
     _disagree(live)
     for seed in range(300):
@@ -273,7 +275,7 @@ def test_audits_keep_hard_limits(live: Live, budget: dict[str, Any]) -> None:
 
 def test_truncated_audits_are_not_counted(live: Live) -> None:
     """A deadline cuts an audit short: nothing was learned about the last exit."""
-    live.runtime.set_budget(latency_ms=2.0, audit=0.5, deadline_ms=3.0)
+    live.runtime.set_budget(latency_ms=3.0, audit=0.5, deadline_ms=3.0)
     class_id = live.backend.inner.class_id
     class_id[:, 0] = (class_id[:, 1] + 1) % 10
     answers = live.stream(300)
@@ -297,7 +299,7 @@ def test_a_broken_listener_does_not_stop_the_policy(
     backend = fake_backend(live_records.confidence, wrong)
     with Runtime(live_bundle, backend=backend) as runtime:
         runtime.watch(on_event=broken)
-        before = runtime.set_budget(latency_ms=2.0, audit=0.5).thresholds
+        before = runtime.set_budget(latency_ms=3.0, audit=0.5).thresholds
         with pytest.raises(RuntimeError, match="mine"):
             classify_all()
         after = runtime.classify(np.zeros((4, 4), np.uint8)).thresholds
@@ -322,7 +324,7 @@ def test_a_listener_may_use_the_runtime(
     backend = fake_backend(live_records.confidence, wrong)
     with Runtime(live_bundle, backend=backend) as runtime:
         runtime.watch(on_event=listen)
-        runtime.set_budget(latency_ms=2.0, audit=0.5)
+        runtime.set_budget(latency_ms=3.0, audit=0.5)
         for v in range(len(live_records)):
             runtime.classify(np.full((4, 4), v, np.uint8))
         assert heard
@@ -579,7 +581,6 @@ def test_solving_again_in_a_real_thread(live: Live, monkeypatch: pytest.MonkeyPa
     live.runtime.set_budget(adapt=True)
     live.backend.takes_ms *= 1.5
     until = perf_counter() + 20
-    while not live.heard:
+    while not any(isinstance(event, Change) for event in live.heard):
         live.stream(8)
         assert perf_counter() < until
-    assert isinstance(live.heard[0], Change)

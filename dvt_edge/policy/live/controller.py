@@ -29,7 +29,7 @@ from dvt_edge.policy.live.drift import CHECK_FRAMES, TOLERANCE, UNLIKE, WINDOWS,
 from dvt_edge.policy.live.pacing import Pacer
 from dvt_edge.policy.live.solving import Plan, Request, solve_again
 from dvt_edge.policy.live.tracking import MixTracker, SpeedTracker
-from dvt_edge.policy.records import Floats, Records
+from dvt_edge.policy.records import Records
 from dvt_edge.policy.solver import Solution, replay
 
 DWELL_FRAMES = 64
@@ -109,7 +109,7 @@ class Controller:
         self._frame = self._changed = self._strange = self._cut = 0
         self._dwell, self._steady = DWELL_FRAMES, STEADY_FRAMES
         self._requests, self._pending = 0, False
-        self._feasible = True  # False where even leaving at exit 1 costs more than the budget
+        self._feasible, self._failed = True, ""
         self._plan: Plan | None = None
         self._pacer: Pacer | None = None
         self._cost_ms: list[float] = np.asarray(costs, float).tolist()
@@ -131,6 +131,22 @@ class Controller:
     def wanted(self) -> tuple[float, ...]:
         """[K]: what would be in force now had no audit raised thresholds."""
         return self._plan.wanted if self._plan else tuple(self._certified.thresholds.tolist())
+
+    @property
+    def feasible(self) -> bool:
+        """False while even leaving at exit 1 costs more than the budget."""
+        return self._feasible
+
+    @property
+    def held(self) -> bool:
+        """Whether thresholds are held up, and latency comes second: :meth:`hold_at_least`."""
+        return bool((self._floor > -np.inf).any())
+
+    @property
+    def certificate_holds(self) -> bool:
+        """Whether the thresholds chosen offline are in force."""
+        certified: tuple[float, ...] = tuple(self._certified.thresholds.tolist())
+        return self._plan is None and self.thresholds == certified
 
     @property
     def expected_agreement(self) -> float:
@@ -194,10 +210,25 @@ class Controller:
 
         The change, or None where it comes with :meth:`install` or nothing was held.
         """
-        if not self._held:
+        if not self.held:
             return None
         self._floor = np.full(len(self._floor), -np.inf)
         return self._adapt(reason)
+
+    def adapt(self, reason: str) -> Change | None:
+        """Solve for what is seen now although no check found cause, because the mean is over its
+        limit; nothing where that was done before or is under way."""
+        if self._plan is not None or self._pending:
+            return None
+        return self._adapt(reason)
+
+    def abandon(self, request: Request) -> None:
+        """``request`` will not be answered: go on with what is in force, and ask again later."""
+        if not self._pending or request.number != self._requests:
+            return
+        self._pending, self._failed = False, request.why
+        self._changed = self._frame
+        self._dwell = min(2 * self._dwell, MAX_DWELL_FRAMES)
 
     def install(self, plan: Plan) -> Change | None:
         """Put what :func:`~dvt_edge.policy.live.solving.solve_again` found in force.
@@ -227,10 +258,6 @@ class Controller:
         self._dwell = min(2 * self._dwell, MAX_DWELL_FRAMES)
         return self._change(plan.found, f"{request.why}; {after}. The certificate does not hold.")
 
-    @property
-    def _held(self) -> bool:
-        return bool((self._floor > -np.inf).any())
-
     def _would_leave(self, confidences: Sequence[float]) -> int:
         """The exit, from 0, at which a forced frame would have left by the thresholds.
 
@@ -259,6 +286,8 @@ class Controller:
 
     def _check(self) -> Change | None:
         waited = self._frame - self._changed
+        if self._failed:
+            return self._adapt(self._failed) if waited >= self._dwell else None
         if self._pacer is None or self._plan is None:
             ready = waited >= DWELL_FRAMES or not self._changed
             why = (self._unplanned or self._drift.reason(self._frame, waited)) if ready else None
@@ -312,7 +341,7 @@ class Controller:
     def _adapt(self, why: str) -> Change | None:
         """Solve for what is seen now; the change, or None where it comes later."""
         self._requests += 1
-        self._pending = True
+        self._pending, self._failed = True, ""
         request = Request(
             self._requests,
             why,
@@ -342,7 +371,7 @@ class Controller:
         cost = float(exits @ self._speed.mean_ms(STRANGE_FRAMES))
         return (
             not self._unplanned
-            and not self._held
+            and not self.held
             and distance < chance
             and abs(pacer.model_bias()) < TOLERANCE
             and abs(cost / self._certified.cost - 1) < TOLERANCE * RETURN

@@ -23,6 +23,9 @@ SPEED_FRAMES = MIX_FRAMES = 4096
 BINS = 12
 SPIKE = 4.0
 """What a latency has above this multiple of its usual value is its *tail*."""
+HALT = 128.0
+"""Multiple of its usual value that a latency counts for at most, however long it took: after a
+suspend, or with a clock that jumped, an hour would be all that is seen in the sums."""
 _FEW = 4.0  # observations of a segment that weigh as much as the speed common to all
 _STEP = 1.02  # by which the usual latency moves with every frame
 
@@ -114,6 +117,7 @@ class SpeedTracker:
             limit = SPIKE * max(usual[k], usual[0])
             usual[k] *= _STEP if ratio > usual[k] else 1 / _STEP
             if ratio > limit:
+                ratio = min(ratio, HALT / SPIKE * limit)
                 tail += (ratio - limit) * reference
                 ratio = limit
             total[k] += 1
