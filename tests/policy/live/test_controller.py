@@ -11,7 +11,7 @@ from dvt_edge.errors import DataError
 from dvt_edge.policy import Records, replay, solve
 from dvt_edge.policy.live.controller import MAX_DWELL_FRAMES, Change, Controller
 from dvt_edge.policy.live.pacing import MIDDLE, STEPS, Ladder, Ranks, highest_step
-from dvt_edge.policy.live.solving import solve_again
+from dvt_edge.policy.live.solving import Request, solve_again
 from dvt_edge.policy.live.tracking import MixTracker, SpeedTracker, resample
 
 PREPROCESS_MS = 0.3
@@ -233,12 +233,12 @@ def test_an_hour_is_taken_for_a_halt():
 
 def test_a_request_that_is_abandoned_is_asked_again_later():
     """What is in force stays so, and frames are paced as before."""
-    asked = []
+    asked: list[Request] = []
     records = RECORDS
     thresholds = solve(records, COSTS, 4.2).thresholds
     controller = Controller(records, COSTS, 4.2, thresholds, solve_later=asked.append)
     live = images(71, 0.2, 8000)
-    at = []
+    at: list[int] = []
 
     def show(start, end):
         for t in range(start, end):
@@ -268,7 +268,7 @@ def test_a_request_that_is_abandoned_is_asked_again_later():
 
 
 def test_raised_thresholds_stay_up_where_solving_fails():
-    asked = []
+    asked: list[Request] = []
     thresholds = solve(RECORDS, COSTS, 3.0).thresholds
     controller = Controller(RECORDS, COSTS, 3.0, thresholds, solve_later=asked.append)
     assert controller.certificate_holds
@@ -290,7 +290,7 @@ def test_a_mean_that_is_over_is_adapted_to_once():
     assert change is not None
     assert change.reason.startswith("the mean is over its limit; thresholds were solved again")
     assert controller.adapt("the mean is over its limit") is None
-    asked = []
+    asked: list[Request] = []
     thresholds = solve(RECORDS, COSTS, 3.0).thresholds
     later = Controller(RECORDS, COSTS, 3.0, thresholds, solve_later=asked.append)
     assert later.adapt("over") is None
