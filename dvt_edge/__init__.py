@@ -24,9 +24,12 @@ from dvt_edge.errors import (
     DvtEdgeError,
     EnergyError,
     FrameError,
+    SourceError,
 )
 
 if TYPE_CHECKING:
+    from dvt_edge.camera import CapturedFrame, open_source
+    from dvt_edge.policy.live.promise import Promise
     from dvt_edge.profile import BudgetConfig, Profile
     from dvt_edge.runtime.events import Event
     from dvt_edge.runtime.prediction import Prediction
@@ -40,6 +43,7 @@ __all__ = [
     "BudgetError",
     "BuildError",
     "BundleError",
+    "CapturedFrame",
     "CheckpointError",
     "ClosedError",
     "ConfigError",
@@ -50,16 +54,22 @@ __all__ = [
     "FrameError",
     "Prediction",
     "Profile",
+    "Promise",
     "Runtime",
+    "SourceError",
     "__version__",
+    "open_source",
 ]
 
 _HOMES = {
     "BudgetConfig": "dvt_edge.profile",
+    "CapturedFrame": "dvt_edge.camera",
     "Event": "dvt_edge.runtime.events",
     "Prediction": "dvt_edge.runtime.prediction",
     "Profile": "dvt_edge.profile",
+    "Promise": "dvt_edge.policy.live.promise",
     "Runtime": "dvt_edge.runtime.runtime",
+    "open_source": "dvt_edge.camera",
 }
 
 

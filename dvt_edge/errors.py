@@ -10,6 +10,7 @@
     ├── BundleError        a bundle is missing, damaged or of another version
     ├── BackendError       an execution backend is missing or failed
     ├── EnergyError        energy cannot be measured or separated by exit
+    ├── SourceError        a camera, stream or file gives no frames
     └── ClosedError        the Runtime was used after close()
 
 Each message says what was found, what was expected and how to fix it. The command line prints
@@ -57,6 +58,15 @@ class BackendError(DvtEdgeError):
 
 class EnergyError(DvtEdgeError):
     """Energy cannot be measured, or cannot be separated by exit."""
+
+
+class SourceError(DvtEdgeError):
+    """A camera, stream or file gives no frames."""
+
+    def __init__(self, message: str, cause: str | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        """A :class:`~dvt_edge.camera.Cause`; None where a library is missing."""
 
 
 class ClosedError(DvtEdgeError):

@@ -36,6 +36,7 @@ def _extra(module: str, name: str, extra: str, minimum: tuple[int, ...], purpose
 
 
 _FROM_CHECKPOINT = "build from a checkpoint"
+_LIVE = "serve the live page"
 LIBRARIES = {
     library.module: library
     for library in (
@@ -73,6 +74,18 @@ LIBRARIES = {
         _extra("matplotlib", "matplotlib", "plot", (3, 8), "draw the frontier"),
         _extra("jinja2", "Jinja2", "report", (3, 1), "write reports"),
         _extra("plotly", "Plotly", "report", (6,), "write reports"),
+        _extra("paho", "paho-mqtt", "mqtt", (2,), "publish answers to an MQTT broker"),
+        _extra("av", "PyAV", "camera", (15,), "open cameras, streams and video files"),
+        Library(
+            "gi",
+            "PyGObject",
+            "sudo apt install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base, "
+            "and make the virtual environment with python3 -m venv --system-site-packages",
+            purpose="open CSI cameras and GStreamer pipelines",
+        ),
+        _extra("starlette", "Starlette", "serve", (0, 40), _LIVE),
+        _extra("uvicorn", "Uvicorn", "serve", (0, 30), _LIVE),
+        _extra("wsproto", "wsproto", "serve", (1, 2), _LIVE),
         _extra("timm", "timm", "imagenet", (1, 0), "name ImageNet's classes"),
     )
 }

@@ -32,6 +32,9 @@ LAYERS = (
     "dvt_edge.runtime.cascade_loop",
     "dvt_edge.runtime.measuring",
     "dvt_edge.runtime",
+    "dvt_edge.camera",
+    "dvt_edge.app",
+    "dvt_edge.serve",
     "dvt_edge.models",
     "dvt_edge.converters",
     "dvt_edge.evaluation",
@@ -91,6 +94,7 @@ def test_all_is_pinned() -> None:
         "BudgetError",
         "BuildError",
         "BundleError",
+        "CapturedFrame",
         "CheckpointError",
         "ClosedError",
         "ConfigError",
@@ -101,8 +105,11 @@ def test_all_is_pinned() -> None:
         "FrameError",
         "Prediction",
         "Profile",
+        "Promise",
         "Runtime",
+        "SourceError",
         "__version__",
+        "open_source",
     ]
 
 

@@ -24,6 +24,8 @@ _MODULES = {
     "build": "build",
     "profile": "profile",
     "classify": "classify",
+    "cameras": "cameras",
+    "run": "run_",
     "eval": "eval",
     "budget": "budget",
     "compare": "compare",

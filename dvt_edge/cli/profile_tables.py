@@ -15,6 +15,7 @@ from dvt_edge.policy.statistic import BOUND_ERROR, Statistic
 from dvt_edge.profile import BudgetConfig
 
 FIGURES: tuple[Statistic, ...] = get_args(Statistic)
+BOUNDED: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
 CLASSES_SHOWN = 20
 
 
@@ -66,26 +67,35 @@ def _exit_rows(measured: Measurement) -> Iterator[list[str]]:
 
 def _show_bounds(measured: Measurement, costs: Costs) -> None:
     """How large the true figures may be, as far as the runs tell."""
-    bounded: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
     rows: list[list[str]] = []
-    missing: set[str] = set()
+    missing: set[Statistic] = set()
     for timing in filter(None, (measured.back_to_back, measured.paced)):
         for k, exit_ in enumerate(timing.exits, start=1):
-            bounds = {name: getattr(exit_.latency.at_most, f"{name}_ms", None) for name in bounded}
+            found = exit_.latency.at_most
+            bounds: dict[Statistic, float | None] = {
+                name: getattr(found, f"{name}_ms", None) for name in BOUNDED
+            }
             if timing.fps == costs.paced_fps:
-                missing |= {name for name, found in bounds.items() if found is None}
-            rows.append([str(k), _pace(timing.fps), *map(figure, bounds.values())])
+                missing |= {name for name, bound in bounds.items() if bound is None}
+            like = figure(None if found is None else found.independent_runs, "d")
+            rows.append([str(k), _pace(timing.fps), like, *map(figure, bounds.values())])
         rows.append([])
     show_table(
         f"The true figures are at most, each with {100 * (1 - BOUND_ERROR):g} % certainty, ms",
-        ["exit", "frames", *bounded],
+        ["exit", "frames", "independent", *BOUNDED],
         rows,
     )
     longer = [
-        f"{name} --duration {costs.seconds_needed(name):.0f}" for name in bounded if name in missing
+        f"{name} takes --duration {costs.seconds_needed(name):.0f}"
+        for name in BOUNDED
+        if name in missing
     ]
     if longer:
-        show(f"-: too few runs; it takes for {', for '.join(longer)}")
+        show(f"Too few independent runs for a bound: {', '.join(longer)}")
+    show(
+        f"Certificates add {percent(costs.session_allowance)} for what sessions differ by: "
+        f"{counted(len(costs.earlier_mean_ms), 'earlier session')} known"
+    )
 
 
 def _part_rows(measured: Measurement) -> Iterator[list[str]]:

@@ -1,0 +1,28 @@
+"""Cameras, streams and files as frames: the newest one, how old it is, and how many were left out.
+
+    with open_source("rtsp://user:${PASSWORD}@host/stream") as source:
+        for frame in source:
+            runtime.classify(frame.pixels, color_order=frame.color_order)
+
+No old frame is given as new, and every frame is accounted for. Neither PyAV nor GStreamer is
+imported here: they run in a process of their own.
+"""
+
+from __future__ import annotations
+
+from dvt_edge.camera.address import redacted
+from dvt_edge.camera.causes import Cause, SourceEvent
+from dvt_edge.camera.elements import missing_elements
+from dvt_edge.camera.frame import CapturedFrame, SourceCounts
+from dvt_edge.camera.source import Source, open_source
+
+__all__ = [
+    "CapturedFrame",
+    "Cause",
+    "Source",
+    "SourceCounts",
+    "SourceEvent",
+    "missing_elements",
+    "open_source",
+    "redacted",
+]
