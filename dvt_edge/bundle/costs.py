@@ -31,14 +31,18 @@ machine's own is not known. Measured on the demo: the documentation of profiling
 SPREAD_WEIGHT = 4
 """Sessions that :data:`SESSION_SPREAD` counts as."""
 SESSIONS_KEPT = 8
-SESSION_ERROR, SESSION_SURE = 0.01, 2.326
-"""Probability that sessions differ by more than allowed for, and the standard deviations that are
-allowed for. It is one event for all exits."""
-ENERGY_SURE = 10.2
-"""Student's t of the regression's three degrees of freedom, at the same probability."""
+SESSION_ERROR = 0.01
+"""Probability that sessions differ by more than is allowed for."""
+STUDENT_T = (3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681)
+"""One-sided quantiles at :data:`SESSION_ERROR`, for :data:`SPREAD_WEIGHT` degrees of freedom and
+one more for each earlier session."""
+ENERGY_T = 10.215
+"""The same for the three degrees of freedom of the energy's regression, at
+:data:`~dvt_edge.policy.statistic.BOUND_ERROR`."""
 HALVES = 2
 """Of the duration one half is paced, one is back to back."""
-MARGIN = 1.1
+MARGIN = 1.3
+"""Runs are asked for with this margin: how far they are independent is an estimate."""
 _STEP = 1 + 1e-6  # between exits that noise made equal or reversed
 
 
@@ -68,7 +72,7 @@ class Costs(Document):
     measured_at: str
     """UTC, ISO 8601."""
     runs_per_exit: int = Field(ge=1)
-    earlier_mean_ms: tuple[tuple[float, ...], ...] = ()
+    earlier_mean_ms: tuple[tuple[float, ...], ...] = Field(default=(), max_length=SESSIONS_KEPT)
     """[S, K]: means of earlier sessions with the same machine, stages, pace and frames, the latest
     first: how far sessions differ."""
     frame_shape: tuple[int, int]
@@ -85,6 +89,8 @@ class Costs(Document):
     """Power at rest, in milliwatts, as far as it is known."""
     energy_error_mj: tuple[float, ...] | None = None
     """[K]: standard errors of ``energy_mj``; None where it is declared."""
+    net_error_mj: tuple[float, ...] | None = None
+    """[K]: the same of ``net_mj``."""
     energy_source: str | None = None
     """Sensor and rails that ``energy_mj`` comes from."""
     energy_declared: bool = False
@@ -116,23 +122,38 @@ class Costs(Document):
 
     @property
     def session_spread(self) -> float:
-        """Relative standard deviation of an exit's mean between two sessions of measuring: that of
-        :data:`SESSION_SPREAD`, and of the sessions known here as these become more."""
-        usual = SESSION_SPREAD["back to back" if self.paced_fps is None else "paced"]
+        """Relative standard deviation of an exit's mean between sessions of measuring, at the exit
+        that differs most.
+
+        The usual one counts as :data:`SPREAD_WEIGHT` sessions, each one known here as one more: a
+        scaled inverse chi-square prior, so that another session follows Student's distribution.
+        """
         sessions = np.array([self.mean_ms, *self.earlier_mean_ms])
         relative = sessions / sessions.mean(axis=0) - 1
-        squares = SPREAD_WEIGHT * usual**2 + float((relative**2).mean(axis=1).sum())
+        squares = SPREAD_WEIGHT * self._usual_spread**2 + float((relative**2).sum(axis=0).max())
         return sqrt(squares / (SPREAD_WEIGHT + len(sessions) - 1))
 
     @property
-    def exit_costs_at_most(self) -> ExitCosts:
-        """Upper confidence bounds of :attr:`exit_costs`, of which any is wrong with probability
-        :attr:`bound_error`; infinite where too few runs were measured, and for every ``max``.
+    def _usual_spread(self) -> float:
+        return SESSION_SPREAD["back to back" if self.paced_fps is None else "paced"]
 
-        Another session of the same machine may be slower by what sessions differ by: one time
-        :attr:`session_spread` for this one, one time for the other.
+    @property
+    def session_allowance(self) -> float:
+        """Share by which another session may be slower than this one, but for a probability of
+        :data:`SESSION_ERROR`: both scatter, by :attr:`session_spread`, which is an estimate."""
+        return STUDENT_T[len(self.earlier_mean_ms)] * sqrt(2) * self.session_spread
+
+    @property
+    def exit_costs_at_most(self) -> ExitCosts:
+        """Upper confidence bounds of :attr:`exit_costs` in another session on this machine;
+        infinite where too few runs were measured, and for every ``max``; None where nothing is
+        known of an energy's error.
+
+        Each is wrong within the session with probability
+        :data:`~dvt_edge.policy.statistic.BOUND_ERROR`, and :attr:`session_allowance` is added.
+        :attr:`bound_error` is for all together. The power at rest is as measured.
         """
-        slower = 1 + SESSION_SURE * sqrt(2) * self.session_spread
+        slower = 1 + self.session_allowance
         columns = {name: np.full(len(self.exits), inf) for name in ("mean", *PERCENTILES)}
         for k, cost in enumerate(self.exits):
             for name, column in columns.items():
@@ -143,33 +164,47 @@ class Costs(Document):
         p50, p95, p99 = np.maximum.accumulate([columns[name] for name in PERCENTILES])
         latency = ExitLatency(mean, p50, p95, p99, np.full(len(mean), inf))
         ratio = mean / self.mean_ms
-        energy = self._energy_at_most(self.energy_mj, ratio)
-        net = self._energy_at_most(self.net_mj, ratio)
+        energy = self._energy_at_most(self.energy_mj, self.energy_error_mj, ratio)
+        net = self._energy_at_most(self.net_mj, self.net_error_mj, ratio)
         return ExitCosts(latency, energy, net, self.idle_mw, self.paced_fps)
 
-    def _energy_at_most(self, energy_mj: Sequence[float] | None, ratio: Floats) -> Floats | None:
-        """[K]: of an energy, which grows with the latency by ``ratio`` where it is declared."""
-        if energy_mj is None:
+    def _energy_at_most(
+        self, energy_mj: Sequence[float] | None, error_mj: Sequence[float] | None, ratio: Floats
+    ) -> Floats | None:
+        """[K]: of an energy; None where it or its error is not known.
+
+        A declared one grows with the latency, by ``ratio``. A measured one is that of frames back
+        to back, and no earlier session is known of it.
+        """
+        if energy_mj is None or (error_mj is None and not self.energy_declared):
             return None
         above = np.array(energy_mj) * ratio
-        if self.energy_error_mj is not None:
-            above = np.array(energy_mj) + ENERGY_SURE * np.array(self.energy_error_mj)
+        if error_mj is not None:
+            session = 1 + STUDENT_T[0] * sqrt(2) * SESSION_SPREAD["back to back"]
+            above = (np.array(energy_mj) + ENERGY_T * np.array(error_mj)) * session
         return np.array(_increasing(above.tolist()))
 
     @property
     def bound_error(self) -> float:
-        """Probability, 0..1, that any bound that a certificate uses is wrong: of each exit the
-        mean, one percentile and, where it is known, the energy."""
-        kinds = 2 if self.energy_mj is None else 3
+        """Probability, 0..1, that any bound that a certificate uses is wrong.
+
+        It uses of each exit the mean, one percentile, and the energy with idle power and without,
+        where they are known. One percentile, though three are compared with the limit: they
+        increase, so if any seems to keep a limit that it exceeds, the lowest such one does. That
+        sessions differ by more than allowed for is one event: a slow session is slow at every exit.
+        """
+        kinds = 2 + (self.energy_mj is not None) + (self.net_mj is not None)
         return SESSION_ERROR + BOUND_ERROR * len(self.exits) * kinds
 
     def seconds_needed(self, statistic: Statistic) -> float:
-        """``--duration`` of ``dvt-edge profile`` with which ``statistic`` has a bound, if runs stay
-        as independent as they were; infinite for ``max``."""
+        """``--duration`` of ``dvt-edge profile`` with which ``statistic`` has a bound, if runs are
+        as independent as these were; infinite for ``max``."""
         needed = runs_needed(statistic)
         if needed is None:
             return inf
-        known = [cost.at_most.independent_runs for cost in self.exits if cost.at_most]
+        known: list[int] = []
+        if statistic != "mean":  # whose error counts in that runs are alike
+            known = [cost.at_most.independent_runs for cost in self.exits if cost.at_most]
         runs = needed * self.runs_per_exit / min(known, default=self.runs_per_exit)
         round_s = sum(self.mean_ms) / 1e3
         if self.paced_fps is not None:
@@ -236,6 +271,7 @@ def costs_from_timing(
         energy_mj=energy.gross_mj and tuple(_increasing(energy.gross_mj)),
         energy_error_mj=energy.gross_error_mj if energy.gross_mj else None,
         net_mj=energy.net_mj and tuple(_increasing(energy.net_mj)),
+        net_error_mj=energy.net_error_mj if energy.net_mj else None,
         idle_mw=energy.idle_mw if energy.gross_mj else None,
         energy_source=energy.source if energy.gross_mj else None,
         energy_declared=energy.declared,

@@ -1,13 +1,16 @@
 """How far measured latencies may be from the truth: upper confidence bounds of a run in order.
 
-Runs that follow each other are alike: a neighbour's burst or a slow second touches many of them. So
-the standard error of the mean comes from the means of consecutive batches (Schmeiser, 1982), with
-Student's t for their number, and percentiles are bounded as those of as many independent runs as
-would give that error. Within that the percentiles' bounds ask for no distribution: the r-th of n
-sorted runs is below the true p-quantile with the probability of r or more successes among n
-(binomial). Assumed is that batches are long against what lasts: a neighbour that stays for half of
-the measurement is part of the figures, one that comes later is not. What differs between sessions
-is for :class:`~dvt_edge.bundle.costs.Costs`.
+Runs that follow each other are alike: a slow second touches many of them. So the standard error of
+the mean comes from the means of ten consecutive batches (Schmeiser, 1982), with Student's t for
+their number, and a term for what skews latencies, the few that take several times as long (Johnson,
+1978). Percentiles count as those of as many independent runs as would scatter as much, be it the
+latencies or the share of them beyond p95 or p99, whose bursts are others. Within that they ask for
+no distribution: the r-th of n sorted runs is below the true p-quantile with the probability of r or
+more successes among n (binomial).
+
+Assumed is that batches are long against what lasts, and that whatever matters has shown itself: a
+neighbour who stays for half of the measurement is part of the figures, one who comes later is not.
+That is for what sessions differ by, see :class:`~dvt_edge.bundle.costs.Costs`.
 """
 
 from __future__ import annotations
@@ -20,42 +23,70 @@ import numpy.typing as npt
 from dvt_edge.bundle.measurement import Bounds
 from dvt_edge.policy.statistic import BOUND_ERROR, MIN_RUNS, PERCENTILES
 
-BATCHES = {30: 10, 100: 20}
-"""Runs from which on there are so many batches."""
-STUDENT_T = {10: 4.297, 20: 3.579}
+BATCHES = 10
+STUDENT_T = 4.297
 """One-sided quantile at :data:`BOUND_ERROR` for so many batches."""
+MOST_BATCHES, LEAST_IN_BATCH = 20, 10
+"""For the number of independent runs, which scatters less with more batches, where runs are many
+enough for these to be long."""
 NORMAL = 3.090
+"""The normal distribution's quantile at :data:`BOUND_ERROR`."""
 _EXACT = 5000  # runs up to which the binomial is summed
+TAILS = ("p95", "p99")
+Floats = npt.NDArray[np.float64]
 
 
 def upper_bounds(samples_ms: npt.ArrayLike) -> Bounds | None:
     """Bounds from ``samples_ms`` [R], in the order measured; None for fewer than 30 runs.
 
-    Each is wrong with probability :data:`BOUND_ERROR` at most; a percentile that so few runs cannot
-    bound is None.
+    Each is wrong with probability :data:`BOUND_ERROR`; a percentile that so few runs cannot bound
+    is None.
     """
     samples = np.asarray(samples_ms, float)
     count = len(samples)
     if count < MIN_RUNS:
         return None
-    batches = max(n for least, n in BATCHES.items() if count >= least)
-    means = [part.mean() for part in np.array_split(samples, batches)]
-    error = float(np.std(means, ddof=1)) / sqrt(batches)
-    variance = float(samples.var(ddof=1))
-    independent = count
-    if error > 0:
-        independent = max(1, min(count, floor(variance / error**2)))
     ordered = np.sort(samples)
+    tails = [samples > ordered[ceil(count * PERCENTILES[name] / 100) - 1] for name in TAILS]
+    whole = independent_runs(samples)
+    independent = min(whole, *map(independent_runs, tails))
     found: dict[str, float | None] = {}
     for name, percent in PERCENTILES.items():
         rank = bounding_rank(independent, percent / 100)
-        at = None if rank is None else ceil(rank / independent * count)
+        at = None if rank is None else -(-rank * count // independent)  # rounded up
         found[f"{name}_ms"] = None if at is None else float(ordered[at - 1])
-    return Bounds(
-        mean_ms=float(samples.mean()) + STUDENT_T[batches] * error,
-        independent_runs=independent,
-        **found,
-    )
+    mean = float(samples.mean()) + STUDENT_T * _mean_error(samples, BATCHES)
+    mean += _for_skewness(samples, whole)
+    return Bounds(mean_ms=mean, independent_runs=independent, **found)
+
+
+def independent_runs(series: npt.ArrayLike) -> int:
+    """How many independent values would give a mean as certain as that of ``series`` [R], values in
+    the order measured: 1..R."""
+    values = np.asarray(series, float)
+    count = len(values)
+    batches = min(MOST_BATCHES, max(BATCHES, count // LEAST_IN_BATCH))
+    error = _mean_error(values, batches)
+    if error == 0:
+        return count
+    return max(1, min(count, floor(float(values.var(ddof=1)) / error**2)))
+
+
+def _mean_error(values: Floats, batches: int) -> float:
+    """Standard error of the mean of ``values`` [R], from means of batches in a row."""
+    means = [part.mean() for part in np.array_split(values, batches)]
+    return float(np.std(means, ddof=1)) / sqrt(batches)
+
+
+def _for_skewness(values: Floats, independent: int) -> float:
+    """What the mean of ``values`` [R] may be above Student's bound, as a long tail moves the mean
+    and its error together; they count as so many ``independent`` ones."""
+    off = values - values.mean()
+    squares = float((off**2).mean())
+    if squares == 0:
+        return 0.0
+    skewed = max(0.0, float((off**3).mean()) / squares)
+    return (1 + 2 * NORMAL**2) / 6 * skewed / independent
 
 
 def bounding_rank(count: int, quantile: float) -> int | None:

@@ -101,7 +101,9 @@ def test_a_camera_that_stops(costs: Callable[..., Costs]) -> None:
     assert isinstance(event, FramesStopped)
     assert event.seconds == pytest.approx(12.3, abs=0.01)
     assert event.reason.startswith("no frame came for 12.3 s")
-    assert not _said(watch, 200, 1 / 30, since=last + 12.3)
+    assert not _said(watch, 5, 1 / 30, since=last + 12.3)
+    # One more pause, a short one: with the long one among them, that would be a pace.
+    assert not _said(watch, 200, 1 / 30, since=last + 14.1)
     assert watch.problems == ()
     # Other threads may be asked for their frames: 30 intervals of a slow camera are no stop.
     slow = ConditionsWatch(costs(2.0), "gray")
@@ -191,4 +193,7 @@ def test_a_size_that_comes_back(costs: Callable[..., Costs]) -> None:
         assert len(watch.problems) == (side != 48)
     assert [type(event) for event in events] == [OtherConditions, OtherConditions, SameConditions]
     assert events[0].reason.startswith("a frame is 96x96, costs were measured with 48x48; set")
+    assert len(_said(watch, CHECK_FRAMES, 0.01, (144, 96))) == 1
+    watch.note((72, 48), 1.0, 2.0)  # a single one does not end it, nor begin it again
+    assert not _said(watch, CHECK_FRAMES, 0.01, (144, 96))
     assert events[2].reason == "frames are of about 48x48 again, as costs were measured with"

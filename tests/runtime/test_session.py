@@ -29,13 +29,6 @@ from tests.runtime.conftest import FakeBackend, Live
 Frame = npt.NDArray[np.uint8]
 
 
-@pytest.fixture
-def clock(clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> HandClock:
-    """Also where waiting is timed."""
-    monkeypatch.setattr("dvt_edge.runtime.runtime.perf_counter", clock)
-    return clock
-
-
 def _mean_ms(answers: list[Prediction]) -> float:
     return float(np.mean([p.latency_ms for p in answers]))
 

@@ -71,6 +71,17 @@ def test_patience() -> None:
     assert evidence.since.frames == 1000
 
 
+def test_patience_is_for_the_excess_that_lasted() -> None:
+    """A short one on top of it, which convinces a larger bet alone, is not what is accepted."""
+    evidence = Evidence((0.1, 1.0))
+    evidence.patience = 1000
+    assert _until(evidence, np.tile([0.2, 2.0], 1100)) is None
+    found = _until(evidence, np.full(20, 3.0))
+    assert found is not None
+    assert found > 13  # frames after which the larger bet is convinced
+    assert evidence.accept().frames >= 1000
+
+
 def _until_cleared(evidence: Evidence, value: float, most: int = 100_000) -> int | None:
     for n in range(1, most + 1):
         evidence.add(value)
@@ -94,6 +105,15 @@ def test_it_is_over_after_as_long() -> None:
     evidence.accept()
     assert _until_cleared(evidence, 1.0) == CLEARING_FRAMES
     assert _until(evidence, np.full(10_000, 1.0)) is None
+
+
+def test_what_took_long_to_find_takes_long_to_be_over() -> None:
+    evidence = Evidence((0.1, 0.3))
+    found = _until(evidence, np.full(20_000, 1.03))
+    assert found is not None
+    assert found > 1.5 * CLEARING_MOST
+    evidence.accept()
+    assert _until_cleared(evidence, 1.0) == found
 
 
 def test_a_weak_excess_is_not_over_by_chance() -> None:

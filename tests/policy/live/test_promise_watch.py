@@ -154,6 +154,15 @@ def test_once_each_way(slow: Frames) -> None:
         assert watched.look().broken == ()
 
 
+def test_what_is_over_is_over() -> None:
+    """What the mean of all frames has seen of slowness is not told as news when that has ended."""
+    for seed in range(3):
+        watched, rng = watch(), _rng(seed)
+        assert len(show(watched, USUAL.but(slower=1.1), 20_000, rng)) == 1
+        (kept,) = show(watched, USUAL, 8000, rng)
+        assert isinstance(kept, BudgetKept)
+
+
 def test_what_was_short_is_over_soon() -> None:
     watched, rng = watch(), _rng(6)
     frames_until(watched, USUAL.but(slower=1.5), 1000, rng)
@@ -226,6 +235,16 @@ def test_answers_that_are_kept_count_as_short_frames() -> None:
     for exit_stage, took in USUAL.but(slower=1.3).draw(rng, 10_000):
         assert watched.observe(exit_stage, took) == []
         assert watched.observe(exit_stage, 0.02, ran=False) == []
+
+
+def test_answers_that_are_kept_are_no_exit_of_the_plan() -> None:
+    """Nor hide that frames are slow."""
+    watched, rng, said = watch(), _rng(11), []
+    for exit_stage, took in USUAL.but(slower=1.15).draw(rng, 1000):
+        said += watched.observe(exit_stage, took)
+        said += watched.observe(exit_stage, 1.15 * MEAN_MS, ran=False)
+    assert said[0].reason.startswith("frames take longer than measured")
+    assert said[0].frame < 600
 
 
 def test_the_lowest_of_several_limits_is_watched() -> None:
