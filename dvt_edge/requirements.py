@@ -84,7 +84,7 @@ LIBRARIES = {
             purpose="open CSI cameras and GStreamer pipelines",
         ),
         _extra("starlette", "Starlette", "serve", (0, 40), _LIVE),
-        _extra("uvicorn", "Uvicorn", "serve", (0, 30), _LIVE),
+        _extra("uvicorn", "Uvicorn", "serve", (0, 47), _LIVE),
         _extra("wsproto", "wsproto", "serve", (1, 2), _LIVE),
         _extra("timm", "timm", "imagenet", (1, 0), "name ImageNet's classes"),
     )

@@ -107,7 +107,8 @@ def redacted(uri: str) -> str:
 
 def scrubbed(text: str, address: Address) -> str:
     """``text``, such as a library's message, without the address's credentials."""
-    text = text.replace(address.target, address.shown) if address.kind != "test" else text
+    if address.kind in ("rtsp", "http"):
+        text = text.replace(address.target, address.shown)
     user, _ = _split_user(address.target.partition("://")[2])
     words = [] if user is None else [user, *user.split(":", 1)]
     for word in sorted({w for given in words for w in (given, unquote(given))}, key=len)[::-1]:

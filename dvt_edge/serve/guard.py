@@ -74,7 +74,7 @@ class Rules:
             return PlainTextResponse(
                 "this address is served under localhost, 127.0.0.1 and [::1] only\n", 400
             )
-        if connection.scope["path"] != "/healthz" and not self._has_token(connection):
+        if not self._has_token(connection):
             return HTMLResponse(_ASK, 401, {"WWW-Authenticate": "Bearer"})
         changes = connection.scope["type"] == "websocket" or connection.scope["method"] not in _SAFE
         origins = connection.headers.getlist("origin")

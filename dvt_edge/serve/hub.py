@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dvt_edge.app.sinks import Note, Seen
 from dvt_edge.serve.seconds import Seconds
@@ -21,6 +21,15 @@ class State:
     """Budget, what the records say of it, promise; None before anyone looked."""
     steps: dict[str, Any] | None = None
     """Of the slider; None until they are solved for."""
+
+
+class Newest(NamedTuple):
+    """A frame with its answer. Whoever has used it keeps the number, never the frame: its memory
+    may be one of few places that the camera writes to."""
+
+    number: int
+    """From 1, of all that were taken."""
+    seen: Seen
 
 
 class Hub:
@@ -42,12 +51,12 @@ class Hub:
         self.viewers = 0
         self.ended = asyncio.Event()
         """The run is over; viewers are to leave."""
-        self._newest: dict[str, Seen] = {}
+        self._newest: dict[str, Newest] = {}
 
     def take(self, seen: Seen) -> None:
         """The newest frame."""
-        self._newest[seen.source] = seen
         self.frames += 1
+        self._newest[seen.source] = Newest(self.frames, seen)
         self.last_frame_at = time.monotonic()
         self.seconds.note(seen)
 
@@ -60,7 +69,7 @@ class Hub:
         """Names of the cameras that gave a frame."""
         return list(self._newest)
 
-    def newest(self, source: str | None) -> Seen | None:
+    def newest(self, source: str | None) -> Newest | None:
         """The newest frame of ``source``, or of the first camera where that gave none."""
         if source in self._newest:
             return self._newest[source]

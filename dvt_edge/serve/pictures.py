@@ -10,9 +10,9 @@ from math import ceil
 import numpy as np
 from PIL import Image
 
-from dvt_edge.app.sinks import Seen
 from dvt_edge.profile import ColorOrder
 from dvt_edge.runtime.preprocess import Pixels, to_channels
+from dvt_edge.serve.hub import Newest
 
 WIDEST = 960
 """Wider pictures are made smaller, in pixels."""
@@ -45,18 +45,19 @@ class Pictures:
 
     def __init__(self, threads: Executor) -> None:
         self._threads = threads
-        self._made: dict[str, tuple[Seen, asyncio.Future[bytes]]] = {}
+        self._made: dict[str, tuple[int, asyncio.Future[bytes]]] = {}
         """The last one of each camera."""
         self.encoded = 0
 
-    async def of(self, seen: Seen) -> bytes:
-        """The picture of ``seen``; viewers who ask at the same time wait for the same one."""
+    async def of(self, newest: Newest) -> bytes:
+        """Its picture; viewers who ask at the same time wait for the same one."""
+        number, seen = newest
         made = self._made.get(seen.source)
-        if made is None or made[0] is not seen:
+        if made is None or made[0] != number:
             frame = seen.frame
             work = asyncio.get_running_loop().run_in_executor(
                 self._threads, encode, frame.pixels, frame.color_order
             )
-            made = self._made[seen.source] = (seen, work)
+            made = self._made[seen.source] = (number, work)
             self.encoded += 1
         return await asyncio.shield(made[1])  # a viewer who leaves does not end it for the others

@@ -27,7 +27,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from dvt_edge.app.sinks import Note, Seen
-from dvt_edge.serve.hub import Hub
+from dvt_edge.serve.hub import Hub, Newest
 from dvt_edge.serve.pictures import Pictures
 
 LONGEST_MESSAGE = 4096
@@ -74,8 +74,7 @@ class Viewer:
         self._next_budget: list[float | None] = []
         """The last one that was asked for while another one was being put in force."""
         # What the viewer knows already.
-        self._seen: Seen | None = None
-        self._second = self._event = 0
+        self._frame = self._second = self._event = 0
         self._state: dict[str, Any] | None = None
         self._steps: dict[str, Any] | None = None
         self._settled: dict[str, Any] = {}
@@ -125,23 +124,26 @@ class Viewer:
             await asyncio.sleep(pace_s)
 
     async def _send_one(self, hello: dict[str, Any]) -> None:
-        seen = None if hello else await self._wait_for_news()
-        picture = None if seen is None else await self._pictures.of(seen)
-        message = hello | self._news(seen)
+        message, picture = await self._compose(hello)
         self._acknowledged.clear()
         await self._socket.send_text(json.dumps(message, allow_nan=False))
         if picture is not None:
             await self._socket.send_bytes(picture)
 
-    async def _wait_for_news(self) -> Seen | None:
+    async def _compose(self, hello: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+        newest = None if hello else await self._wait_for_news()
+        picture = None if newest is None else await self._pictures.of(newest)
+        return hello | self._news(newest and newest.seen), picture
+
+    async def _wait_for_news(self) -> Newest | None:
         """A frame that the viewer has not seen; None where something else is new, or after
         :data:`TICK_S`."""
         until = time.monotonic() + TICK_S
         while True:
-            seen = self._hub.newest(self._source)
-            if seen is not None and seen is not self._seen:
-                self._seen = seen
-                return seen
+            newest = self._hub.newest(self._source)
+            if newest is not None and newest.number != self._frame:
+                self._frame = newest.number
+                return newest
             if self._has_other_news() or time.monotonic() > until:
                 return None
             await asyncio.sleep(LOOK_S)
@@ -196,7 +198,7 @@ class Viewer:
         if message["type"] == "next":
             self._acknowledged.set()
         elif message["type"] == "source":
-            self._source, self._seen = message["name"], None
+            self._source, self._frame = message["name"], 0
         else:
             self._next_budget = [message["latency_ms"]]
             if self._budget_task is None or self._budget_task.done():

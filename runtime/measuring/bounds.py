@@ -32,6 +32,8 @@ enough for these to be long."""
 NORMAL = 3.090
 """The normal distribution's quantile at :data:`BOUND_ERROR`."""
 _EXACT = 5000  # runs up to which the binomial is summed
+MOST_ALIKE = 0.95
+"""Largest autocorrelation of neighbours that is made up for."""
 TAILS = ("p95", "p99")
 Floats = npt.NDArray[np.float64]
 
@@ -73,9 +75,22 @@ def independent_runs(series: npt.ArrayLike) -> int:
 
 
 def _mean_error(values: Floats, batches: int) -> float:
-    """Standard error of the mean of ``values`` [R], from means of batches in a row."""
+    """Standard error of the mean of ``values`` [R], from means of batches in a row.
+
+    Short batches are alike themselves and scatter less than the mean's error would have it. How
+    much less is known of runs of which a share ``alike`` is left in the next (a first-order
+    autoregression), and made up for.
+    """
     means = [part.mean() for part in np.array_split(values, batches)]
-    return float(np.std(means, ddof=1)) / sqrt(batches)
+    off = values - values.mean()
+    squares = float((off**2).sum())
+    if squares == 0:
+        return 0.0
+    alike = float((off[1:] * off[:-1]).sum()) / squares
+    alike = min(max(alike, 0.0), MOST_ALIKE)
+    length = len(values) / batches
+    seen = 1 - 2 * alike * (1 - alike**length) / (length * (1 - alike**2))
+    return float(np.std(means, ddof=1)) / sqrt(batches * seen)
 
 
 def _for_skewness(values: Floats, independent: int) -> float:

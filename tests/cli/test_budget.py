@@ -343,10 +343,10 @@ def test_classify_explain(dvt_edge: Run, write_profile: Write, images: Path) -> 
     plain = dvt_edge("classify", "--profile", path, images).out.splitlines()
     told = dvt_edge("classify", "--explain", "--profile", path, images).out.splitlines()
     entries = dvt_edge("classify", "--explain", "--json", "--profile", path, images).out
-    assert (len(plain), len(told)) == (5, 9)
+    assert (len(plain), len(told)) == (6, 10)
     sentences = [json.loads(line)["explanation"] for line in entries.splitlines()]
-    assert told[1:-1:2] == [f"  {sentence}" for sentence in sentences]
-    for line, before in zip(told[:-1:2], plain[:-1], strict=True):
+    assert told[1:-2:2] == [f"  {sentence}" for sentence in sentences]
+    for line, before in zip(told[:-2:2], plain[:-2], strict=True):
         assert line.split("  ")[:4] == before.split("  ")[:4]
 
 

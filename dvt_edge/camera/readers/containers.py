@@ -144,11 +144,15 @@ def open_container(plan: Plan) -> Container:
         elif (multipart := Multipart.open(source, plan.open_s, plan.stall_s)) is not None:
             source, form = multipart, "mpjpeg"
     patience = (plan.open_s, plan.stall_s) if address.is_camera else None
+    asked = time.monotonic()
     try:
         file = av.open(source, "r", format=form, options=options, timeout=patience)
     except av.error.FFmpegError as error:
         if multipart is not None:
             multipart.close()
+        if patience is not None and time.monotonic() - asked >= plan.open_s:
+            # Depending on what FFmpeg was waiting for, it calls that by other names.
+            raise ReadingError(Cause.NO_FRAMES, "no answer in time") from None
         raise failure_of(error, address.kind) from None
     return Container(file, address.kind, multipart)
 

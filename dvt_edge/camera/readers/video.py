@@ -66,10 +66,10 @@ class _Reading:
             intra = self._intra = context.codec.intra_only
             if intra:
                 context.options = {"err_detect": "explode"}  # else half a picture passes for whole
+            # Never a thread per frame: then damage is reported with other pictures than its own.
+            context.thread_type = "SLICE"
             if self._is_camera:
                 context.flags |= _LOW_DELAY
-            elif plan.every_frame and not intra:
-                context.thread_type = "AUTO"  # pictures come some later, which files may
             self._time_base = float(stream.time_base or 0) or 1 / 90_000
             self._opened_at = time.monotonic()
             for arrival in container.arrivals(stream):
