@@ -93,7 +93,7 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     config = read_config(profile.model)
     _check_fit(profile, config)
     calibration = _read_calibration(profile, config, progress)
-    field = _open_field(profile)
+    field = _open_field(profile, grouped=calibration.group is not None)
     key = _build_key(profile, calibration.digest, field)
     if not force and (bundle := _existing(profile, key)):
         return bundle, False
@@ -272,9 +272,9 @@ def _read_calibration(profile: Profile, config: CascadeConfig, progress: Progres
         sizes.append(image.shape[:2])
         digest.update(image.tobytes())
         progress("calibration images", row + 1, len(chosen))
-    for known in (label, group):
+    for what, known in ((b"", label), (b"groups", group)):
         if known is not None:
-            digest.update(known.tobytes())
+            digest.update(what + known.tobytes())
     height, width = np.median(sizes, axis=0).astype(int)
     shape = (int(height), int(width))
     return _Calibration(
@@ -290,14 +290,20 @@ class _Field:
     group: npt.NDArray[np.int32] | None
 
 
-def _open_field(profile: Profile) -> _Field | None:
+def _open_field(profile: Profile, *, grouped: bool) -> _Field | None:
     path, pattern = profile.calibration.unlabelled, profile.calibration.groups
     if path is None:
         return None
     data = open_images(path)
     if isinstance(data, FolderDataset) and data.labels is not None:
         data = replace(data, labels=None, class_names=None)  # in folders of whatever kind
-    return _Field(data, image_groups(data, np.arange(len(data)), path, pattern))
+    group = image_groups(data, np.arange(len(data)), path, pattern)
+    if grouped and group is None:
+        raise DataError(
+            f"{path}: calibration.data says which images are alike, and nothing says it of these; "
+            "give calibration.groups for a folder, an array 'groups' for an archive"
+        )
+    return _Field(data, group)
 
 
 def _field_records(

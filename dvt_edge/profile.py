@@ -160,7 +160,7 @@ class CalibrationConfig(Document):
         if pattern is not None:
             try:
                 count = re.compile(pattern).groups
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"not a regular expression ({error})") from None
             if count != 1:
                 raise ValueError(

@@ -35,8 +35,17 @@ from dvt_edge.errors import ConfigError
 from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.policy.live.audit import AuditEvent
 from dvt_edge.policy.live.controller import Change
+from dvt_edge.policy.live.promise_watch import BudgetBroken, BudgetKept
 from dvt_edge.requirements import need
-from dvt_edge.runtime.events import CostsRefused, Event, NotFinite, OtherConditions
+from dvt_edge.runtime.events import (
+    CostsRefused,
+    Event,
+    FramesStopped,
+    NotFinite,
+    OtherConditions,
+    SameConditions,
+    SolvingFailed,
+)
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.runtime import Runtime
 
@@ -53,8 +62,21 @@ _KINDS = {
     NotFinite: "not_finite",
     CostsRefused: "costs_refused",
     OtherConditions: "other_conditions",
+    SameConditions: "same_conditions",
+    FramesStopped: "frames_stopped",
+    SolvingFailed: "solving_failed",
+    BudgetBroken: "budget_broken",
+    BudgetKept: "budget_kept",
 }
-_LIMITS = ("latency_ms", "energy_mj", "min_accuracy", "max_stage", "deadline_ms")
+_LIMITS = (
+    "latency_ms",
+    "fps",
+    "duty_cycle",
+    "energy_mj",
+    "min_accuracy",
+    "max_stage",
+    "deadline_ms",
+)
 
 
 class MetricsExporter:

@@ -69,6 +69,14 @@ def test_paths_are_beside_the_file(tmp_path: Path) -> None:
     assert profile.output == tmp_path.parent / "out" / "bundle"
 
 
+def test_images_from_the_field(tmp_path: Path) -> None:
+    """Beside the profile, too; a part of a pattern that names nothing need not be a group."""
+    text = _with("samples: 100", "unlabelled: field\n  groups: '(clip\\d+)_(?:left|right)'")
+    profile = Profile.from_yaml(_write(tmp_path, text))
+    assert profile.calibration.unlabelled == tmp_path / "field"
+    assert profile.calibration.groups == r"(clip\d+)_(?:left|right)"
+
+
 def test_defaults(tmp_path: Path) -> None:
     """What may be left out has the documented value."""
     profile = Profile.from_yaml(_write(tmp_path, GOOD))
@@ -76,6 +84,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert profile.engine.threads == 0
     assert profile.input.interpolation == "bicubic"
     assert profile.calibration.tolerance_points == 1.0
+    assert profile.calibration.groups is None
+    assert profile.calibration.unlabelled is None
 
 
 def _with(old: str, new: str) -> str:
@@ -137,6 +147,20 @@ def _with(old: str, new: str) -> str:
         (_with("[1, 32]", "[32]"), [":10: engine: batch_sizes must contain 1"]),
         (_with("[1, 32]", "[1, 0]"), [":12: engine.batch_sizes.1", "found 0"]),
         (_with("samples: 100", "samples: 0"), [":15: calibration.samples", "found 0"]),
+        (
+            _with("samples: 100", "groups: '(clip'"),
+            [":15: calibration.groups: not a regular expression (missing )", "found '(clip'"],
+        ),
+        (
+            _with("samples: 100", "groups: 'clip\\d+'"),
+            [":15: calibration.groups: needs exactly one group in parentheses", "found 0"],
+        ),
+        (_with("samples: 100", "groups: '(clip)(\\d+)'"), ["calibration.groups: needs", "found 2"]),
+        (
+            _with("samples: 100", "groups: '(a{99999999999999})'"),
+            ["groups: not a regular", "large"],
+        ),
+        (_with("samples: 100", "unlabeled: field"), [":15: calibration.", "'unlabelled'"]),
         (
             _with("precision: int8", "precision: int4"),
             [":11: engine.precision", "'int8', 'fp16', 'fp32' or 'auto'"],

@@ -47,7 +47,8 @@ class Source:
         self._settings: dict[str, Any] = {
             "every_frame": every_frame,
             "stall_s": stall_s,
-            "open_s": open_s,
+            # Per attempt: one that hangs leaves time for another.
+            "open_s": open_s / 2 if address.is_camera else open_s,
             "transport": transport,
         }
         self._on_event = on_event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
-from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION
+from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION, UNLABELLED
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig
@@ -86,6 +87,37 @@ def test_unlabelled_records(tmp_path: Path, folder: Path) -> None:
     write_records(folder / RECORDS, Records(np.ones((2, 1), np.float32), np.ones((2, 1), np.int32)))
     edit_manifest(folder, lambda m: m["files"].update({RECORDS: file_sha256(folder / RECORDS)}))
     assert Bundle(folder).records().label is None
+
+
+def _write(folder: Path, name: str, records: Records) -> None:
+    write_records(folder / name, records)
+    edit_manifest(folder, lambda m: m["files"].update({name: file_sha256(folder / name)}))
+
+
+def test_groups(folder: Path) -> None:
+    """They come back; files from before there were any have none."""
+    assert Bundle(folder).records().group is None
+    group = np.array([7, 3], np.int32)
+    _write(folder, RECORDS, dataclasses.replace(Bundle(folder).records(), group=group))
+    found = Bundle(folder).records()
+    assert found.label is not None
+    assert found.group is not None
+    assert found.group.dtype == np.int32
+    assert found.group.tolist() == [7, 3]
+
+
+def test_records_of_the_field(folder: Path) -> None:
+    """A file of their own, checked as all others are; bundles without it have none."""
+    assert Bundle(folder).unlabelled_records() is None
+    records = Records(np.full((5, 1), 0.5, np.float32), np.zeros((5, 1), np.int32))
+    _write(folder, UNLABELLED, records)
+    found = Bundle(folder).unlabelled_records()
+    assert found is not None
+    assert len(found) == 5
+    assert found.label is found.group is None
+    (folder / UNLABELLED).unlink()
+    with pytest.raises(BundleError, match=r"unlabelled\.npz: cannot be read"):
+        Bundle(folder)
 
 
 @pytest.mark.parametrize("name", ["stage1.onnx", RECORDS])

@@ -55,6 +55,28 @@ def test_graph_that_differs_from_pytorch_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_field_that_is_not_grouped_as_the_calibration_images_are(
+    tiny_profile: Profiles, tmp_path: Path
+) -> None:
+    """Its frames would count as drawn one by one."""
+    with np.load(tmp_path / "calibration.npz") as archive:
+        np.savez(tmp_path / "clips.npz", groups=np.arange(60) // 4, **archive)
+        np.savez(tmp_path / "field.npz", images=archive["images"])
+    calibration = {"data": tmp_path / "clips.npz", "unlabelled": tmp_path / "field.npz"}
+    with pytest.raises(DataError, match=r"field\.npz: .*; give calibration\.groups for a folder"):
+        build(tiny_profile(calibration=calibration))
+
+
+def test_a_field_whose_paths_do_not_match(tiny_profile: Profiles, tmp_path: Path) -> None:
+    with np.load(tmp_path / "calibration.npz") as archive:
+        np.savez(tmp_path / "clips.npz", groups=np.arange(60) // 4, **archive)
+        for number in range(2):
+            Image.fromarray(archive["images"][number]).save(tmp_path / f"{number}.png")
+    calibration = {"data": tmp_path / "clips.npz", "unlabelled": tmp_path, "groups": "(day)"}
+    with pytest.raises(DataError, match=r"0\.png: calibration\.groups '\(day\)' does not match"):
+        build(tiny_profile(calibration=calibration))
+
+
 Old = dict[str, tuple[bytes, int]]
 
 

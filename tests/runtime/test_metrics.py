@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import ConfigError
-from dvt_edge.runtime.metrics import MetricsExporter
+from dvt_edge.runtime.events import Event
+from dvt_edge.runtime.metrics import _KINDS, MetricsExporter
 from tests.runtime.conftest import FakeBackend
 
 FRAME = np.zeros((48, 48), np.uint8)
@@ -137,3 +139,8 @@ def test_without_the_extra(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ConfigError, match=r"pip install 'dvt-edge\[metrics\]'"):
         MetricsExporter(runtime)
+
+
+def test_every_kind_of_event_has_a_name() -> None:
+    """A new one would end the loop that it is reported in."""
+    assert set(get_args(Event)) == set(_KINDS)
