@@ -46,8 +46,6 @@ class Certificate:
     """The true accuracy is at least this; None where labels are missing."""
     method: str
     """How the statements were obtained: ``learn-then-test``."""
-    unlabelled: int | None = None
-    """Records without labels that costs were tested on; None where that was done on the ``n``."""
 
 
 @dataclass(frozen=True)
