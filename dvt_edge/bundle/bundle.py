@@ -3,6 +3,7 @@
 manifest.json   what is inside: schema version, stages, tensors, SHA-256 of every file
 stage1.onnx ... one file per stage
 records.npz     answers of every exit to every calibration image
+unlabelled.npz  the same for images from the field, where the profile has some
 costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
 measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
 

@@ -100,3 +100,14 @@ def test_parts_of_records() -> None:
     first = unlabelled.first_exits(2)
     assert first.exits == 2
     assert (first.truth == unlabelled.truth).all()
+
+
+def test_groups_stay_with_their_records() -> None:
+    records = Records(CONFIDENCE, PREDICTION, group=np.array([4, 4, 1], np.int32))
+    assert records.label is None
+    for part in (records.take(np.array([2, 0])), records.first_exits(1).take(np.array([2, 0]))):
+        assert part.group is not None
+        assert part.group.tolist() == [1, 4]
+    assert Records(CONFIDENCE, PREDICTION).take(np.array([0])).group is None
+    with pytest.raises(DataError, match=r"group must have shape \[3\], found \(2,\)"):
+        Records(CONFIDENCE, PREDICTION, group=np.zeros(2, np.int32))

@@ -25,7 +25,6 @@ WAITED_S = 0.005
 _CAUSES: tuple[tuple[type[BaseException], Cause, str], ...] = (
     (av.error.HTTPUnauthorizedError, Cause.UNAUTHORISED, "user or password is refused (401)"),
     (av.error.HTTPForbiddenError, Cause.UNAUTHORISED, "access is refused (403)"),
-    (av.error.HTTPTooManyRequestsError, Cause.BUSY, "too many viewers (429)"),
     (av.error.HTTPNotFoundError, Cause.NOT_FOUND, "there is no such stream (404)"),
     (av.error.HTTPClientError, Cause.NOT_FOUND, "the request is refused (4xx)"),
     (av.error.HTTPError, Cause.BUSY, "the server has a problem (5xx)"),
@@ -112,7 +111,7 @@ class Container:
             at = time.monotonic()
             began = at
             if self._multipart is not None:
-                began = self._multipart.captured_at(at)
+                began = self._multipart.captured_at()
             elif self._kind == "rtsp" and not stream.codec_context.codec.intra_only:
                 # FFmpeg hands on such a picture when the next one begins.
                 began = last

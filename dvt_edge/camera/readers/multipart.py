@@ -19,8 +19,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dvt_edge.camera.causes import Cause, ReadingError
 
-IDLE_S = 0.002
-"""A wait of this length before a picture is a pause."""
+PAUSE_S = 0.002
+"""A shorter wait before a picture is no pause."""
+HEAD_BYTES = 2048
+"""What of a picture may come before the pause: the end of the last one's part, and a header."""
+LONG = 2.0
+"""A pause of more than so many usual ones may be a hold-up of the network."""
 UNKNOWN_S = 1 / 30
 """Time between pictures before any pause has shown it."""
 _STATUS = {
@@ -36,11 +40,13 @@ class Multipart:
 
     def __init__(self, response: Any) -> None:
         self._response = response
-        self._first_at: float | None = None
-        """When the first data of the picture at hand came."""
-        self._paused = False
-        self._last_at = 0.0
-        self._last_captured = self._last_began = float("-inf")
+        self._began = time.monotonic()
+        """When the picture at hand began to come."""
+        self._bytes = 0
+        """So much of it has come."""
+        self._first_wait = self._later_wait = 0.0
+        """The longest before it began to come, and since."""
+        self._last_captured = self._last_began = -1.0
         self._steps: deque[float] = deque(maxlen=15)
         """Times between pictures that came after a pause, in seconds."""
 
@@ -66,31 +72,33 @@ class Multipart:
             raise ReadingError(Cause.STALLED, "nothing comes any more") from None
         except (OSError, HTTPException):
             raise ReadingError(Cause.ENDED, "the connection was cut") from None
-        self._last_at = time.monotonic()
-        if self._first_at is None:
-            self._first_at = self._last_at
-            self._paused = self._last_at - asked > IDLE_S
+        now = time.monotonic()
+        if self._bytes > HEAD_BYTES:
+            self._later_wait = max(self._later_wait, now - asked)
+        elif now - asked > self._first_wait:
+            self._first_wait, self._began = now - asked, now
+        self._bytes += len(data)
         return data
 
-    def captured_at(self, arrived: float) -> float:
-        """Of the picture that is complete at ``arrived``; to be asked once for each.
+    def captured_at(self) -> float:
+        """Of the picture that is now complete; to be asked once for each.
 
-        When it began to come, if there was a pause before. Else at least as long after the last as
+        When it began to come, if there was the usual pause before. After a longer one it may have
+        waited somewhere all the while. Without a pause it is at least as long after the last as
         pictures are apart: a sender that puts all of them into a buffer sends them that old.
         """
-        began = self._last_at if self._first_at is None else self._first_at
-        step = began - self._last_began
-        paused = self._paused and self._first_at is not None and arrived - began < 0.5 * step
-        if paused:
+        began, step = self._began, self._began - self._last_began
+        usual_s = median(self._steps) if self._steps else UNKNOWN_S
+        if self._last_began < 0:
             captured_at = began
+        elif self._first_wait > max(PAUSE_S, 2 * self._later_wait):
+            late_s = step - usual_s if self._steps and step > LONG * usual_s else 0.0
+            captured_at = began - late_s
             self._steps.append(step)
         else:
-            usual_s = median(self._steps) if self._steps else UNKNOWN_S
             captured_at = min(began, self._last_captured + usual_s)
-        if captured_at == float("-inf"):  # the first
-            captured_at = began
-        self._first_at, self._paused = None, False
         self._last_began, self._last_captured = began, captured_at
+        self._bytes, self._first_wait, self._later_wait = 0, 0.0, 0.0
         return captured_at
 
     def close(self) -> None:

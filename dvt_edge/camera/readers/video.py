@@ -34,10 +34,10 @@ def read(plan: Plan, mailbox: Mailbox) -> None:
             live = _Reading(plan, mailbox).run()
         except av.error.FFmpegError as error:
             raise failure_of(error, plan.address.kind) from error
+        if not live and not mailbox.opened:
+            raise ReadingError(Cause.UNDECODABLE, "holds no whole picture", final=True)
         if not plan.address.loop:
             raise ReadingError(Cause.ENDED, "nothing more comes", final=not live)
-        if not mailbox.opened:
-            raise ReadingError(Cause.UNDECODABLE, "holds no whole picture")
 
 
 class _Reading:
