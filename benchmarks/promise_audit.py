@@ -386,7 +386,7 @@ def main() -> None:
             "machine": processor_name(),
             "date": now_utc(),
             "seconds": perf_counter() - started,
-            "traces": str(options.traces),
+            "traces": options.traces.name,
             "deployments": [asdict(d) | {"verdict": asdict(v)} for d, v in found],
         }
         options.out.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")

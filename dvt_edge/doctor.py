@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dvt_edge.camera import missing_elements, needed_library, redacted
 from dvt_edge.energy import open_meter
-from dvt_edge.errors import BackendError
+from dvt_edge.errors import BackendError, ConfigError
 from dvt_edge.machine.board import Board, check_jetpack, read_board, read_text
 from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.machine.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
-from dvt_edge.requirements import LIBRARIES, Library, is_older
+from dvt_edge.requirements import LIBRARIES, Library, is_older, missing
 from dvt_edge.runtime.native.library import kernels_unavailable, unavailable
 
 LITTLE_BYTES = 1e9
@@ -87,9 +88,12 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
         _disk(profile),
         _energy_sensors(folder),
         _cameras(folder),
+        *_source(profile),
     ]
     return [
-        replace(f, required=f.name in required, remedy="" if f.state == "ok" else f.remedy)
+        replace(
+            f, required=f.required or f.name in required, remedy="" if f.state == "ok" else f.remedy
+        )
         for f in findings
     ]
 
@@ -246,3 +250,28 @@ def _cameras(root: Path) -> Finding:
         "connect one (CSI: sudo /opt/nvidia/jetson-io/jetson-io.py sets the connector); give "
         "containers --device /dev/video0",
     )
+
+
+def _source(profile: Profile | None) -> Iterator[Finding]:
+    """What reading the profile's camera takes; the camera itself is not opened."""
+    uri = profile.camera.source if profile else None
+    if uri is None or uri.startswith("replay://"):
+        return
+    try:
+        shown = redacted(uri)
+        libraries = missing("av") if needed_library(uri) == "av" else []
+        elements = missing_elements(uri)
+    except ConfigError as error:
+        yield Finding("camera.source", "broken", str(error), "correct it", required=True)
+        return
+    if elements == ["gi"]:  # GStreamer's module itself
+        libraries, elements = [LIBRARIES["gi"]], []
+    lacking = [library.name for library in libraries] + elements
+    if not lacking:
+        yield Finding("camera.source", "ok", shown, required=True)
+        return
+    remedy = "gst-inspect-1.0 NAME looks for an element; Debian has them in gstreamer1.0-plugins-*"
+    if libraries:
+        remedy = libraries[0].install
+    detail = f"{shown} needs {', '.join(lacking)}"
+    yield Finding("camera.source", "missing", detail, remedy, required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +22,7 @@ __all__ = [
     "OtherConditions",
     "SameConditions",
     "SolvingFailed",
+    "kind_of",
 ]
 
 
@@ -83,3 +85,12 @@ Event: TypeAlias = (
 """Other thresholds, an audit that failed, a limit that is broken and one that is kept again, a
 stage that broke down, costs that are not used, costs that were measured under other conditions and
 conditions that are back, a camera that stopped, solving again that failed."""
+
+_NAMED = {"Change": "thresholds_changed", "AuditEvent": "audit_failed"}
+"""Where the name of the class says too little."""
+
+
+def kind_of(event: type) -> str:
+    """What programs call an event of this class: ``budget_broken``."""
+    name = event.__name__
+    return _NAMED.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

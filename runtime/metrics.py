@@ -27,25 +27,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from typing_extensions import Self
 
 from dvt_edge.errors import ConfigError
 from dvt_edge.machine.conditions import read_conditions
-from dvt_edge.policy.live.audit import AuditEvent
-from dvt_edge.policy.live.controller import Change
-from dvt_edge.policy.live.promise_watch import BudgetBroken, BudgetKept
 from dvt_edge.requirements import need
-from dvt_edge.runtime.events import (
-    CostsRefused,
-    Event,
-    FramesStopped,
-    NotFinite,
-    OtherConditions,
-    SameConditions,
-    SolvingFailed,
-)
+from dvt_edge.runtime.events import Event, kind_of
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.runtime import Runtime
 
@@ -56,18 +45,6 @@ LATENCY_BUCKETS_S = tuple(
     round(step * 10.0**power, 6) for power in range(-4, 1) for step in (1, 2, 5)
 )
 """0.1 ms to 5 s."""
-_KINDS = {
-    Change: "thresholds_changed",
-    AuditEvent: "audit_failed",
-    NotFinite: "not_finite",
-    CostsRefused: "costs_refused",
-    OtherConditions: "other_conditions",
-    SameConditions: "same_conditions",
-    FramesStopped: "frames_stopped",
-    SolvingFailed: "solving_failed",
-    BudgetBroken: "budget_broken",
-    BudgetKept: "budget_kept",
-}
 _LIMITS = (
     "latency_ms",
     "fps",
@@ -118,7 +95,7 @@ class MetricsExporter:
         self._late = counter("late", "Frames answered after the budget's deadline_ms")
         self._dropped = counter("dropped", "Frames that were never classified")
         events = counter("events", "What the Runtime reported", ["kind"])
-        self._events = {kind: events.labels(name) for kind, name in _KINDS.items()}
+        self._events = {kind: events.labels(kind_of(kind)) for kind in get_args(Event)}
         self.registry.register(self)
         for event in runtime.events:
             self._count_event(event)

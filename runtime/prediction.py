@@ -20,9 +20,9 @@ class Prediction:
     exit_stage: int
     """The stage that answered, from 1."""
     latency_ms: float
-    """From the start of the work on the frame to the end of the call, adapting and audits included;
-    waiting for another thread's frame is not counted. In a batch: to the answer of this frame's
-    exit."""
+    """From the call to its end: waiting for other callers' frames, preprocessing, stages, adapting,
+    audits. With ``classify_each``, lying ready is not counted. In a batch: to the answer of this
+    frame's exit."""
     preprocess_ms: float
     """Part of ``latency_ms``: resize, crop, normalise (of the whole batch)."""
     stage_latency_ms: tuple[float, ...]

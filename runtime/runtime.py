@@ -158,13 +158,16 @@ class Runtime:
         the old thresholds, for keys that do not exist and budgets that cannot be kept.
         """
         config = (budget or self.budget).changed(**changes)
-        recorded = self.bundle.manifest.recorded_thresholds
-        solution = choose_thresholds(
-            self.records, self.costs, config, recorded, self._unlabelled_records
-        )
-        self._put_in_force(solution, config)
+        self._put_in_force(self.solve(config), config)
         self.budget = config
         return self.solution
+
+    def solve(self, budget: BudgetConfig) -> Solution:
+        """What :meth:`set_budget` would put in force; nothing changes. Raises as it does."""
+        recorded = self.bundle.manifest.recorded_thresholds
+        return choose_thresholds(
+            self.records, self.costs, budget, recorded, self._unlabelled_records
+        )
 
     def _put_in_force(self, solution: Solution, budget: BudgetConfig | None) -> None:
         self._session = Session(self.records, self.costs, solution, budget, self._report)

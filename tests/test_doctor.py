@@ -16,6 +16,7 @@ from dvt_edge import doctor
 from dvt_edge.doctor import Finding, examine
 from dvt_edge.machine import probes
 from dvt_edge.profile import Profile
+from dvt_edge.requirements import LIBRARIES
 
 Root = Callable[..., Path]
 
@@ -427,3 +428,38 @@ def test_empty_root(tmp_path: Path) -> None:
     findings = examine(str(tmp_path / "gone"))
     assert _blocking(findings) == set()
     assert {"board", "JetPack", "memory", "disk", "cameras"} <= set(_by_name(findings))
+
+
+@pytest.mark.parametrize(
+    ("uri", "lacks", "state", "words"),
+    [
+        ("test://", [], "ok", "test://"),
+        ("rtsp://me:secret@host/x", [], "ok", "rtsp://***@host/x"),
+        ("rtsp://me:secret@host/x", ["av"], "missing", "rtsp://***@host/x needs PyAV"),
+        ("csi://0", ["gi"], "missing", "csi://0 needs PyGObject"),
+        ("csi://0", ["nvarguscamerasrc"], "missing", "csi://0 needs nvarguscamerasrc"),
+        ("ftp://host/x", [], "broken", "ftp"),
+    ],
+)
+@pytest.mark.usefixtures("no_libraries")
+def test_the_profiles_camera(
+    profile_for: Callable[[str], Profile],
+    monkeypatch: pytest.MonkeyPatch,
+    board_root: Root,
+    uri: str,
+    lacks: list[str],
+    state: str,
+    words: str,
+) -> None:
+    """What reading it takes, its password left out; it is not opened."""
+    libraries = [LIBRARIES[name] for name in lacks if name == "av"]
+    monkeypatch.setattr("dvt_edge.doctor.missing", lambda *names: libraries)
+    elements = [name for name in lacks if name != "av"]
+    monkeypatch.setattr("dvt_edge.doctor.missing_elements", lambda uri: elements)
+    profile = profile_for("onnxruntime")
+    camera = profile.camera.model_copy(update={"source": uri})
+    profile = profile.model_copy(update={"camera": camera})
+    found = _by_name(examine(board_root("pc", {}), profile))["camera.source"]
+    assert (found.state, found.blocks) == (state, state != "ok")
+    assert words in found.detail
+    assert "secret" not in found.detail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -22,7 +23,7 @@ WAITING = 1000
 WAITING_EVENTS = 100
 """More places for events: they are few, and say why there are no answers."""
 LAST_WORDS_S = 0.3
-"""How long closing waits for the broker to have taken what waits."""
+"""How long closing waits for the broker to answer, and to have taken what waits."""
 RECONNECT_S = (1, 30)
 """First and longest pause before another attempt to connect; it doubles in between."""
 _FORM = "mqtt://user:password@host:1883/topic (mqtts:// for TLS)"
@@ -49,9 +50,9 @@ class Mqtt:
 
     ``topic/status`` holds ``online``, and ``offline`` once the process has ended in whatever way.
     The library connects, and connects again, in a thread of its own. Messages are of quality 1:
-    what waits for a broker that is away is delivered when it is back, some of it perhaps twice. At
-    most :data:`WAITING` wait; answers beyond that are dropped and counted. ``note`` is told when
-    the broker comes and goes. Raises :class:`~dvt_edge.errors.ConfigError` for a wrong URL, and
+    what waits for a broker that is away is delivered when it is back, some of it perhaps twice or
+    out of order (``seq`` tells). At most :data:`WAITING` wait; answers beyond that are dropped and
+    counted. ``note`` is told when the broker comes and goes. Raises :class:`~dvt_edge.errors.ConfigError` for a wrong URL, and
     without paho-mqtt.
     """
 
@@ -92,13 +93,17 @@ class Mqtt:
         self._publish("event", event_values(event), WAITING + WAITING_EVENTS)
 
     def close(self) -> None:
-        """Say goodbye to a broker that is there; what one that is not has missed, is dropped."""
+        """Say goodbye to a broker that is there; what one that is not has missed, is dropped.
+
+        A run may end before the broker has answered at all: it has :data:`LAST_WORDS_S` for that.
+        """
         self._closing = True
+        self._wait_while(lambda: self._online is None)
         if self._online:
             self._publish_status("offline")
-            until = time.monotonic() + LAST_WORDS_S
-            while self._waiting > 0 and time.monotonic() < until:
-                time.sleep(0.005)
+            self._wait_while(lambda: self._waiting > 0)
+        elif self._online is None:
+            self._offline("has not answered")
         self._client.disconnect()
         # Not waited for: it may be connecting, which takes seconds.
         threading.Thread(target=self._client.loop_stop, name="dvt-edge mqtt", daemon=True).start()
@@ -114,6 +119,12 @@ class Mqtt:
             "published": self._published,
             "dropped": self._dropped,
         }
+
+    @staticmethod
+    def _wait_while(unfinished: Callable[[], bool]) -> None:
+        until = time.monotonic() + LAST_WORDS_S
+        while unfinished() and time.monotonic() < until:
+            time.sleep(0.005)
 
     def _topic(self, name: str) -> str:
         return f"{self.broker.topic}/{name}"
@@ -157,12 +168,15 @@ class Mqtt:
             self._offline(f"the connection ended ({reason})")
 
     def _offline(self, why: str) -> None:
-        if self._online is not False:
-            self._online = False
-            self._note(
-                "broker_offline",
-                f"{self.broker}: {why}; trying again, up to {WAITING} answers wait meanwhile",
+        with self._lock:
+            known, self._online = self._online is False, False
+        if not known:
+            then = (
+                "what waits is dropped"
+                if self._closing
+                else f"trying again, up to {WAITING} answers wait meanwhile"
             )
+            self._note("broker_offline", f"{self.broker}: {why}; {then}")
 
 
 def parse_broker(url: str) -> Broker:

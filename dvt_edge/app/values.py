@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timezone
 from math import isfinite
 from typing import Any
 
 from dvt_edge.app.sinks import Note, Seen
-
-_KINDS = {"Change": "thresholds_changed", "AuditEvent": "audit_failed"}
-"""Names that say more than the class; they are those of the metrics."""
+from dvt_edge.runtime.events import kind_of
 
 
 def answer_values(seen: Seen) -> dict[str, Any]:
@@ -51,13 +48,9 @@ def event_values(event: Note) -> dict[str, Any]:
 def note_of(event: Any, source: str | None = None) -> Note:
     """What a Runtime reports, an object with a ``reason``, or a camera, which has ``kind`` and
     ``cause`` as well."""
-    name, cause = type(event).__name__, getattr(event, "cause", None)
-    kind = getattr(event, "kind", None) or _KINDS.get(name) or _snake_case(name)
+    cause = getattr(event, "cause", None)
+    kind = getattr(event, "kind", None) or kind_of(type(event))
     return Note(str(kind), event.reason, source, None if cause is None else str(cause))
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def iso_time(seconds: float) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dvt_edge.camera.address import redacted
 from dvt_edge.camera.causes import Cause, SourceEvent
-from dvt_edge.camera.elements import missing_elements
+from dvt_edge.camera.elements import missing_elements, needed_library
 from dvt_edge.camera.frame import CapturedFrame, SourceCounts
 from dvt_edge.camera.source import Source, open_source
 
@@ -23,6 +23,7 @@ __all__ = [
     "SourceCounts",
     "SourceEvent",
     "missing_elements",
+    "needed_library",
     "open_source",
     "redacted",
 ]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from dvt_edge.camera.address import parse
+from dvt_edge.camera.readers import LIBRARIES, MODULES
 from dvt_edge.camera.readers.descriptions import SINK, description
 
 PROBE_S = 60.0
@@ -27,6 +28,14 @@ else:
     Gst.init(None)
     print(json.dumps([name for name in sys.argv[2:] if Gst.ElementFactory.find(name) is None]))
 """
+
+
+def needed_library(uri: str) -> str | None:
+    """Module that reading ``uri`` takes beyond what is always installed: ``av``, ``gi`` or None.
+
+    Raises :class:`~dvt_edge.errors.ConfigError` for a URI that means nothing.
+    """
+    return LIBRARIES.get(MODULES[parse(uri).kind])
 
 
 def needed_elements(uri: str) -> list[str]:

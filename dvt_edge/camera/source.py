@@ -23,7 +23,7 @@ from dvt_edge.errors import ConfigError, SourceError
 
 _LOG = logging.getLogger("dvt_edge.camera")
 DAMAGE_EVENT_S = 1.0
-"""DamagedError pictures are reported at most this often; they are counted all the same."""
+"""Damaged pictures are reported at most this often; they are counted all the same."""
 
 
 class Source:

@@ -208,8 +208,8 @@ def cheapest(problem: Problem, need: int) -> Found | None:
     return search(problem.limited(allowance, None))
 
 
-def round_up(value: float) -> float:
-    """``value`` rounded up to four digits, so that the number named is feasible."""
-    digits = 10.0 ** (3 - int(np.floor(np.log10(value))))
-    units = float(np.ceil(value * digits))
-    return units / digits if units / digits >= value else (units + 1) / digits
+def round_up(value: float, digits: int = 4) -> float:
+    """``value`` rounded up to so many ``digits``, so that the number named is feasible."""
+    scale = 10.0 ** (digits - 1 - int(np.floor(np.log10(value))))
+    units = float(np.ceil(value * scale))
+    return units / scale if units / scale >= value else (units + 1) / scale

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
 
 from dvt_edge.errors import BudgetError, DvtEdgeError
-from dvt_edge.policy.choose import choose_thresholds
 from dvt_edge.policy.exit_costs import with_audit
-from dvt_edge.policy.solver import Solution
+from dvt_edge.policy.solver import Solution, round_up
 from dvt_edge.profile import BudgetConfig
 from dvt_edge.runtime.runtime import Runtime
 
 MOST_STEPS = 64
+DIGITS = 3
+"""Of a budget, so that it reads alike wherever it is shown."""
 SOLVING_S = 2.0
 """About how long solving for the steps may take: it runs beside the stages."""
 
@@ -60,8 +60,7 @@ def find_steps(runtime: Runtime, clock: Callable[[], float] = time.monotonic) ->
         return Steps((), fixed)
 
     def solve(latency_ms: float) -> Solution:
-        changed = budget.changed(latency_ms=latency_ms)
-        return choose_thresholds(runtime.records, runtime.costs, changed)
+        return runtime.solve(budget.changed(latency_ms=latency_ms))
 
     try:
         least, most = _range(runtime, budget, solve)
@@ -71,7 +70,7 @@ def find_steps(runtime: Runtime, clock: Callable[[], float] = time.monotonic) ->
         return Steps((), "no other budget gives other answers: only one exit is open")
 
     def step(share: float) -> dict[str, Any]:
-        latency_ms = min(most, _round_up(least + share * (most - least)))
+        latency_ms = min(most, round_up(least + share * (most - least), DIGITS))
         try:
             found = figures(solve(latency_ms), runtime.costs.energy_mj)
         except DvtEdgeError as error:
@@ -94,20 +93,13 @@ def _range(
     latency = runtime.costs.exit_costs.latency
     of_exits = getattr(latency, budget.statistic)[: budget.max_stage]
     if budget.statistic != "mean":
-        return _round_up(float(of_exits[0])), _round_up(float(of_exits[-1]))
+        return round_up(float(of_exits[0]), DIGITS), round_up(float(of_exits[-1]), DIGITS)
     least = float(with_audit(of_exits, budget.audit)[0])
     try:
         most = solve(2 * float(of_exits[-1])).cost
     except BudgetError:  # the other limits cannot be kept; the steps say so
         most = float(of_exits[-1])
-    return _round_up(least), _round_up(most)
-
-
-def _round_up(value: float) -> float:
-    """To three digits, so that a budget reads alike wherever it is shown and can be kept."""
-    scale = 10.0 ** (2 - floor(log10(value)))
-    units = ceil(value * scale)
-    return units / scale if units / scale >= value else (units + 1) / scale
+    return round_up(least, DIGITS), round_up(most, DIGITS)
 
 
 def _why_fixed(budget: BudgetConfig) -> str:

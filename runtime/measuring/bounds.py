@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dvt_edge.bundle.measurement import Bounds
+from dvt_edge.policy.records import Floats
 from dvt_edge.policy.statistic import BOUND_ERROR, MIN_RUNS, PERCENTILES
 
 BATCHES = 10
@@ -35,7 +36,6 @@ _EXACT = 5000  # runs up to which the binomial is summed
 MOST_ALIKE = 0.95
 """Largest autocorrelation of neighbours that is made up for."""
 TAILS = ("p95", "p99")
-Floats = npt.NDArray[np.float64]
 
 
 def upper_bounds(samples_ms: npt.ArrayLike) -> Bounds | None:

@@ -110,6 +110,8 @@ def test_a_broker_that_hangs_never_blocks(notes: Notes) -> None:
         assert time.monotonic() - started < 5
         held.close()
     assert sink.summary()["dropped"] == WAITING + 50
+    assert [kind for kind, _ in notes] == ["broker_offline"]
+    assert notes[0][1].endswith("has not answered; what waits is dropped")
 
 
 Serve = Callable[..., Any]
@@ -179,6 +181,7 @@ def test_answers_events_and_status(serve: Serve, notes: Notes) -> None:
     with serve(port, "me:s p@ce".replace(" ", "")), _subscriber(port, "me:sp@ce") as got:
         url = f"mqtt://me:sp%40ce@127.0.0.1:{port}/cam"
         sink = Mqtt(url, lambda *note: notes.append(note))
+        wait_until(lambda: bool(notes))
         for k in range(100):
             sink.take(seen(k))
         sink.event(Note("disconnected", "no frame for 5 s", "camera", "stalled", 1e9))

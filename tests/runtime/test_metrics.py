@@ -17,8 +17,8 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.errors import ConfigError
-from dvt_edge.runtime.events import Event
-from dvt_edge.runtime.metrics import _KINDS, MetricsExporter
+from dvt_edge.runtime.events import Event, kind_of
+from dvt_edge.runtime.metrics import MetricsExporter
 from tests.runtime.conftest import FakeBackend
 
 FRAME = np.zeros((48, 48), np.uint8)
@@ -141,6 +141,10 @@ def test_without_the_extra(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) ->
         MetricsExporter(runtime)
 
 
-def test_every_kind_of_event_has_a_name() -> None:
-    """A new one would end the loop that it is reported in."""
-    assert set(get_args(Event)) == set(_KINDS)
+def test_every_kind_of_event_is_counted_under_a_name_of_its_own(runtime: Runtime) -> None:
+    """One that is not known would end the loop that it is reported in."""
+    kinds = [kind_of(kind) for kind in get_args(Event)]
+    assert len(set(kinds)) == len(kinds)
+    assert {"thresholds_changed", "audit_failed", "budget_broken", "not_finite"} <= set(kinds)
+    with MetricsExporter(runtime) as metrics:
+        assert {value(metrics, "events_total", kind=kind) for kind in kinds} == {0}

@@ -10,6 +10,7 @@ average, and only the difference to that for what was seen (a control variate).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class PromiseWatch:
         return Look(self._frame, tuple(self._latencies), tuple(self._exits), tuple(broken))
 
 
-class _Judge:
+class _Judge(ABC):
     """One limit that is watched."""
 
     def __init__(self, target: Target, bets: Sequence[float], highest: float = inf) -> None:
@@ -164,9 +165,9 @@ class _Judge:
     def broken(self) -> bool:
         return self.evidence.broken
 
+    @abstractmethod
     def add(self, frame: int, at: int, latency_ms: float) -> Verdict | None:
         """``at``: the exit from 0, or -1 for an answer that was kept."""
-        raise NotImplementedError
 
     def _judge(self, frame: int, value: float) -> Verdict | None:
         evidence = self.evidence
