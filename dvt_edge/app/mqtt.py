@@ -52,7 +52,8 @@ class Mqtt:
     The library connects, and connects again, in a thread of its own. Messages are of quality 1:
     what waits for a broker that is away is delivered when it is back, some of it perhaps twice or
     out of order (``seq`` tells). At most :data:`WAITING` wait; answers beyond that are dropped and
-    counted. ``note`` is told when the broker comes and goes. Raises :class:`~dvt_edge.errors.ConfigError` for a wrong URL, and
+    counted. ``note`` is told when the broker comes and goes. Raises
+    :class:`~dvt_edge.errors.ConfigError` for a wrong URL, and
     without paho-mqtt.
     """
 
