@@ -19,13 +19,13 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.live.evidence import Evidence, Stretch
+from dvt_edge.policy.live.evidence import WINDOWS, Evidence, Stretch
 from dvt_edge.policy.live.tracking import HALT
 from dvt_edge.policy.statistic import PERCENTILES, TAIL_SHARE
 from dvt_edge.policy.targets import Target, mean_latency_ms
 
 MEASURED_FRAMES = 1024
-"""Frames that are remembered one by one."""
+"""Frames that are shown one by one."""
 QUIET_FRAMES = 1000
 """Frames without one that breaks a maximum after which it is kept again."""
 ADAPTING_FRAMES = 1024
@@ -101,7 +101,7 @@ class PromiseWatch:
     ) -> None:
         self.targets = tuple(targets)
         self._frame = 0
-        self._latencies: deque[float] = deque(maxlen=MEASURED_FRAMES)
+        self._latencies: deque[float] = deque(maxlen=WINDOWS[-1])
         self._exits: deque[int] = deque(maxlen=MEASURED_FRAMES)
         of_latency = [target.most for target in targets if target.of_latency]
         self._longest_ms = HALT * min(of_latency, default=inf)
@@ -150,15 +150,22 @@ class PromiseWatch:
 
     def look(self) -> Look:
         broken = [(judge.since, judge.why) for judge in self._judges if judge.broken]
-        return Look(self._frame, tuple(self._latencies), tuple(self._exits), tuple(broken))
+        latencies_ms = tuple(self._latencies)[-MEASURED_FRAMES:]
+        return Look(self._frame, latencies_ms, tuple(self._exits), tuple(broken))
 
 
 class _Judge(ABC):
     """One limit that is watched."""
 
-    def __init__(self, target: Target, bets: Sequence[float], highest: float = inf) -> None:
+    def __init__(
+        self,
+        target: Target,
+        bets: Sequence[float],
+        highest: float = inf,
+        machine: Evidence | None = None,
+    ) -> None:
         self.target = target
-        self.evidence = Evidence(bets, highest)
+        self.evidence = Evidence(bets, highest, machine)
         self.since, self.why = 0, ""
 
     @property
@@ -285,9 +292,9 @@ class _Mix:
 
 class _MeanLatency(_Judge):
     def __init__(self, target: Target, latencies_ms: deque[float], mix: _Mix | None) -> None:
-        super().__init__(target, SPREAD_BETS, HIGHEST)
-        self._latencies, self._mix = latencies_ms, mix
         self._speed = Evidence(SPEED_BETS, HIGHEST)
+        super().__init__(target, SPREAD_BETS, HIGHEST, None if mix is None else self._speed)
+        self._latencies, self._mix = latencies_ms, mix
         self._next_look = 0
 
     @property
