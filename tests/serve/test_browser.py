@@ -303,9 +303,7 @@ def test_the_command(chromium: Any, demo_profile: Path) -> None:
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as run:
         try:
             assert run.stderr is not None
-            url = next(
-                found[0] for line in run.stderr if (found := re.search(r"http://\S+", line))
-            )
+            url = next(found[0] for line in run.stderr if (found := re.search(r"http://\S+", line)))
             chromium.get(url.replace(TOKEN, "wrong" * 4))
             page = Page(chromium)
             assert page.run("document.querySelector('#picture')") is None

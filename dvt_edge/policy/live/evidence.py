@@ -41,8 +41,20 @@ WINDOWS = (1024, 2048, 4096)
 """Frames whose mean is judged, whenever a batch is complete."""
 OVER, SURE = 1.05, 3.6
 """By how much it must exceed the limit, and by how many standard errors the slack."""
+UNSURE = 1.3
+"""How far wandering may exceed what was learned of it."""
+MOST_CLUSTERED = 0.5
+"""Share of the variance by which wandering may excuse values of known chance: frames that are late
+together are late."""
 CLEARING_FRAMES, CLEARING_MOST = 256, 1024
 """Frames over which a limit that was broken must be kept, at first and when that failed often."""
+
+
+class Chance(NamedTuple):
+    """Of single values whose mean is 1, where these are known."""
+
+    variance: float
+    skewness: float
 
 
 class Stretch(NamedTuple):
@@ -59,18 +71,24 @@ class Evidence:
     the values' variance. Values are capped at ``highest`` where their wandering is estimated, so
     that single spikes do not pass for it. ``machine`` is evidence on the same frames from which
     what the scene does was taken out: how far that wanders is what chance may give over a window,
-    for a scene that is hard for so long is no chance.
+    for a scene that is hard for so long is no chance. Without ``chance`` the values tell how they
+    scatter.
     """
 
     def __init__(
-        self, bets: Sequence[float], highest: float = inf, machine: Evidence | None = None
+        self,
+        bets: Sequence[float],
+        highest: float = inf,
+        *,
+        machine: Evidence | None = None,
+        chance: Chance | None = None,
     ) -> None:
         self.patience = 0
         """Frames that an excess must last, however large it is."""
         self.broken = False
         """Whether an excess was accepted, and has not been seen to be over."""
         self._bets, self._highest = tuple(bets), highest
-        self._machine = machine or self
+        self._machine, self._chance = machine or self, chance
         self._capital = [0.0] * len(self._bets)  # logarithms
         self._from = [(0, 0.0)] * len(self._bets)  # frames and total when each bet was begun
         self._frames, self._total = 0, 0.0
@@ -181,8 +199,14 @@ class Evidence:
             mean = total / frames
             if frames < self.patience or mean <= OVER:
                 continue
-            variance = squares / frames - mean * mean + self._machine._wander
-            if mean - 1 - SLACK > SURE * sqrt(variance / frames):
+            variance, sure = squares / frames - mean * mean, SURE
+            wander = UNSURE * self._machine._wander
+            if self._chance is not None:
+                variance = self._chance.variance
+                wander = min(wander, MOST_CLUSTERED * variance)
+                # Of few rare values, many come together more often (Cornish and Fisher).
+                sure += (SURE**2 - 1) / 6 * self._chance.skewness / sqrt(frames)
+            if mean - 1 - SLACK > sure * sqrt((variance + wander) / frames):
                 return Stretch(int(frames), mean)
         return None
 
@@ -195,7 +219,10 @@ class Evidence:
             self._of_values.append(self._squares / BATCH - mean * mean)
             seen = len(self._of_means)
             kept = sorted(self._of_means)[: seen - ceil(seen / 10)] or self._of_means
-            beyond = fmean(kept) / _TRIMMED - median(self._of_values)
+            alone = median(self._of_values)
+            if self._chance is not None:
+                alone = max(alone, self._chance.variance)
+            beyond = fmean(kept) / _TRIMMED - alone
             self._pay(max(0.0, (_PRIOR * WANDER + seen * beyond) / (_PRIOR + seen)))
         self._last_mean = mean
         self._sum = self._squares = 0.0

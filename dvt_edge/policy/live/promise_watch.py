@@ -19,7 +19,7 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.live.evidence import WINDOWS, Evidence, Stretch
+from dvt_edge.policy.live.evidence import WINDOWS, Chance, Evidence, Stretch
 from dvt_edge.policy.live.tracking import HALT
 from dvt_edge.policy.statistic import PERCENTILES, TAIL_SHARE
 from dvt_edge.policy.targets import Target, mean_latency_ms
@@ -162,10 +162,12 @@ class _Judge(ABC):
         target: Target,
         bets: Sequence[float],
         highest: float = inf,
+        *,
         machine: Evidence | None = None,
+        chance: Chance | None = None,
     ) -> None:
         self.target = target
-        self.evidence = Evidence(bets, highest, machine)
+        self.evidence = Evidence(bets, highest, machine=machine, chance=chance)
         self.since, self.why = 0, ""
 
     @property
@@ -221,7 +223,10 @@ class _MeanEnergy(_Judge):
 class _Percentile(_Judge):
     def __init__(self, target: Target, latencies_ms: deque[float]) -> None:
         self._share = TAIL_SHARE[target.statistic]
-        super().__init__(target, [min(1.0, bet * self._share) for bet in RARE_BETS])
+        share = self._share
+        spread = (share * (1 - share)) ** 0.5
+        chance = Chance((spread / share) ** 2, (1 - 2 * share) / spread)
+        super().__init__(target, [min(1.0, bet * share) for bet in RARE_BETS], chance=chance)
         self._latencies = latencies_ms
 
     def add(self, frame: int, at: int, latency_ms: float) -> Verdict | None:
@@ -293,7 +298,8 @@ class _Mix:
 class _MeanLatency(_Judge):
     def __init__(self, target: Target, latencies_ms: deque[float], mix: _Mix | None) -> None:
         self._speed = Evidence(SPEED_BETS, HIGHEST)
-        super().__init__(target, SPREAD_BETS, HIGHEST, None if mix is None else self._speed)
+        machine = None if mix is None else self._speed
+        super().__init__(target, SPREAD_BETS, HIGHEST, machine=machine)
         self._latencies, self._mix = latencies_ms, mix
         self._next_look = 0
 

@@ -197,7 +197,7 @@ def test_scenes_in_turn_are_not_wandering() -> None:
         machine.add(value)
     found = {}
     for name, other in (("alone", None), ("machine", machine)):
-        evidence = Evidence((0.03, 0.1, 0.3), 3.0, other)
+        evidence = Evidence((0.03, 0.1, 0.3), 3.0, machine=other)
         assert _until(evidence, _alternating(0.6, 20_000)) is None
         found[name] = _until(evidence, _alternating(1.2, 10_000))
     assert found["alone"] is None
