@@ -1,6 +1,6 @@
 """What several test modules share: a bundle of the demo cascade, tiny random cascades, random
-records, a clock that takes no time, a browser. Fixtures are asked for by name; plain functions and classes are
-imported from here."""
+records, a clock that takes no time, a browser. Fixtures are asked for by name; plain functions and
+classes are imported from here."""
 
 from __future__ import annotations
 
@@ -412,6 +412,7 @@ def costed_bundle(
 def own_bundle(costed_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that the test may change."""
     return Path(shutil.copytree(costed_bundle, tmp_path / "bundle"))
+
 
 _CHROMIUM_FLAGS: Sequence[str] = (
     "--headless",

@@ -310,7 +310,7 @@ def test_the_command(chromium: Any, demo_profile: Path) -> None:
             assert any("401" in entry["message"] for entry in chromium.get_log("browser"))
             chromium.get(url)
             page.wait("document.querySelector('#link')?.textContent === 'live'")
-            pictures = set()
+            pictures: set[str] = set()
             until = time.monotonic() + 20
             while len(pictures) < 5:
                 pictures.add(page.run(PIXELS))
