@@ -101,7 +101,8 @@ class Session:
         """Whether no thresholds keep the mean, so that adapting is not to be waited for."""
         self._learns = False
         self._own_ms = 0.0
-        """What learning from the last frame took, which is part of the next one's price."""
+        """What the last frame took beside its stages, mostly learning from it, which is part of the
+        next one's price."""
         self._answered, self._after_ms = 0.0, 0.0
         """When the last frame's latency was taken (0: it has returned), and what its caller waited
         for after that."""
@@ -202,12 +203,12 @@ class Session:
         answer = run(thresholds, preprocess_ms, before_ms=waited_ms + look_ms, may_start=may_start)
         if audit:
             answer = replace(answer, thresholds=in_force, reason=answer.reason or AUDITED)
-        learning = perf_counter()
         self._learn(answer, audit)
         if self._learns:  # the caller waits for that as well, and the next frame is told
             now = perf_counter()
-            self._own_ms = 1e3 * (now - learning)
-            answer = replace(answer, latency_ms=before_ms + 1e3 * (now - started))
+            took_ms = before_ms + 1e3 * (now - started)
+            self._own_ms = took_ms - answer.latency_ms
+            answer = replace(answer, latency_ms=took_ms)
             self._answered = now
         if self._video is not None:
             if video is not None and not answer.truncated and isfinite(answer.confidence):
