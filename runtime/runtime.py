@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 from typing_extensions import Self
@@ -38,66 +38,13 @@ from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.preprocess import Box, cut_box
 from dvt_edge.runtime.regroup import Regroup
 from dvt_edge.runtime.session import Session
+from dvt_edge.runtime.slots import Lease, Shot, Slot
 
 EVENTS_KEPT = 256
 """Events that a Runtime remembers."""
 
 OnAnswer = Callable[[Prediction], None]
 OnEvent = Callable[[Event], None]
-
-
-class _Slot:
-    """Place for one frame or batch in flight."""
-
-    def __init__(self, loop: CascadeLoop) -> None:
-        self.loop = loop
-        self.writing = threading.Lock()
-        """Held while its images are written."""
-
-
-class _Lease:
-    """A slot for the block, given back at its end or before; ``regroup`` counts who is within."""
-
-    def __init__(self, free: SimpleQueue[_Slot], regroup: Regroup | None) -> None:
-        self._free, self._regroup = free, regroup
-        self._slot: _Slot | None = None
-
-    def __enter__(self) -> Self:
-        if self._regroup is not None:
-            self._regroup.arrive()
-        try:
-            self._slot = self._free.get()
-        except BaseException:  # Ctrl-C
-            self.__exit__()
-            raise
-        return self
-
-    @property
-    def slot(self) -> _Slot:
-        assert self._slot is not None
-        return self._slot
-
-    def give_back(self) -> None:
-        """Twice does nothing."""
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._free.put(slot)
-
-    def __exit__(self, *error: object) -> None:
-        self.give_back()
-        if self._regroup is not None:
-            self._regroup.leave()
-
-
-class _Shot(NamedTuple):
-    """A frame on its way."""
-
-    frame: object
-    order: ColorOrder | None
-    preprocess_ms: float | None
-    """What preparing it took; None where it is to be compared with the last one first."""
-    is_part: bool
-    """Whether it is the box of a frame, whose size says nothing of the camera's."""
 
 
 class Runtime:
@@ -138,7 +85,7 @@ class Runtime:
         all."""
         self._watchers: tuple[tuple[OnAnswer | None, OnEvent | None], ...] = ()
         self._unreported: deque[Event] = deque()
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self.regroup: Regroup | None = None
         """How frames of several threads run their later stages together, where ``regroup_ms`` asks
         for it: whether that pays here (``most``, ``reason``), and how often it was done."""
@@ -153,8 +100,8 @@ class Runtime:
             self._loop.energy_mj = self.costs.energy_mj
             order = self.bundle.manifest.input.color_order
             self._conditions = ConditionsWatch(self.costs, order)
-            self._slots = [_Slot(self._loop.at(slot)) for slot in range(SLOTS)]
-            self._free: SimpleQueue[_Slot] = SimpleQueue()
+            self._slots = [Slot(self._loop.at(slot)) for slot in range(SLOTS)]
+            self._free: SimpleQueue[Slot] = SimpleQueue()
             for slot in self._slots:
                 self._free.put(slot)
             self.set_budget(self.budget)
@@ -255,7 +202,7 @@ class Runtime:
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
         entered = perf_counter()
-        with _Lease(self._free, self.regroup) as lease:
+        with Lease(self._free, self.regroup) as lease:
             shot = self._prepare(lease.slot, frame, color_order, box)
             return self._answer(lease.slot, shot, deadline_ms, entered, lease)
 
@@ -280,10 +227,10 @@ class Runtime:
                 yield self.classify(frame, color_order=color_order, deadline_ms=deadline_ms)
             return
         wanted: SimpleQueue[bool] = SimpleQueue()
-        fetched: SimpleQueue[tuple[_Slot, _Shot] | BaseException | None] = SimpleQueue()
+        fetched: SimpleQueue[tuple[Slot, Shot] | BaseException | None] = SimpleQueue()
 
-        def fetch() -> tuple[_Slot, _Shot] | BaseException | None:
-            slot: _Slot | None = None
+        def fetch() -> tuple[Slot, Shot] | BaseException | None:
+            slot: Slot | None = None
             try:
                 for frame in coming:
                     slot = self._free.get()
@@ -407,8 +354,8 @@ class Runtime:
         self.close()
 
     def _prepare(
-        self, slot: _Slot, frame: object, order: ColorOrder | None, box: Box | None = None
-    ) -> _Shot:
+        self, slot: Slot, frame: object, order: ColorOrder | None, box: Box | None = None
+    ) -> Shot:
         """Preprocess ``frame`` in ``slot``, while stages may run for another frame."""
         with slot.writing:
             self._open_loop()
@@ -416,15 +363,15 @@ class Runtime:
                 frame = cut_box(frame, box, order or self.bundle.manifest.input.color_order)
             early = self._session.prepares_all
             took_ms = slot.loop.prepare(frame, order) if early else None
-            return _Shot(frame, order, took_ms, box is not None)
+            return Shot(frame, order, took_ms, box is not None)
 
     def _answer(
         self,
-        slot: _Slot,
-        shot: _Shot,
+        slot: Slot,
+        shot: Shot,
         deadline_ms: float | None,
         entered: float | None = None,
-        lease: _Lease | None = None,
+        lease: Lease | None = None,
     ) -> Prediction:
         """Run the stages on what :meth:`_prepare` prepared, and report.
 

@@ -204,9 +204,9 @@ def _uris(sources: Sequence[str], profile: Profile, folder: Path) -> list[str]:
     :class:`~dvt_edge.errors.ConfigError` for one that means nothing, and for several under a budget
     that is for one.
     """
-    if not sources and profile.camera.source is None:
-        raise click.UsageError("no camera: give --source, or camera.source in the profile")
-    if not sources and profile.camera.source is not None:
+    if not sources:
+        if profile.camera.source is None:
+            raise click.UsageError("no camera: give --source, or camera.source in the profile")
         sources = [beside(profile.camera.source, folder)]
     for at, uri in enumerate(sources):
         if uri in sources[:at]:

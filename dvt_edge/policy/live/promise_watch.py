@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -222,10 +222,9 @@ class _MeanEnergy(_Judge):
 
 class _Percentile(_Judge):
     def __init__(self, target: Target, latencies_ms: deque[float]) -> None:
-        self._share = TAIL_SHARE[target.statistic]
-        share = self._share
-        spread = (share * (1 - share)) ** 0.5
-        chance = Chance((spread / share) ** 2, (1 - 2 * share) / spread)
+        share = self._share = TAIL_SHARE[target.statistic]
+        # Of 1 / share where a frame is late, and 0 where it is not.
+        chance = Chance((1 - share) / share, (1 - 2 * share) / sqrt(share * (1 - share)))
         super().__init__(target, [min(1.0, bet * share) for bet in RARE_BETS], chance=chance)
         self._latencies = latencies_ms
 
