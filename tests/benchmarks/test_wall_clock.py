@@ -80,7 +80,7 @@ def test_a_run_counts_what_it_judges(runtime: Runtime, monkeypatch: pytest.Monke
         assert sum(run.exits) == pytest.approx(1.0)
         assert (run.frames, run.deadline_frames, run.late) == (60, 20, 0)
         runs.append(asdict(run))
-    found = [
+    found: list[dict[str, Any]] = [
         {"row": row.name, "runs": runs, "refused": []},
         {"row": "too small", "runs": [], "refused": ["the smallest possible is 0.7 ms"]},
     ]
