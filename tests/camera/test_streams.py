@@ -205,7 +205,8 @@ def test_a_camera_that_is_switched_off_and_on(server: Server) -> None:
             one.close()
     check_accounts(frames)
     assert hidden_age_ms(frames[-1]) < HIDDEN_MS
-    assert events[0].kind == "disconnected"
+    # The last picture may be cut off.
+    assert next(event.kind for event in events if event.kind != "damaged") == "disconnected"
 
 
 @pytest.mark.slow
