@@ -52,6 +52,7 @@ class Source:
             "transport": transport,
         }
         self._longest_open_s = self._settings["open_s"]
+        self._slowest_opening_s = 0.0
         self._on_event = on_event
         self._lock = threading.RLock()
         """Held by the thread that takes a frame."""
@@ -163,8 +164,10 @@ class Source:
             link.kill()
         link.wait_opened()
         self._connected_at = time.monotonic()
-        # What opened soon will do so again: an attempt that hangs is no reason to wait long.
-        soon_s = max(self._settings["stall_s"], 3 * (self._connected_at - began))
+        # What opened soon will do so again: an attempt that hangs is no reason to wait long. But the
+        # quickest opening is luck: the next key frame may be further away.
+        self._slowest_opening_s = max(self._slowest_opening_s, self._connected_at - began)
+        soon_s = max(self._settings["stall_s"], 3 * self._slowest_opening_s)
         self._settings["open_s"] = min(self._longest_open_s, soon_s)
 
     def _heal(self) -> None:
@@ -178,7 +181,6 @@ class Source:
                 self._connect()
             except ReadingError as failure:
                 self._drop()
-                # Or not so soon: with bad luck the next key frame is far away.
                 patience_s = 2 * self._settings["open_s"]
                 self._settings["open_s"] = min(self._longest_open_s, patience_s)
                 if failure.cause is not self._away and not self._closing.is_set():
