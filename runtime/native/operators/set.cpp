@@ -1,0 +1,629 @@
+// The kernels, written once and compiled for every instruction set: DVT_SET is its name.
+#include "vector.h"
+
+namespace {
+
+using namespace dvt;
+
+constexpr int kStep = kGroup / kLanes;  // vectors in a group of columns
+
+DVT_INLINE int least(int a, int b) { return a < b ? a : b; }
+
+DVT_INLINE I word(const void* p) {  // 32 bits, in all lanes
+    int32_t bits;
+    std::memcpy(&bits, p, 4);
+    return broadcast(bits);
+}
+
+// The nearest code, NaN where y is NaN: to_int makes it the least integer, which saturates to -128.
+DVT_INLINE I code(F y) { return to_int(max(broadcast(-127.0f), min(broadcast(127.0f), y))); }
+
+// ---- products ---------------------------------------------------------------------------------------
+
+// What is multiplied: 32 bits of a row, in all lanes, with 32 bits of each column of a panel.
+struct Codes {
+    typedef I Sum;
+    static constexpr int kRows = kCodeRows;
+    static DVT_INLINE I step(I sum, I panel, I row) { return dot(sum, panel, row); }
+};
+
+struct Floats {
+    typedef F Sum;
+    static constexpr int kRows = 6, kPerWord = 1, kWide = kLanes;
+    static DVT_INLINE F step(F sum, I panel, I row) {
+        return fma(as_float(panel), as_float(row), sum);
+    }
+    static DVT_INLINE I neighbours(const F (&v)[1]) { return as_int(v[0]); }
+    static DVT_INLINE I pairs(F a, F) { return as_int(a); }
+};
+
+#if defined(__AVX512BF16__)
+struct Halves {
+    typedef F Sum;
+    static constexpr int kRows = 6, kPerWord = 2, kWide = 2 * kLanes;
+    static DVT_INLINE F step(F sum, I panel, I row) { return half_dot(sum, panel, row); }
+    static DVT_INLINE I neighbours(const F (&v)[2]) { return ::neighbours(v[0], v[1]); }
+    static DVT_INLINE I pairs(F a, F b) { return ::pairs(a, b); }
+};
+typedef Halves Attended;
+#else
+typedef Floats Attended;
+#endif
+
+// R rows times C vectors of columns. `start(r, c)` gives what a sum begins with, `finish(r, sums)`
+// takes the sums of row r; both know only the first `rows` of the R, the others repeat the last.
+template <class P, int R, int C, class Start, class Finish>
+DVT_INLINE void block(const char* const* row, int rows, const char* panel, int steps, Start start,
+                      Finish finish) {
+    typename P::Sum sum[R][C];
+    const char* from[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        from[r] = row[r < rows ? r : rows - 1];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[r][c] = start(r < rows ? r : rows - 1, c);
+    }
+    for (int s = 0; s < steps; ++s) {
+        I columns[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            columns[c] = load(reinterpret_cast<const int32_t*>(panel) + c * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const I all = word(from[r] + 4 * s);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sum[r][c] = P::step(sum[r][c], columns[c], all);
+        }
+        panel += 4 * C * kLanes;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+        if (r < rows) finish(r, sum[r]);
+}
+
+template <class P, int R, class Start, class Finish>
+DVT_INLINE void block_of_width(int columns, const char* const* row, int rows, const char* panel,
+                               int steps, Start start, Finish finish) {
+    switch (columns / kGroup) {
+        case 1: return block<P, R, kStep>(row, rows, panel, steps, start, finish);
+#if defined(__AVX512VNNI__)
+        case 2: return block<P, R, 2 * kStep>(row, rows, panel, steps, start, finish);
+        case 3: return block<P, R, 3 * kStep>(row, rows, panel, steps, start, finish);
+        case 4: return block<P, R, 4 * kStep>(row, rows, panel, steps, start, finish);
+#endif
+    }
+}
+
+// How many rows to take together of those that are left.
+template <class P>
+DVT_INLINE int next_rows(int left) {
+    return least(left, P::kRows);
+}
+
+// Up to P::kRows rows times a panel `columns` wide.
+template <class P, class Start, class Finish>
+DVT_INLINE void product(int columns, const char* const* row, int rows, const char* panel, int steps,
+                        Start start, Finish finish) {
+    if (rows > 4)
+        block_of_width<P, P::kRows>(columns, row, rows, panel, steps, start, finish);
+    else if (rows > 2)
+        block_of_width<P, 4>(columns, row, rows, panel, steps, start, finish);
+    else if (rows > 1)
+        block_of_width<P, 2>(columns, row, rows, panel, steps, start, finish);
+    else
+        block_of_width<P, 1>(columns, row, rows, panel, steps, start, finish);
+}
+
+// ---- Linear -----------------------------------------------------------------------------------------
+
+void row_sums(const Linear& t, int64_t row, int rows, int32_t* sums) {
+    constexpr int kBytes = 4 * kLanes;
+    const I ones = broadcast(0x01010101), tops = broadcast(int32_t(0x80808080));
+    for (int i = 0; i < rows; ++i) {
+        const int8_t* x = t.x + (row + i) * t.stride;
+        I sum = broadcast(0), bad = sum;
+        for (int k = 0; k < t.depth; k += kBytes) {
+            int32_t edge[kLanes] = {};
+            const bool whole = t.depth - k >= kBytes;
+            if (!whole) std::memcpy(edge, x + k, t.depth - k);
+            const I codes = load(whole ? reinterpret_cast<const int32_t*>(x + k) : edge);
+            sum = dot(sum, ones, codes);
+            // Bytes of 128 are the codes -128; with the top bit turned they are zero.
+            bad = bit_or(bad, bit_and(bit_and(sub(bit_xor(codes, tops), ones), codes), tops));
+        }
+        int32_t lane[2][kLanes], total = 0, any = 0;
+        store(lane[0], sum);
+        store(lane[1], bad);
+        for (int l = 0; l < kLanes; ++l) total += lane[0][l], any |= lane[1][l];
+        sums[i] = any ? kBadRow : -kOffset * total;
+    }
+}
+
+void linear(const Linear& t, int64_t row, int rows, int column, int columns) {
+    for (int at = column; at < column + columns; at += kPanel) {
+        const int width = least(kPanel, t.columns - at), bytes = width * t.depth;
+        const char* panel = reinterpret_cast<const char*>(t.weights) + size_t(at) * t.depth;
+        for (int i = 0, taken; i < rows; i += taken) {
+            taken = next_rows<Codes>(rows - i);
+            // The next panel's share of these rows.
+            for (int b = bytes / rows * i / 64; b < bytes / rows * (i + taken) / 64; ++b)
+                __builtin_prefetch(panel + bytes + 64 * b);
+            const char* from[Codes::kRows];
+            for (int r = 0; r < taken; ++r)
+                from[r] = reinterpret_cast<const char*>(t.x + (row + i + r) * t.stride);
+            const auto start = [&](int, int c) { return load(t.shift + at + c * kLanes); };
+            const auto finish = [&](int r, auto& sum) {
+                constexpr int C = sizeof(sum) / sizeof(sum[0]);
+                const int64_t out = (row + i + r) * t.columns + at;
+                const I offset = broadcast(t.sums[row + i + r]);
+                F y[C];
+                for (int c = 0; c < C; ++c)
+                    y[c] = add(mul(to_float(add(sum[c], offset)), load(t.scale + at + c * kLanes)),
+                               load(t.bias + at + c * kLanes));
+                if (t.table) {
+                    I q[C];
+                    for (int c = 0; c < C; ++c) q[c] = code(y[c]);
+                    store_codes(t.codes + out, q, t.table);
+                } else if (t.residual) {
+                    for (int c = 0; c < C; ++c)
+                        store(t.y + out + c * kLanes,
+                              add(y[c], load(t.residual + out + c * kLanes)));
+                } else {
+                    for (int c = 0; c < C; ++c) store(t.y + out + c * kLanes, y[c]);
+                }
+            };
+            product<Codes>(width, from, taken, panel, t.depth / 4, start, finish);
+        }
+    }
+    for (int i = 0; i < rows; ++i) {
+        if (t.sums[row + i] != kBadRow) continue;
+        const int64_t out = (row + i) * t.columns + column;
+        if (t.table)
+            std::memset(t.codes + out, kNotANumber, columns);
+        else
+            for (int n = 0; n < columns; ++n) t.y[out + n] = __builtin_nanf("");
+    }
+}
+
+// ---- RelationMlp ------------------------------------------------------------------------------------
+
+// Positions are the columns of a panel, channels its depth, so weights take the part of rows.
+constexpr int kPositions = kPanel, kColumns = kPanel / kLanes;
+
+DVT_INLINE int fours(int n) { return (n + 3) / 4; }
+
+size_t relation_scratch(const RelationMlp& t) {
+    return size_t(fours(t.inputs) + fours(t.hidden)) * 4 * kPositions + size_t(t.inputs) * kPositions +
+           size_t(t.outputs) * kPositions * sizeof(float);
+}
+
+void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
+    const int count = int(t.positions - position < kPositions ? t.positions - position : kPositions);
+    char* panel = static_cast<char*>(scratch);
+    char* hidden = panel + size_t(fours(t.inputs)) * 4 * kPositions;
+    float* edge_y = reinterpret_cast<float*>(hidden + size_t(fours(t.hidden)) * 4 * kPositions);
+    int8_t* edge_x = reinterpret_cast<int8_t*>(edge_y + size_t(t.outputs) * kPositions);
+    const int8_t* x = t.x + position;
+    float* y = t.y + position;
+    int64_t from = t.positions, to = t.positions;
+    if (count < kPositions) {  // where the matrix ends
+        std::memset(edge_x, 0, size_t(t.inputs) * kPositions);
+        for (int c = 0; c < t.inputs; ++c) std::memcpy(edge_x + c * kPositions, x + c * from, count);
+        x = edge_x, y = edge_y, from = to = kPositions;
+    }
+    const I offset = broadcast(kOffset ? int32_t(0x80808080) : 0);
+    const I ones = broadcast(0x01010101), tops = broadcast(int32_t(0x80808080));
+    I bad[kColumns];
+    for (int v = 0; v < kColumns; ++v) bad[v] = broadcast(0);
+    for (int c = 0; c < t.inputs; c += 4)
+        for (int v = 0; v < kColumns; ++v) {
+            const int8_t* at = x + c * from + v * kLanes;
+            I four = load_bytes(at);
+            if (c + 1 < t.inputs) four = bit_or(four, shift_left<8>(load_bytes(at + from)));
+            if (c + 2 < t.inputs) four = bit_or(four, shift_left<16>(load_bytes(at + 2 * from)));
+            if (c + 3 < t.inputs) four = bit_or(four, shift_left<24>(load_bytes(at + 3 * from)));
+            // Bytes of 128 are the codes -128; with the top bit turned they are zero.
+            const I turned = bit_xor(four, tops);
+            bad[v] = bit_or(bad[v], bit_and(bit_and(sub(turned, ones), four), tops));
+            store(reinterpret_cast<int32_t*>(panel) + c / 4 * kPositions + v * kLanes,
+                  bit_xor(four, offset));
+        }
+    const auto rows = [](const int8_t* weights, int row, int depth, const char* (&out)[4]) {
+        for (int r = 0; r < 4; ++r)
+            out[r] = reinterpret_cast<const char*>(weights) + size_t(row + r) * depth;
+    };
+    const char* row[4];
+    const I byte = broadcast(255);
+    for (int h = 0; h < t.hidden; h += 4) {
+        rows(t.first, h, 4 * fours(t.inputs), row);
+        I four[kColumns];
+        block<Codes, 4, kColumns>(
+            row, 4, panel, fours(t.inputs),
+            [&](int r, int) { return broadcast(t.first_shift[h + r]); },
+            [&](int r, auto& sum) {
+                const F scale = broadcast(t.first_scale[h + r]), bias = broadcast(t.first_bias[h + r]);
+                for (int v = 0; v < kColumns; ++v) {
+                    const I q = bit_and(code(add(mul(to_float(sum[v]), scale), bias)), byte);
+                    four[v] = r == 0   ? q
+                              : r == 1 ? bit_or(four[v], shift_left<8>(q))
+                              : r == 2 ? bit_or(four[v], shift_left<16>(q))
+                                       : bit_or(four[v], shift_left<24>(q));
+                }
+            });
+        for (int v = 0; v < kColumns; ++v)
+            store(reinterpret_cast<int32_t*>(hidden) + h / 4 * kPositions + v * kLanes,
+                  bit_xor(lookup(four[v], t.table), offset));
+    }
+    for (int o = 0; o < t.outputs; o += 4) {
+        rows(t.second, o, 4 * fours(t.hidden), row);
+        block<Codes, 4, kColumns>(
+            row, 4, hidden, fours(t.hidden),
+            [&](int r, int) { return broadcast(t.second_shift[o + r]); },
+            [&](int r, auto& sum) {
+                if (o + r >= t.outputs) return;
+                const F scale = broadcast(t.second_scale[o + r]);
+                const F bias = broadcast(t.second_bias[o + r]);
+                for (int v = 0; v < kColumns; ++v)
+                    store(y + (o + r) * to + v * kLanes,
+                          add(add(mul(to_float(sum[v]), scale), bias), nan_unless_zero(bad[v])));
+            });
+    }
+    if (count < kPositions)
+        for (int o = 0; o < t.outputs; ++o)
+            std::memcpy(t.y + position + o * t.positions, edge_y + o * kPositions,
+                        count * sizeof(float));
+}
+
+// ---- Attention --------------------------------------------------------------------------------------
+
+// e^x for x <= 0; about one unit in the last place.
+DVT_INLINE F exp_of_negative(F x) {
+    x = max(broadcast(-87.0f), x);
+    const I n = to_int(mul(x, broadcast(1.44269504f)));
+    F r = fma(to_float(n), broadcast(-0.693359375f), x);
+    r = fma(to_float(n), broadcast(2.12194440e-4f), r);
+    F y = broadcast(1.9875691500e-4f);
+    y = fma(y, r, broadcast(1.3981999507e-3f));
+    y = fma(y, r, broadcast(8.3334519073e-3f));
+    y = fma(y, r, broadcast(4.1665795894e-2f));
+    y = fma(y, r, broadcast(1.6666665459e-1f));
+    y = fma(y, r, broadcast(5.0000001201e-1f));
+    y = add(fma(mul(r, r), y, r), broadcast(1.0f));
+    return mul(y, as_float(shift_left<23>(add(n, broadcast(127)))));
+}
+
+// x [count] as words, count a multiple of 2 kLanes.
+template <class P>
+DVT_INLINE void to_words(const float* x, int count, int32_t* out) {
+    constexpr int N = P::kWide / kLanes;
+    for (int i = 0; i < count; i += P::kWide, out += kLanes) {
+        F v[N];
+        for (int n = 0; n < N; ++n) v[n] = load(x + i + n * kLanes);
+        store(out, P::neighbours(v));
+    }
+}
+
+constexpr int kLongest = 32;  // columns of logits are padded to it, the longest words of a row
+
+struct Layout {  // of the scratch memory of one head, in units of 4 bytes
+    int tokens, columns, coarse, grid;
+    size_t keys, values, upsampled, coarse_rows, logits, weights, queries, end;
+};
+
+template <class P>
+Layout layout(const Attention& t) {
+    Layout l;
+    l.tokens = padded(t.tokens);
+    l.columns = (t.tokens + kLongest - 1) / kLongest * kLongest;
+    l.coarse = t.relations ? 1 + t.upsample->source * t.upsample->source : 0;
+    l.grid = t.relations ? padded(t.upsample->target) : 0;
+    size_t at = 0;
+    const auto take = [&at](size_t words) {
+        const size_t begin = at;
+        at += (words + kGroup - 1) / kGroup * kGroup;
+        return begin;
+    };
+    l.keys = take(size_t(l.tokens) * t.head / P::kPerWord);
+    l.values = take(size_t((t.tokens + P::kPerWord - 1) / P::kPerWord) * t.head);
+    l.upsampled = take(size_t(l.coarse) * l.tokens + l.grid);
+    l.coarse_rows = take(t.relations ? size_t(t.upsample->source) * l.grid : 0);
+    l.logits = take(size_t(P::kRows) * l.columns);
+    l.weights = take(size_t(P::kRows) * l.columns);
+    l.queries = take(size_t(P::kRows) * t.head);
+    l.end = at;
+    return l;
+}
+
+// Keys as a panel whose columns are tokens.
+template <class P>
+void pack_keys(const Attention& t, const float* k, const Layout& l, int32_t* out) {
+    const int words = t.head / P::kPerWord;
+    int32_t row[kLongest * 8];
+    for (int j = 0; j < l.tokens; ++j) {
+        const int begin = j / kPanel * kPanel, width = least(kPanel, l.tokens - begin);
+        int32_t* column = out + size_t(begin) * words + j - begin;
+        if (j < t.tokens)
+            to_words<P>(k + j * t.kv_stride, t.head, row);
+        else
+            std::memset(row, 0, sizeof row);
+        for (int w = 0; w < words; ++w) column[size_t(w) * width] = row[w];
+    }
+}
+
+// Values as a panel whose columns are those of the head, tokens its depth.
+template <class P>
+void pack_values(const Attention& t, const float* v, int32_t* out) {
+    const int steps = (t.tokens + P::kPerWord - 1) / P::kPerWord;
+    for (int s = 0; s < steps; ++s)
+        for (int c = 0; c < t.head; c += kLanes) {
+            const int begin = c / kPanel * kPanel, width = least(kPanel, t.head - begin);
+            const int last = (s + 1) * P::kPerWord - 1;
+            const float* first = v + s * P::kPerWord * t.kv_stride + c;
+            const F second = last < t.tokens ? load(v + last * t.kv_stride + c) : broadcast(0.0f);
+            store(out + size_t(begin) * steps + s * width + c - begin, P::pairs(load(first), second));
+        }
+}
+
+// The columns of all coarse relations, brought to the fine grid: [coarse][l.tokens].
+void upsample_columns(const Attention& t, const float* relations, const Layout& l, float* rows,
+                      float* out) {
+    const Upsample& u = *t.upsample;
+    for (int a = 0; a < l.coarse; ++a, relations += l.coarse, out += l.tokens) {
+        for (int i = 0, taken; i < u.source; i += taken) {
+            taken = next_rows<Floats>(u.source - i);
+            const char* from[Floats::kRows];
+            for (int r = 0; r < taken; ++r)
+                from[r] = reinterpret_cast<const char*>(relations + 1 + (i + r) * u.source);
+            for (int at = 0; at < l.grid; at += kPanel)
+                product<Floats>(
+                    least(kPanel, l.grid - at), from, taken,
+                    reinterpret_cast<const char*>(u.panels + size_t(at) * u.source), u.source,
+                    [](int, int) { return broadcast(0.0f); },
+                    [&](int r, auto& sum) {
+                        for (size_t c = 0; c < sizeof(sum) / sizeof(sum[0]); ++c)
+                            store(rows + (i + r) * l.grid + at + c * kLanes, sum[c]);
+                    });
+        }
+        out[0] = relations[0];
+        for (int i = 0; i < u.target; ++i) {
+            const float* near = rows + u.first[i] * l.grid;
+            const float* far = near + (u.source > 1 ? l.grid : 0);
+            const F w = broadcast(u.weight[i][0]), v = broadcast(u.weight[i][1]);
+            // The last vector of a row runs into the next, which is written later.
+            for (int c = 0; c < l.grid; c += kLanes)
+                store(out + 1 + i * u.target + c, fma(w, load(near + c), mul(v, load(far + c))));
+        }
+        for (int j = t.tokens; j < l.tokens; ++j) out[j] = 0;
+    }
+}
+
+// Logits of a query before its product: the reused relations, and the padding far below them.
+void start_logits(const Attention& t, const float* upsampled, int query, const Layout& l,
+                  const float* padding, float* out) {
+    const float* row[4] = {upsampled, upsampled, upsampled, upsampled};
+    float weight[4] = {1, 0, 0, 0};
+    int taps = t.relations ? 1 : 0;
+    if (taps && query) {
+        const Upsample& u = *t.upsample;
+        const int y = (query - 1) / u.target, x = (query - 1) % u.target;
+        taps = 0;
+        for (int i = 0; i < 4; ++i) {
+            const float w = u.weight[y][i / 2] * u.weight[x][i % 2];
+            if (w == 0) continue;
+            row[taps] += (1 + (u.first[y] + i / 2) * u.source + u.first[x] + i % 2) * l.tokens;
+            weight[taps++] = w;
+        }
+    }
+    for (int j = 0; j < l.tokens; j += kLanes) {
+        F sum = j + kLanes > t.tokens ? load(padding + j - (l.tokens - kGroup)) : broadcast(0.0f);
+        for (int i = 0; i < taps; ++i) sum = fma(broadcast(weight[i]), load(row[i] + j), sum);
+        store(out + j, sum);
+    }
+}
+
+template <class P>
+size_t attention_scratch_of(const Attention& t) {
+    return layout<P>(t).end * 4;
+}
+
+template <class P>
+void attend(const Attention& t, int64_t image, int head, void* scratch) {
+    const Layout l = layout<P>(t);
+    int32_t* memory = static_cast<int32_t*>(scratch);
+    float* floats = static_cast<float*>(scratch);
+    const float* q = t.q + image * t.q_image + head * t.head;
+    const float* k = t.k + image * t.kv_image + head * t.head;
+    const float* v = t.v + image * t.kv_image + head * t.head;
+    pack_keys<P>(t, k, l, memory + l.keys);
+    pack_values<P>(t, v, memory + l.values);
+    if (t.relations)
+        upsample_columns(t, t.relations + image * t.relations_image + int64_t(head) * l.coarse * l.coarse,
+                         l, floats + l.coarse_rows, floats + l.upsampled);
+    constexpr float kFarBelow = -1e30f;  // of any logit, and its weight is zero all the same
+    float padding[kGroup];
+    for (int i = 0; i < kGroup; ++i)
+        padding[i] = l.tokens - kGroup + i < t.tokens ? 0 : kFarBelow;
+    for (int r = 0; r < P::kRows; ++r)
+        for (int j = l.tokens; j < l.columns; ++j) floats[l.logits + r * l.columns + j] = kFarBelow;
+
+    const int words = t.head / P::kPerWord, steps = (t.tokens + P::kPerWord - 1) / P::kPerWord;
+    for (int i = 0, taken; i < t.queries; i += taken) {
+        taken = next_rows<P>(t.queries - i);
+        const char *of_query[P::kRows], *of_weights[P::kRows];
+        for (int r = 0; r < taken; ++r) {
+            int32_t* row = memory + l.queries + r * words;
+            to_words<P>(q + (i + r) * t.q_stride, t.head, row);
+            of_query[r] = reinterpret_cast<const char*>(row);
+            of_weights[r] = reinterpret_cast<const char*>(memory + l.weights + r * l.columns);
+            start_logits(t, floats + l.upsampled, i + r, l, padding, floats + l.logits + r * l.columns);
+        }
+        for (int at = 0; at < l.tokens; at += kPanel)
+            product<P>(
+                least(kPanel, l.tokens - at), of_query, taken,
+                reinterpret_cast<const char*>(memory + l.keys + size_t(at) * words), words,
+                [&](int r, int c) {
+                    return load(floats + l.logits + r * l.columns + at + c * kLanes);
+                },
+                [&](int r, auto& sum) {
+                    constexpr int C = sizeof(sum) / sizeof(sum[0]);
+                    for (int c = 0; c < C; ++c)
+                        store(floats + l.logits + r * l.columns + at + c * kLanes, sum[c]);
+                    if (!t.logits) return;
+                    I codes[C];
+                    for (int c = 0; c < C; ++c)
+                        codes[c] = code(mul(sum[c], broadcast(t.logit_scale)));
+                    const int left = least(t.tokens - at, C * kLanes);
+                    int8_t* out = t.logits + at +
+                                  ((image * t.heads + head) * t.queries + i + r) * t.tokens;
+                    if (left == C * kLanes) return store_codes(out, codes);
+                    int8_t edge[kPanel];  // beyond it lies what another thread writes
+                    store_codes(edge, codes);
+                    std::memcpy(out, edge, left);
+                });
+        float factor[P::kRows];
+        for (int r = 0; r < taken; ++r) {
+            float* logit = floats + l.logits + r * l.columns;
+            F most = load(logit);
+            for (int j = kLanes; j < l.columns; j += kLanes) most = max(load(logit + j), most);
+            const F top = broadcast(max_of(most));
+            F total = broadcast(0.0f);
+            constexpr int N = P::kWide / kLanes;
+            int32_t* weights = memory + l.weights + r * l.columns;
+            for (int j = 0; j < l.columns; j += P::kWide, weights += kLanes) {
+                F w[N];
+                for (int n = 0; n < N; ++n) {
+                    w[n] = exp_of_negative(sub(load(logit + j + n * kLanes), top));
+                    total = add(total, w[n]);
+                }
+                store(weights, P::neighbours(w));
+            }
+            factor[r] = t.scale / sum_of(total);
+        }
+        for (int at = 0; at < t.head; at += kPanel)
+            product<P>(
+                least(kPanel, t.head - at), of_weights, taken,
+                reinterpret_cast<const char*>(memory + l.values + size_t(at) * steps), steps,
+                [](int, int) { return broadcast(0.0f); },
+                [&](int r, auto& sum) {
+                    constexpr int C = sizeof(sum) / sizeof(sum[0]);
+                    I codes[C];
+                    for (int c = 0; c < C; ++c) codes[c] = code(mul(sum[c], broadcast(factor[r])));
+                    store_codes(t.mixed + ((image * t.queries + i + r) * t.heads + head) * t.head + at,
+                                codes);
+                });
+    }
+}
+
+// ---- Norm and quantization --------------------------------------------------------------------------
+
+// The sum of 16 lanes, in an order that all sets share.
+DVT_INLINE float sum_of_group(const F (&v)[kStep]) {
+    float lane[kGroup];
+    for (int c = 0; c < kStep; ++c) store(lane + c * kLanes, v[c]);
+    for (int half = kGroup / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+void norm(const Norm& t, int64_t row, int64_t rows, float* scratch) {
+    const float length = float(t.width + t.context_width);
+    for (; rows; ++row, --rows) {
+        const float* x = t.x + row * t.width;
+        F total[kStep];
+        for (F& lane : total) lane = broadcast(0.0f);
+        if (t.residual) {
+            const float* other = t.residual + row % t.residual_rows * t.width;
+            float* sum = t.sum + row * t.width;
+            for (int i = 0; i < t.width; i += kLanes) store(sum + i, add(load(x + i), load(other + i)));
+            x = sum;
+        }
+        const int64_t image = row / t.tokens;
+        const int token = int(row % t.tokens);
+        if (token && t.context) {
+            const Upsample& u = *t.upsample;
+            const int y = (token - 1) / u.target, z = (token - 1) % u.target;
+            const int64_t coarse = 1 + int64_t(u.source) * u.source;
+            const float* at = t.context + (image * coarse + 1 + u.first[y] * u.source + u.first[z]) *
+                                              t.context_width;
+            const int right = u.source > 1 ? t.context_width : 0, down = right * u.source;
+            for (int i = 0; i < t.context_width; i += kLanes) {
+                const F left_weight = broadcast(u.weight[z][0]), weight = broadcast(u.weight[z][1]);
+                const F upper = add(mul(left_weight, load(at + i)), mul(weight, load(at + i + right)));
+                const F lower = add(mul(left_weight, load(at + i + down)),
+                                    mul(weight, load(at + i + down + right)));
+                store(scratch + i, add(mul(broadcast(u.weight[y][0]), upper),
+                                       mul(broadcast(u.weight[y][1]), lower)));
+            }
+        } else {
+            for (int i = 0; i < t.context_width; ++i) scratch[i] = 0;
+        }
+        const struct {
+            const float* values;
+            int count, at;
+        } parts[2] = {{x, t.width, 0}, {scratch, t.context_width, t.width}};
+        for (const auto& part : parts)
+            for (int i = 0; i < part.count; i += kGroup)
+                for (int c = 0; c < kStep; ++c)
+                    total[c] = add(total[c], load(part.values + i + c * kLanes));
+        const F mean = broadcast(sum_of_group(total) / length);
+        for (F& lane : total) lane = broadcast(0.0f);
+        for (const auto& part : parts)
+            for (int i = 0; i < part.count; i += kGroup)
+                for (int c = 0; c < kStep; ++c) {
+                    const F d = sub(load(part.values + i + c * kLanes), mean);
+                    total[c] = add(total[c], mul(d, d));
+                }
+        const F inverse =
+            broadcast(1.0f / __builtin_sqrtf(sum_of_group(total) / length + t.epsilon));
+        int8_t* out = t.codes + row * (t.width + t.context_width);
+        for (const auto& part : parts)
+            for (int i = 0; i < part.count; i += kGroup) {
+                I q[kStep];
+                for (int c = 0; c < kStep; ++c) {
+                    const int at = part.at + i + c * kLanes;
+                    const F d = mul(sub(load(part.values + i + c * kLanes), mean), inverse);
+                    q[c] = code(add(mul(d, load(t.gamma + at)), load(t.beta + at)));
+                }
+                store_codes(out + part.at + i, q);
+            }
+    }
+}
+
+void quantize(const float* x, int64_t count, float scale, int8_t* codes) {
+    for (int64_t i = 0; i < count; i += kGroup) {
+        float edge[kGroup] = {};
+        int8_t edge_codes[kGroup];
+        const bool whole = count - i >= kGroup;
+        if (!whole) std::memcpy(edge, x + i, (count - i) * sizeof(float));
+        I q[kStep];
+        for (int c = 0; c < kStep; ++c)
+            q[c] = code(mul(load((whole ? x + i : edge) + c * kLanes), broadcast(scale)));
+        store_codes(whole ? codes + i : edge_codes, q);
+        if (!whole) std::memcpy(codes + i, edge_codes, count - i);
+    }
+}
+
+}  // namespace
+
+namespace dvt {
+
+#define DVT_TEXT(x) #x
+#define DVT_NAME(x) DVT_TEXT(x)
+
+extern const Kernels DVT_SET;
+const Kernels DVT_SET = {
+    DVT_NAME(DVT_SET),
+    kPanel,
+    kOffset,
+    Attended::kPerWord == 2,
+    row_sums,
+    linear,
+    relation_mlp,
+    relation_scratch,
+    attend<Attended>,
+    attention_scratch_of<Attended>,
+    norm,
+    quantize,
+};
+
+}  // namespace dvt
