@@ -92,8 +92,9 @@ struct Kernels {
     size_t (*relation_scratch)(const RelationMlp&);
     void (*attention)(const Attention&, int64_t image, int head, void* scratch);
     size_t (*attention_scratch)(const Attention&);
-    void (*norm)(const Norm&, int64_t row, int64_t rows, float* scratch);  // context_width floats
+    void (*norm)(const Norm&, int64_t row, int64_t rows, float* scratch);  // of a row
     void (*quantize)(const float* x, int64_t count, float scale, int8_t* codes);
+    int64_t (*peak)(int64_t rounds);
 };
 
 }  // namespace dvt

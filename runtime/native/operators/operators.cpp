@@ -662,7 +662,7 @@ class NormOperator {
         task.codes = context.output<int8_t>(0, {x.size[0], x.size[1], all});
         constexpr int64_t kChunk = 32;
         const int64_t rows = x.rows();
-        context.parallel((rows + kChunk - 1) / kChunk, (task.context_width + kGroup) * sizeof(float),
+        context.parallel((rows + kChunk - 1) / kChunk, size_t(all) * sizeof(float),
                          [&](size_t i, void* memory) {
                              const int64_t row = int64_t(i) * kChunk;
                              set_.norm(task, row, std::min(kChunk, rows - row),
@@ -786,3 +786,6 @@ DVT_EXPORT int dvt_operators_use(const char* name) {
     dvt::chosen = found;
     return 1;
 }
+
+// Multiply-accumulates that the set in use does in registers alone, `rounds` times a few; for benchmarks.
+DVT_EXPORT int64_t dvt_operators_peak(int64_t rounds) { return dvt::kernels().peak(rounds); }

@@ -9,11 +9,7 @@ constexpr int kStep = kGroup / kLanes;  // vectors in a group of columns
 
 DVT_INLINE int least(int a, int b) { return a < b ? a : b; }
 
-DVT_INLINE I word(const void* p) {  // 32 bits, in all lanes
-    int32_t bits;
-    std::memcpy(&bits, p, 4);
-    return broadcast(bits);
-}
+DVT_INLINE I word(const void* p) { return broadcast(load<int32_t>(p)); }  // in all lanes
 
 // The nearest code, NaN where y is NaN: to_int makes it the least integer, which saturates to -128.
 DVT_INLINE I code(F y) { return to_int(max(broadcast(-127.0f), min(broadcast(127.0f), y))); }
@@ -29,21 +25,19 @@ struct Codes {
 
 struct Floats {
     typedef F Sum;
-    static constexpr int kRows = 6, kPerWord = 1, kWide = kLanes;
-    static DVT_INLINE F step(F sum, I panel, I row) {
-        return fma(as_float(panel), as_float(row), sum);
-    }
-    static DVT_INLINE I neighbours(const F (&v)[1]) { return as_int(v[0]); }
-    static DVT_INLINE I pairs(F a, F) { return as_int(a); }
+    static constexpr int kRows = kMostRows, kPerWord = 1;
+    static DVT_INLINE F step(F sum, I panel, I row) { return fma(F(panel), F(row), sum); }
+    static DVT_INLINE I neighbours(const F (&v)[1]) { return I(v[0]); }
+    static DVT_INLINE I pairs(F a, F) { return I(a); }
 };
 
 #if defined(__AVX512BF16__)
 struct Halves {
     typedef F Sum;
-    static constexpr int kRows = 6, kPerWord = 2, kWide = 2 * kLanes;
+    static constexpr int kRows = kMostRows, kPerWord = 2;
     static DVT_INLINE F step(F sum, I panel, I row) { return half_dot(sum, panel, row); }
-    static DVT_INLINE I neighbours(const F (&v)[2]) { return ::neighbours(v[0], v[1]); }
-    static DVT_INLINE I pairs(F a, F b) { return ::pairs(a, b); }
+    static DVT_INLINE I neighbours(const F (&v)[2]) { return half_neighbours(v[0], v[1]); }
+    static DVT_INLINE I pairs(F a, F b) { return half_pairs(a, b); }
 };
 typedef Halves Attended;
 #else
@@ -67,7 +61,7 @@ DVT_INLINE void block(const char* const* row, int rows, const char* panel, int s
         I columns[C];
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
-            columns[c] = load(reinterpret_cast<const int32_t*>(panel) + c * kLanes);
+            columns[c] = load<I>(panel + 4 * c * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const I all = word(from[r] + 4 * s);
@@ -94,12 +88,6 @@ DVT_INLINE void block_of_width(int columns, const char* const* row, int rows, co
     }
 }
 
-// How many rows to take together of those that are left.
-template <class P>
-DVT_INLINE int next_rows(int left) {
-    return least(left, P::kRows);
-}
-
 // Up to P::kRows rows times a panel `columns` wide.
 template <class P, class Start, class Finish>
 DVT_INLINE void product(int columns, const char* const* row, int rows, const char* panel, int steps,
@@ -117,24 +105,21 @@ DVT_INLINE void product(int columns, const char* const* row, int rows, const cha
 // ---- Linear -----------------------------------------------------------------------------------------
 
 void row_sums(const Linear& t, int64_t row, int rows, int32_t* sums) {
-    constexpr int kBytes = 4 * kLanes;
-    const I ones = broadcast(0x01010101), tops = broadcast(int32_t(0x80808080));
+    const I ones = broadcast(0x01010101);
     for (int i = 0; i < rows; ++i) {
         const int8_t* x = t.x + (row + i) * t.stride;
-        I sum = broadcast(0), bad = sum;
-        for (int k = 0; k < t.depth; k += kBytes) {
-            int32_t edge[kLanes] = {};
-            const bool whole = t.depth - k >= kBytes;
-            if (!whole) std::memcpy(edge, x + k, t.depth - k);
-            const I codes = load(whole ? reinterpret_cast<const int32_t*>(x + k) : edge);
+        I sum = {}, bad = {};
+        for (int k = 0; k < t.depth; k += 4 * kLanes) {
+            I codes = {};
+            if (t.depth - k >= 4 * kLanes)
+                codes = load<I>(x + k);
+            else
+                std::memcpy(&codes, x + k, t.depth - k);
             sum = dot(sum, ones, codes);
-            // Bytes of 128 are the codes -128; with the top bit turned they are zero.
-            bad = bit_or(bad, bit_and(bit_and(sub(bit_xor(codes, tops), ones), codes), tops));
+            bad |= not_numbers(codes);
         }
-        int32_t lane[2][kLanes], total = 0, any = 0;
-        store(lane[0], sum);
-        store(lane[1], bad);
-        for (int l = 0; l < kLanes; ++l) total += lane[0][l], any |= lane[1][l];
+        int32_t total = 0, any = 0;
+        for (int l = 0; l < kLanes; ++l) total += sum[l], any |= bad[l];
         sums[i] = any ? kBadRow : -kOffset * total;
     }
 }
@@ -144,32 +129,31 @@ void linear(const Linear& t, int64_t row, int rows, int column, int columns) {
         const int width = least(kPanel, t.columns - at), bytes = width * t.depth;
         const char* panel = reinterpret_cast<const char*>(t.weights) + size_t(at) * t.depth;
         for (int i = 0, taken; i < rows; i += taken) {
-            taken = next_rows<Codes>(rows - i);
+            taken = least(rows - i, Codes::kRows);
             // The next panel's share of these rows.
             for (int b = bytes / rows * i / 64; b < bytes / rows * (i + taken) / 64; ++b)
                 __builtin_prefetch(panel + bytes + 64 * b);
             const char* from[Codes::kRows];
             for (int r = 0; r < taken; ++r)
                 from[r] = reinterpret_cast<const char*>(t.x + (row + i + r) * t.stride);
-            const auto start = [&](int, int c) { return load(t.shift + at + c * kLanes); };
+            const auto start = [&](int, int c) { return load<I>(t.shift + at + c * kLanes); };
             const auto finish = [&](int r, auto& sum) {
                 constexpr int C = sizeof(sum) / sizeof(sum[0]);
                 const int64_t out = (row + i + r) * t.columns + at;
                 const I offset = broadcast(t.sums[row + i + r]);
                 F y[C];
                 for (int c = 0; c < C; ++c)
-                    y[c] = add(mul(to_float(add(sum[c], offset)), load(t.scale + at + c * kLanes)),
-                               load(t.bias + at + c * kLanes));
+                    y[c] = to_float(sum[c] + offset) * load(t.scale + at + c * kLanes) +
+                           load(t.bias + at + c * kLanes);
                 if (t.table) {
                     I q[C];
                     for (int c = 0; c < C; ++c) q[c] = code(y[c]);
                     store_codes(t.codes + out, q, t.table);
-                } else if (t.residual) {
-                    for (int c = 0; c < C; ++c)
-                        store(t.y + out + c * kLanes,
-                              add(y[c], load(t.residual + out + c * kLanes)));
                 } else {
-                    for (int c = 0; c < C; ++c) store(t.y + out + c * kLanes, y[c]);
+                    for (int c = 0; c < C; ++c) {
+                        if (t.residual) y[c] += load(t.residual + out + c * kLanes);
+                        store(t.y + out + c * kLanes, y[c]);
+                    }
                 }
             };
             product<Codes>(width, from, taken, panel, t.depth / 4, start, finish);
@@ -212,48 +196,38 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
         x = edge_x, y = edge_y, from = to = kPositions;
     }
     const I offset = broadcast(kOffset ? int32_t(0x80808080) : 0);
-    const I ones = broadcast(0x01010101), tops = broadcast(int32_t(0x80808080));
-    I bad[kColumns];
-    for (int v = 0; v < kColumns; ++v) bad[v] = broadcast(0);
+    I bad[kColumns] = {};
     for (int c = 0; c < t.inputs; c += 4)
         for (int v = 0; v < kColumns; ++v) {
             const int8_t* at = x + c * from + v * kLanes;
             I four = load_bytes(at);
-            if (c + 1 < t.inputs) four = bit_or(four, shift_left<8>(load_bytes(at + from)));
-            if (c + 2 < t.inputs) four = bit_or(four, shift_left<16>(load_bytes(at + 2 * from)));
-            if (c + 3 < t.inputs) four = bit_or(four, shift_left<24>(load_bytes(at + 3 * from)));
-            // Bytes of 128 are the codes -128; with the top bit turned they are zero.
-            const I turned = bit_xor(four, tops);
-            bad[v] = bit_or(bad[v], bit_and(bit_and(sub(turned, ones), four), tops));
-            store(reinterpret_cast<int32_t*>(panel) + c / 4 * kPositions + v * kLanes,
-                  bit_xor(four, offset));
+            if (c + 1 < t.inputs) four |= load_bytes(at + from) << 8;
+            if (c + 2 < t.inputs) four |= load_bytes(at + 2 * from) << 16;
+            if (c + 3 < t.inputs) four |= load_bytes(at + 3 * from) << 24;
+            bad[v] |= not_numbers(four);
+            store(panel + 4 * (c / 4 * kPositions + v * kLanes), four ^ offset);
         }
     const auto rows = [](const int8_t* weights, int row, int depth, const char* (&out)[4]) {
         for (int r = 0; r < 4; ++r)
             out[r] = reinterpret_cast<const char*>(weights) + size_t(row + r) * depth;
     };
     const char* row[4];
-    const I byte = broadcast(255);
     for (int h = 0; h < t.hidden; h += 4) {
         rows(t.first, h, 4 * fours(t.inputs), row);
-        I four[kColumns];
+        I four[kColumns] = {};
         block<Codes, 4, kColumns>(
             row, 4, panel, fours(t.inputs),
             [&](int r, int) { return broadcast(t.first_shift[h + r]); },
             [&](int r, auto& sum) {
                 const F scale = broadcast(t.first_scale[h + r]), bias = broadcast(t.first_bias[h + r]);
-                for (int v = 0; v < kColumns; ++v) {
-                    const I q = bit_and(code(add(mul(to_float(sum[v]), scale), bias)), byte);
-                    four[v] = r == 0   ? q
-                              : r == 1 ? bit_or(four[v], shift_left<8>(q))
-                              : r == 2 ? bit_or(four[v], shift_left<16>(q))
-                                       : bit_or(four[v], shift_left<24>(q));
-                }
+                for (int v = 0; v < kColumns; ++v)
+                    four[v] |= (code(to_float(sum[v]) * scale + bias) & 255) << 8 * r;
             });
         for (int v = 0; v < kColumns; ++v)
-            store(reinterpret_cast<int32_t*>(hidden) + h / 4 * kPositions + v * kLanes,
-                  bit_xor(lookup(four[v], t.table), offset));
+            store(hidden + 4 * (h / 4 * kPositions + v * kLanes), lookup(four[v], t.table) ^ offset);
     }
+    F poison[kColumns];
+    for (int v = 0; v < kColumns; ++v) poison[v] = F((bad[v] != 0) & 0x7fc00000);
     for (int o = 0; o < t.outputs; o += 4) {
         rows(t.second, o, 4 * fours(t.hidden), row);
         block<Codes, 4, kColumns>(
@@ -265,7 +239,7 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
                 const F bias = broadcast(t.second_bias[o + r]);
                 for (int v = 0; v < kColumns; ++v)
                     store(y + (o + r) * to + v * kLanes,
-                          add(add(mul(to_float(sum[v]), scale), bias), nan_unless_zero(bad[v])));
+                          to_float(sum[v]) * scale + bias + poison[v]);
             });
     }
     if (count < kPositions)
@@ -278,25 +252,22 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
 
 // e^x for x <= 0; about one unit in the last place.
 DVT_INLINE F exp_of_negative(F x) {
+    constexpr float kTerms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                                1.6666665459e-1f, 5.0000001201e-1f};
     x = max(broadcast(-87.0f), x);
-    const I n = to_int(mul(x, broadcast(1.44269504f)));
-    F r = fma(to_float(n), broadcast(-0.693359375f), x);
-    r = fma(to_float(n), broadcast(2.12194440e-4f), r);
+    const I n = to_int(x * 1.44269504f);
+    const F r = fma(to_float(n), broadcast(2.12194440e-4f),
+                    fma(to_float(n), broadcast(-0.693359375f), x));
     F y = broadcast(1.9875691500e-4f);
-    y = fma(y, r, broadcast(1.3981999507e-3f));
-    y = fma(y, r, broadcast(8.3334519073e-3f));
-    y = fma(y, r, broadcast(4.1665795894e-2f));
-    y = fma(y, r, broadcast(1.6666665459e-1f));
-    y = fma(y, r, broadcast(5.0000001201e-1f));
-    y = add(fma(mul(r, r), y, r), broadcast(1.0f));
-    return mul(y, as_float(shift_left<23>(add(n, broadcast(127)))));
+    for (const float term : kTerms) y = fma(y, r, broadcast(term));
+    return (fma(r * r, y, r) + 1.0f) * F((n + 127) << 23);
 }
 
 // x [count] as words, count a multiple of 2 kLanes.
 template <class P>
 DVT_INLINE void to_words(const float* x, int count, int32_t* out) {
-    constexpr int N = P::kWide / kLanes;
-    for (int i = 0; i < count; i += P::kWide, out += kLanes) {
+    constexpr int N = P::kPerWord;
+    for (int i = 0; i < count; i += N * kLanes, out += kLanes) {
         F v[N];
         for (int n = 0; n < N; ++n) v[n] = load(x + i + n * kLanes);
         store(out, P::neighbours(v));
@@ -359,7 +330,7 @@ void pack_values(const Attention& t, const float* v, int32_t* out) {
             const int begin = c / kPanel * kPanel, width = least(kPanel, t.head - begin);
             const int last = (s + 1) * P::kPerWord - 1;
             const float* first = v + s * P::kPerWord * t.kv_stride + c;
-            const F second = last < t.tokens ? load(v + last * t.kv_stride + c) : broadcast(0.0f);
+            const F second = last < t.tokens ? load(v + last * t.kv_stride + c) : F{};
             store(out + size_t(begin) * steps + s * width + c - begin, P::pairs(load(first), second));
         }
 }
@@ -370,7 +341,7 @@ void upsample_columns(const Attention& t, const float* relations, const Layout& 
     const Upsample& u = *t.upsample;
     for (int a = 0; a < l.coarse; ++a, relations += l.coarse, out += l.tokens) {
         for (int i = 0, taken; i < u.source; i += taken) {
-            taken = next_rows<Floats>(u.source - i);
+            taken = least(u.source - i, Floats::kRows);
             const char* from[Floats::kRows];
             for (int r = 0; r < taken; ++r)
                 from[r] = reinterpret_cast<const char*>(relations + 1 + (i + r) * u.source);
@@ -378,7 +349,7 @@ void upsample_columns(const Attention& t, const float* relations, const Layout& 
                 product<Floats>(
                     least(kPanel, l.grid - at), from, taken,
                     reinterpret_cast<const char*>(u.panels + size_t(at) * u.source), u.source,
-                    [](int, int) { return broadcast(0.0f); },
+                    [](int, int) { return F{}; },
                     [&](int r, auto& sum) {
                         for (size_t c = 0; c < sizeof(sum) / sizeof(sum[0]); ++c)
                             store(rows + (i + r) * l.grid + at + c * kLanes, sum[c]);
@@ -391,7 +362,7 @@ void upsample_columns(const Attention& t, const float* relations, const Layout& 
             const F w = broadcast(u.weight[i][0]), v = broadcast(u.weight[i][1]);
             // The last vector of a row runs into the next, which is written later.
             for (int c = 0; c < l.grid; c += kLanes)
-                store(out + 1 + i * u.target + c, fma(w, load(near + c), mul(v, load(far + c))));
+                store(out + 1 + i * u.target + c, w * load(near + c) + v * load(far + c));
         }
         for (int j = t.tokens; j < l.tokens; ++j) out[j] = 0;
     }
@@ -415,7 +386,7 @@ void start_logits(const Attention& t, const float* upsampled, int query, const L
         }
     }
     for (int j = 0; j < l.tokens; j += kLanes) {
-        F sum = j + kLanes > t.tokens ? load(padding + j - (l.tokens - kGroup)) : broadcast(0.0f);
+        F sum = j + kLanes > t.tokens ? load(padding + j - (l.tokens - kGroup)) : F{};
         for (int i = 0; i < taps; ++i) sum = fma(broadcast(weight[i]), load(row[i] + j), sum);
         store(out + j, sum);
     }
@@ -448,7 +419,7 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
 
     const int words = t.head / P::kPerWord, steps = (t.tokens + P::kPerWord - 1) / P::kPerWord;
     for (int i = 0, taken; i < t.queries; i += taken) {
-        taken = next_rows<P>(t.queries - i);
+        taken = least(t.queries - i, P::kRows);
         const char *of_query[P::kRows], *of_weights[P::kRows];
         for (int r = 0; r < taken; ++r) {
             int32_t* row = memory + l.queries + r * words;
@@ -471,7 +442,7 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
                     if (!t.logits) return;
                     I codes[C];
                     for (int c = 0; c < C; ++c)
-                        codes[c] = code(mul(sum[c], broadcast(t.logit_scale)));
+                        codes[c] = code(sum[c] * t.logit_scale);
                     const int left = least(t.tokens - at, C * kLanes);
                     int8_t* out = t.logits + at +
                                   ((image * t.heads + head) * t.queries + i + r) * t.tokens;
@@ -486,14 +457,14 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
             F most = load(logit);
             for (int j = kLanes; j < l.columns; j += kLanes) most = max(load(logit + j), most);
             const F top = broadcast(max_of(most));
-            F total = broadcast(0.0f);
-            constexpr int N = P::kWide / kLanes;
+            F total = {};
+            constexpr int N = P::kPerWord;
             int32_t* weights = memory + l.weights + r * l.columns;
-            for (int j = 0; j < l.columns; j += P::kWide, weights += kLanes) {
+            for (int j = 0; j < l.columns; j += N * kLanes, weights += kLanes) {
                 F w[N];
                 for (int n = 0; n < N; ++n) {
-                    w[n] = exp_of_negative(sub(load(logit + j + n * kLanes), top));
-                    total = add(total, w[n]);
+                    w[n] = exp_of_negative(load(logit + j + n * kLanes) - top);
+                    total += w[n];
                 }
                 store(weights, P::neighbours(w));
             }
@@ -503,11 +474,11 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
             product<P>(
                 least(kPanel, t.head - at), of_weights, taken,
                 reinterpret_cast<const char*>(memory + l.values + size_t(at) * steps), steps,
-                [](int, int) { return broadcast(0.0f); },
+                [](int, int) { return F{}; },
                 [&](int r, auto& sum) {
                     constexpr int C = sizeof(sum) / sizeof(sum[0]);
                     I codes[C];
-                    for (int c = 0; c < C; ++c) codes[c] = code(mul(sum[c], broadcast(factor[r])));
+                    for (int c = 0; c < C; ++c) codes[c] = code(sum[c] * factor[r]);
                     store_codes(t.mixed + ((image * t.queries + i + r) * t.heads + head) * t.head + at,
                                 codes);
                 });
@@ -516,91 +487,93 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
 
 // ---- Norm and quantization --------------------------------------------------------------------------
 
-// The sum of 16 lanes, in an order that all sets share.
-DVT_INLINE float sum_of_group(const F (&v)[kStep]) {
+// The sum of term(i, c) over the row's vectors, in an order that all sets share: lane by lane of a group,
+// then halves together.
+template <class Term>
+DVT_INLINE float sum_in_order(int count, Term term) {
+    F total[kStep] = {};
+    for (int i = 0; i < count; i += kGroup)
+        for (int c = 0; c < kStep; ++c) total[c] += term(i + c * kLanes);
     float lane[kGroup];
-    for (int c = 0; c < kStep; ++c) store(lane + c * kLanes, v[c]);
+    std::memcpy(lane, total, sizeof lane);
     for (int half = kGroup / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
     return lane[0];
 }
 
 void norm(const Norm& t, int64_t row, int64_t rows, float* scratch) {
-    const float length = float(t.width + t.context_width);
+    const int all = t.width + t.context_width, wide = t.context_width;
+    float* const context = scratch + t.width;
     for (; rows; ++row, --rows) {
         const float* x = t.x + row * t.width;
-        F total[kStep];
-        for (F& lane : total) lane = broadcast(0.0f);
-        if (t.residual) {
-            const float* other = t.residual + row % t.residual_rows * t.width;
-            float* sum = t.sum + row * t.width;
-            for (int i = 0; i < t.width; i += kLanes) store(sum + i, add(load(x + i), load(other + i)));
-            x = sum;
+        const float* other = t.residual ? t.residual + row % t.residual_rows * t.width : nullptr;
+        for (int i = 0; i < t.width; i += kLanes) {
+            const F value = other ? load(x + i) + load(other + i) : load(x + i);
+            store(scratch + i, value);
+            if (other) store(t.sum + row * t.width + i, value);
         }
-        const int64_t image = row / t.tokens;
         const int token = int(row % t.tokens);
         if (token && t.context) {
             const Upsample& u = *t.upsample;
-            const int y = (token - 1) / u.target, z = (token - 1) % u.target;
-            const int64_t coarse = 1 + int64_t(u.source) * u.source;
-            const float* at = t.context + (image * coarse + 1 + u.first[y] * u.source + u.first[z]) *
-                                              t.context_width;
-            const int right = u.source > 1 ? t.context_width : 0, down = right * u.source;
-            for (int i = 0; i < t.context_width; i += kLanes) {
-                const F left_weight = broadcast(u.weight[z][0]), weight = broadcast(u.weight[z][1]);
-                const F upper = add(mul(left_weight, load(at + i)), mul(weight, load(at + i + right)));
-                const F lower = add(mul(left_weight, load(at + i + down)),
-                                    mul(weight, load(at + i + down + right)));
-                store(scratch + i, add(mul(broadcast(u.weight[y][0]), upper),
-                                       mul(broadcast(u.weight[y][1]), lower)));
+            const int i = (token - 1) / u.target, j = (token - 1) % u.target;
+            const int64_t first = row / t.tokens * (1 + int64_t(u.source) * u.source) + 1;
+            const float* at = t.context + (first + u.first[i] * u.source + u.first[j]) * wide;
+            const int right = u.source > 1 ? wide : 0, down = right * u.source;
+            const float *h = u.weight[i], *w = u.weight[j];
+            for (int c = 0; c < wide; c += kLanes) {
+                const F upper = w[0] * load(at + c) + w[1] * load(at + c + right);
+                const F lower = w[0] * load(at + c + down) + w[1] * load(at + c + down + right);
+                store(context + c, h[0] * upper + h[1] * lower);
             }
         } else {
-            for (int i = 0; i < t.context_width; ++i) scratch[i] = 0;
+            std::memset(context, 0, wide * sizeof(float));
         }
-        const struct {
-            const float* values;
-            int count, at;
-        } parts[2] = {{x, t.width, 0}, {scratch, t.context_width, t.width}};
-        for (const auto& part : parts)
-            for (int i = 0; i < part.count; i += kGroup)
-                for (int c = 0; c < kStep; ++c)
-                    total[c] = add(total[c], load(part.values + i + c * kLanes));
-        const F mean = broadcast(sum_of_group(total) / length);
-        for (F& lane : total) lane = broadcast(0.0f);
-        for (const auto& part : parts)
-            for (int i = 0; i < part.count; i += kGroup)
-                for (int c = 0; c < kStep; ++c) {
-                    const F d = sub(load(part.values + i + c * kLanes), mean);
-                    total[c] = add(total[c], mul(d, d));
-                }
-        const F inverse =
-            broadcast(1.0f / __builtin_sqrtf(sum_of_group(total) / length + t.epsilon));
-        int8_t* out = t.codes + row * (t.width + t.context_width);
-        for (const auto& part : parts)
-            for (int i = 0; i < part.count; i += kGroup) {
-                I q[kStep];
-                for (int c = 0; c < kStep; ++c) {
-                    const int at = part.at + i + c * kLanes;
-                    const F d = mul(sub(load(part.values + i + c * kLanes), mean), inverse);
-                    q[c] = code(add(mul(d, load(t.gamma + at)), load(t.beta + at)));
-                }
-                store_codes(out + part.at + i, q);
+        const float mean = sum_in_order(all, [&](int i) { return load(scratch + i); }) / float(all);
+        const auto distance = [&](int i) { return load(scratch + i) - mean; };
+        const float variance =
+            sum_in_order(all, [&](int i) { return distance(i) * distance(i); }) / float(all);
+        const float inverse = 1.0f / __builtin_sqrtf(variance + t.epsilon);
+        for (int i = 0; i < all; i += kGroup) {
+            I q[kStep];
+            for (int c = 0; c < kStep; ++c) {
+                const int at = i + c * kLanes;
+                q[c] = code(distance(at) * inverse * load(t.gamma + at) + load(t.beta + at));
             }
+            store_codes(t.codes + row * all + i, q);
+        }
     }
 }
 
 void quantize(const float* x, int64_t count, float scale, int8_t* codes) {
     for (int64_t i = 0; i < count; i += kGroup) {
-        float edge[kGroup] = {};
-        int8_t edge_codes[kGroup];
-        const bool whole = count - i >= kGroup;
-        if (!whole) std::memcpy(edge, x + i, (count - i) * sizeof(float));
+        const int64_t left = count - i < kGroup ? count - i : kGroup;
+        float values[kGroup] = {};
+        int8_t out[kGroup];
+        std::memcpy(values, x + i, left * sizeof(float));
         I q[kStep];
-        for (int c = 0; c < kStep; ++c)
-            q[c] = code(mul(load((whole ? x + i : edge) + c * kLanes), broadcast(scale)));
-        store_codes(whole ? codes + i : edge_codes, q);
-        if (!whole) std::memcpy(codes + i, edge_codes, count - i);
+        for (int c = 0; c < kStep; ++c) q[c] = code(load(values + c * kLanes) * scale);
+        store_codes(out, q);
+        std::memcpy(codes + i, out, left);
     }
+}
+
+// ---- the processor's peak ---------------------------------------------------------------------------
+
+// Multiply-accumulates of codes in registers alone, for benchmarks; returns how many there were.
+int64_t peak(int64_t rounds) {
+    I sum[12] = {};
+    I one = broadcast(0x01010101);
+    for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+        for (int s = 0; s < 12; ++s) {
+            asm("" : "+" DVT_REGISTER(one));  // or the compiler keeps what is the same for all
+            sum[s] = dot(sum[s], one, one);
+        }
+    }
+    I all = {};
+#pragma GCC unroll 12
+    for (int s = 0; s < 12; ++s) all |= sum[s];
+    return rounds * 12 * 4 * kLanes + (all[0] == -1);
 }
 
 }  // namespace
@@ -624,6 +597,7 @@ const Kernels DVT_SET = {
     attention_scratch_of<Attended>,
     norm,
     quantize,
+    peak,
 };
 
 }  // namespace dvt
