@@ -11,7 +11,8 @@ namespace dvt {
 
 constexpr int8_t kNotANumber = -128;
 constexpr int32_t kBadRow = INT32_MIN;
-constexpr int kGroup = 16;      // widths are multiples of it; sums of norms run in so many lanes
+constexpr int kGroup = 16;      // widths are multiples of it
+constexpr int kSums = 64;       // lanes of the sums of a norm
 constexpr int kRowChunk = 96;   // rows that share a panel in the first cache
 constexpr int kMostTaps = 2;    // of the upsampling, along one axis
 

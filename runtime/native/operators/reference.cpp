@@ -148,11 +148,11 @@ void norm(const Norm& t, int64_t row, int64_t rows, float* scratch) {
             }
         }
         const auto value = [&](int c) { return c < t.width ? x[c] : scratch[c - t.width]; };
-        // In 16 lanes that are then halved: the order of all sets.
+        // In lanes that are then halved: the order of all sets.
         const auto sum = [&](auto term) {
-            float lane[kGroup] = {};
-            for (int c = 0; c < all; ++c) lane[c % kGroup] += term(c);
-            for (int half = kGroup / 2; half; half /= 2)
+            float lane[kSums] = {};
+            for (int c = 0; c < all; ++c) lane[c % kSums] += term(c);
+            for (int half = kSums / 2; half; half /= 2)
                 for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
             return lane[0];
         };

@@ -487,18 +487,42 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
 
 // ---- Norm and quantization --------------------------------------------------------------------------
 
-// The sum of term(i, c) over the row's vectors, in an order that all sets share: lane by lane of a group,
-// then halves together.
+// The sum of the row's terms, a vector of them from i on being term(i), in an order that all sets share:
+// kSums lanes, which are halved until one is left.
 template <class Term>
 DVT_INLINE float sum_in_order(int count, Term term) {
-    F total[kStep] = {};
-    for (int i = 0; i < count; i += kGroup)
-        for (int c = 0; c < kStep; ++c) total[c] += term(i + c * kLanes);
-    float lane[kGroup];
-    std::memcpy(lane, total, sizeof lane);
-    for (int half = kGroup / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    constexpr int N = kSums / kLanes;
+    F total[N] = {};
+    int i = 0;
+    for (; i + kSums <= count; i += kSums)
+#pragma GCC unroll 16
+        for (int c = 0; c < N; ++c) total[c] += term(i + c * kLanes);
+    for (int c = 0; i + c * kLanes < count; ++c) total[c] += term(i + c * kLanes);
+    for (int half = N / 2; half; half /= 2)
+        for (int c = 0; c < half; ++c) total[c] += total[c + half];
+    float lane[kLanes];
+    store(lane, total[0]);
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
     return lane[0];
+}
+
+// Codes of y(i) for all i below count, a vector from i on at a time.
+template <class Y>
+DVT_INLINE void store_rounded(int count, int8_t* out, Y y) {
+    constexpr int C = kPanel / kLanes;
+    int i = 0;
+    for (; i + kPanel <= count; i += kPanel) {
+        I q[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) q[c] = code(y(i + c * kLanes));
+        store_codes(out + i, q);
+    }
+    for (; i < count; i += kGroup) {
+        I q[kStep];
+        for (int c = 0; c < kStep; ++c) q[c] = code(y(i + c * kLanes));
+        store_codes(out + i, q);
+    }
 }
 
 void norm(const Norm& t, int64_t row, int64_t rows, float* scratch) {
@@ -533,27 +557,22 @@ void norm(const Norm& t, int64_t row, int64_t rows, float* scratch) {
         const float variance =
             sum_in_order(all, [&](int i) { return distance(i) * distance(i); }) / float(all);
         const float inverse = 1.0f / __builtin_sqrtf(variance + t.epsilon);
-        for (int i = 0; i < all; i += kGroup) {
-            I q[kStep];
-            for (int c = 0; c < kStep; ++c) {
-                const int at = i + c * kLanes;
-                q[c] = code(distance(at) * inverse * load(t.gamma + at) + load(t.beta + at));
-            }
-            store_codes(t.codes + row * all + i, q);
-        }
+        store_rounded(all, t.codes + row * all, [&](int i) {
+            return distance(i) * inverse * load(t.gamma + i) + load(t.beta + i);
+        });
     }
 }
 
 void quantize(const float* x, int64_t count, float scale, int8_t* codes) {
-    for (int64_t i = 0; i < count; i += kGroup) {
-        const int64_t left = count - i < kGroup ? count - i : kGroup;
+    constexpr int kPart = 1 << 12;
+    for (; count > 0; count -= kPart, x += kPart, codes += kPart) {
+        const int all = count < kPart ? int(count) : kPart, whole = all / kGroup * kGroup;
+        store_rounded(whole, codes, [&](int i) { return load(x + i) * scale; });
         float values[kGroup] = {};
         int8_t out[kGroup];
-        std::memcpy(values, x + i, left * sizeof(float));
-        I q[kStep];
-        for (int c = 0; c < kStep; ++c) q[c] = code(load(values + c * kLanes) * scale);
-        store_codes(out, q);
-        std::memcpy(codes + i, out, left);
+        std::memcpy(values, x + whole, (all - whole) * sizeof(float));
+        store_rounded(kGroup, out, [&](int i) { return load(values + i) * scale; });
+        std::memcpy(codes + whole, out, all - whole);
     }
 }
 
