@@ -15,8 +15,9 @@ from dvt_edge.runtime.native.library import find
 LIBRARY = "libdvt_edge_operators.so"
 VERSION = 1
 """Of the operators' interface that graphs are written for."""
-REFERENCE = "reference"
-"""The set for processors that have none of the others; slower than ONNX Runtime's own nodes."""
+PLAIN = "plain"
+"""The set for processors that have none of the others: C++ without any instructions of its own, and
+slower than ONNX Runtime's nodes."""
 
 
 def path() -> Path | None:
@@ -30,7 +31,7 @@ def unavailable() -> str | None:
 
 
 def instruction_sets() -> list[str]:
-    """Those of this processor, the fastest first and the reference last; empty without library."""
+    """Those of this processor, the fastest first and the plain one last; empty without library."""
     library = _load()[0]
     names: list[str] = []
     while library and (name := library.dvt_operators_set(len(names))):

@@ -15,14 +15,14 @@ namespace dvt {
 
 // ---- instruction sets -------------------------------------------------------------------------------
 
-// Those that the compiler knew, the fastest first.
+// Those that the compiler knew, the fastest first, plain C++ last.
 #define DVT_DECLARE(set) extern const Kernels set;
 DVT_SETS(DVT_DECLARE)
-extern const Kernels reference;
 
 namespace {
 
 bool has(const std::string& set) {
+    if (set == "plain") return true;
 #if defined(__x86_64__)
     unsigned a = 0, b = 0, c = 0, d = 0;
     __get_cpuid_count(7, 1, &a, &b, &c, &d);
@@ -39,18 +39,17 @@ bool has(const std::string& set) {
 #elif defined(__aarch64__)
     return set == "neon_dot" && (getauxval(AT_HWCAP) & 1 << 20);  // HWCAP_ASIMDDP
 #else
-    return false && set.empty();
+    return false;
 #endif
 }
 
-// The sets of this processor, the reference last.
+// The sets of this processor.
 const std::vector<const Kernels*>& sets() {
     static const std::vector<const Kernels*> found = [] {
         std::vector<const Kernels*> all;
 #define DVT_ADD(set) \
     if (has(#set)) all.push_back(&set);
         DVT_SETS(DVT_ADD)
-        all.push_back(&reference);
         return all;
     }();
     return found;

@@ -1,5 +1,5 @@
 // The thin layer under set.cpp: what GCC's and Clang's vectors of floats and of 32-bit integers lack, for
-// the instruction set that this file is compiled for.
+// the instruction set that this file is compiled for, and in plain C++ where it has none of ours.
 //
 // Everything has internal linkage, and nothing here may call a template of the standard library: the
 // linker would keep one copy of it for all sets, with instructions that not all processors have.
@@ -33,7 +33,8 @@ constexpr int kLanes = 8, kPanel = 16, kOffset = 0, kCodeRows = 4;
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr int kLanes = 4, kPanel = 16, kOffset = 0, kCodeRows = 6;
 #else
-#error "no instruction set of this layer is switched on"
+#define DVT_PLAIN
+constexpr int kLanes = 4, kPanel = 16, kOffset = 0, kCodeRows = 4;
 #endif
 constexpr int kMostRows = 6;  // of floats that are multiplied together
 
@@ -65,6 +66,15 @@ DVT_INLINE I not_numbers(I codes) {
 // kOffset added, and four of a row. `lookup` takes each byte to table[byte]. `store_codes` writes C
 // vectors of codes, saturated, so that to_int's NaN becomes -128; with a table, looked up.
 
+#if !defined(__AVX512VBMI__)
+DVT_INLINE I lookup(I bytes, const int8_t* table) {
+    uint8_t values[sizeof bytes];
+    store(values, bytes);
+    for (uint8_t& v : values) v = uint8_t(table[v]);
+    return load<I>(values);
+}
+#endif
+
 #if defined(__AVX512VNNI__)
 
 DVT_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
@@ -81,20 +91,15 @@ DVT_INLINE I dot(I sum, I panel, I row) {  // GCC 12 spills the sums around the 
     return sum;
 }
 
-DVT_INLINE I lookup(I bytes, const int8_t* table) {
 #if defined(__AVX512VBMI__)
+DVT_INLINE I lookup(I bytes, const int8_t* table) {
     const __m512i index = __m512i(bytes);
     const auto part = [&](int i) { return _mm512_loadu_si512(table + 64 * i); };
     const __m512i low = _mm512_permutex2var_epi8(part(0), index, part(1));
     const __m512i high = _mm512_permutex2var_epi8(part(2), index, part(3));
     return I(_mm512_mask_mov_epi8(low, _mm512_movepi8_mask(index), high));
-#else
-    uint8_t values[64];
-    store(values, bytes);
-    for (uint8_t& v : values) v = uint8_t(table[v]);
-    return load<I>(values);
-#endif
 }
+#endif
 
 template <int C>
 DVT_INLINE void store_codes(int8_t* out, const I (&q)[C], const int8_t* table = nullptr) {
@@ -121,14 +126,7 @@ DVT_INLINE I half_pairs(F a, F b) {
 }
 #endif
 
-#else  // 16 codes to a panel, and no instruction that looks up bytes in a table of 256
-
-DVT_INLINE I lookup(I bytes, const int8_t* table) {
-    uint8_t values[sizeof bytes];
-    store(values, bytes);
-    for (uint8_t& v : values) v = uint8_t(table[v]);
-    return load<I>(values);
-}
+#else  // 16 codes to a panel
 
 #if defined(__AVX2__)
 
@@ -166,7 +164,7 @@ DVT_INLINE void store_saturated(int8_t* out, const I (&q)[2]) {
     store(out, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
-#else  // NEON
+#elif !defined(DVT_PLAIN)  // NEON
 
 DVT_INLINE F min(F a, F b) { return vminq_f32(a, b); }
 DVT_INLINE F max(F a, F b) { return vmaxq_f32(a, b); }
@@ -185,6 +183,36 @@ DVT_INLINE void store_saturated(int8_t* out, const I (&q)[4]) {
     const int16x8_t low = vcombine_s16(vqmovn_s32(q[0]), vqmovn_s32(q[1]));
     const int16x8_t high = vcombine_s16(vqmovn_s32(q[2]), vqmovn_s32(q[3]));
     vst1q_s8(out, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
+}
+
+#else
+
+DVT_INLINE F min(F a, F b) { return a < b ? a : b; }
+DVT_INLINE F max(F a, F b) { return a > b ? a : b; }
+DVT_INLINE F fma(F a, F b, F c) { return a * b + c; }
+DVT_INLINE I to_int(F a) {
+    I q;
+    for (int l = 0; l < kLanes; ++l) q[l] = a[l] == a[l] ? int32_t(__builtin_rintf(a[l])) : INT32_MIN;
+    return q;
+}
+DVT_INLINE float sum_of(F a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+DVT_INLINE float max_of(F a) {
+    const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
+    return low > high ? low : high;
+}
+DVT_INLINE I load_bytes(const int8_t* p) {
+    return I{uint8_t(p[0]), uint8_t(p[1]), uint8_t(p[2]), uint8_t(p[3])};
+}
+DVT_INLINE I dot(I sum, I panel, I row) {
+    for (int byte = 0; byte < 4; ++byte)
+        sum += (panel << (24 - 8 * byte) >> 24) * (row << (24 - 8 * byte) >> 24);
+    return sum;
+}
+DVT_INLINE void store_saturated(int8_t* out, const I (&q)[4]) {
+    for (int i = 0; i < 16; ++i) {
+        const int32_t v = q[i / 4][i % 4];
+        out[i] = int8_t(v < -128 ? -128 : v > 127 ? 127 : v);
+    }
 }
 
 #endif

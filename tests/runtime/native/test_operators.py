@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 SETS = operator_library.instruction_sets()
-OTHERS = [name for name in SETS if name != operator_library.REFERENCE]
+OTHERS = [name for name in SETS if name != operator_library.PLAIN]
 NAN = -128
 """The code of a value that is not a number."""
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int8): TensorProto.INT8}
@@ -507,7 +507,7 @@ def test_attention_nan(name: str, bad: float, part: str) -> None:
 def test_attention_property(
     images: int, grid: int, coarser: int, heads: int, head: int, seed: int
 ) -> None:
-    """Any grids: all sets near the reference."""
+    """Any grids: in all sets."""
     inputs = _attention_inputs(images, 1 + grid * grid, heads, head, max(grid - coarser, 1), seed)
     attributes = {"heads": heads, "head_width": head, "scale": 50.0, "first": 1}
     expected, _ = _attention_expected(inputs, heads, head, 1)
@@ -549,7 +549,7 @@ NORM_SHAPES = [
 @pytest.mark.parametrize("shape", NORM_SHAPES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_norm_quantize(name: str, shape: tuple[int, ...], threads: int) -> None:
-    """Near NumPy, and equal to the reference bit for bit; all inputs there are."""
+    """Near NumPy, and equal to plain C++ bit for bit; all inputs there are."""
     images, grid, width, wide, source = shape
     rng = np.random.default_rng(0)
     tokens = 1 + grid * grid
@@ -575,7 +575,7 @@ def test_norm_quantize(name: str, shape: tuple[int, ...], threads: int) -> None:
     for first in (residual, residual[:1]):
         inputs["residual"] = first
         found = {}
-        for run in (name, operator_library.REFERENCE):
+        for run in (name, operator_library.PLAIN):
             found[run] = _run(
                 run,
                 "NormQuantize",
@@ -589,7 +589,7 @@ def test_norm_quantize(name: str, shape: tuple[int, ...], threads: int) -> None:
         np.testing.assert_array_equal(sums, x + first)
         expected = np.clip(_norm_expected(x + first, gamma, beta, 1e-6, context), -127, 127)
         assert np.abs(codes - expected).max() <= 0.501
-        np.testing.assert_array_equal(codes, found[operator_library.REFERENCE][0])
+        np.testing.assert_array_equal(codes, found[operator_library.PLAIN][0])
     inputs["residual"] = None
     (codes,) = _run(name, "NormQuantize", inputs, constants, [np.int8], epsilon=1e-6)
     expected = np.clip(_norm_expected(x, gamma, beta, 1e-6, context), -127, 127)
@@ -765,7 +765,7 @@ def test_refused_when_it_runs(
 
 
 def test_instruction_sets() -> None:
-    """The reference is always there, and last; another name is refused."""
-    assert SETS[-1] == operator_library.REFERENCE
+    """Plain C++ is always there, and last; another name is refused."""
+    assert SETS[-1] == operator_library.PLAIN
     with pytest.raises(ValueError, match="no instruction set abacus"):
         operator_library.use("abacus")
