@@ -140,7 +140,8 @@ void linear(const Linear& t, int64_t row, int rows, int column, int columns) {
             const auto finish = [&](int r, auto& sum) {
                 constexpr int C = sizeof(sum) / sizeof(sum[0]);
                 const int64_t out = (row + i + r) * t.columns + at;
-                const I offset = broadcast(t.sums[row + i + r]);
+                const int32_t sum_of_row = t.sums[row + i + r];
+                const I offset = broadcast(sum_of_row == kBadRow ? 0 : sum_of_row);
                 F y[C];
                 for (int c = 0; c < C; ++c)
                     y[c] = to_float(sum[c] + offset) * load(t.scale + at + c * kLanes) +

@@ -57,8 +57,9 @@ DVT_INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
 
 // Bytes of `codes` that are -128 have their top bit set in what comes back, others' are clear.
 DVT_INLINE I not_numbers(I codes) {
-    const I top = broadcast(int32_t(0x80808080));  // turned, such a byte is zero: it borrows
-    return ((codes ^ top) - 0x01010101) & codes & top;
+    typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
+    const U turned = U(codes) ^ 0x80808080;  // such a byte is zero now: it borrows
+    return I((turned - 0x01010101) & ~turned & 0x80808080);
 }
 
 // min and max keep a NaN in their second argument. to_int rounds to the nearest, ties to even, and
