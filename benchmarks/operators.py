@@ -50,7 +50,9 @@ class Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
 
-    def add(self, op: str, inputs: Sequence[str | Array], domain: str = "", **attributes: Any) -> str:
+    def add(
+        self, op: str, inputs: Sequence[str | Array], domain: str = "", **attributes: Any
+    ) -> str:
         """A node; arrays among the inputs become constants. Its output's name."""
         names = []
         for value in inputs:
@@ -73,12 +75,16 @@ class Graph:
         return self.add("Mul", [y, np.asarray(half)])
 
     def quantized(self, x: str, scale: float) -> str:
-        return self.add("QuantizeLinear", [x, np.asarray(scale, np.float32), np.asarray(0, np.int8)])
+        return self.add(
+            "QuantizeLinear", [x, np.asarray(scale, np.float32), np.asarray(0, np.int8)]
+        )
 
     def linear(self, x: str, w: Array, scale: Array, bias: Array, x_scale: float) -> str:
         """As converters/quantizing writes it."""
         exact = np.asarray(x_scale, np.float32)
-        x = self.add("DequantizeLinear", [self.quantized(x, x_scale), exact, np.asarray(0, np.int8)])
+        x = self.add(
+            "DequantizeLinear", [self.quantized(x, x_scale), exact, np.asarray(0, np.int8)]
+        )
         zeros = np.zeros(len(scale), np.int8)
         weights = self.add("DequantizeLinear", [w, scale, zeros], axis=1)
         return self.add("Add", [self.add("MatMul", [x, weights]), bias])
@@ -174,7 +180,9 @@ def pairs(model: str, index: int, batch: int) -> list[Pair]:
         _linear("fc1 + GELU", rng, batch, tokens, wide, hidden, gelu=True),
         _linear("fc2 + residual", rng, batch, tokens, hidden, width, residual=True),
         _norm("norm1", rng, batch, tokens, width),
-        _norm("norm2 + context", rng, batch, tokens, width, wide - width, up and up.grid, stage.grid)
+        _norm(
+            "norm2 + context", rng, batch, tokens, width, wide - width, up and up.grid, stage.grid
+        )
         if up
         else _norm("norm2", rng, batch, tokens, width),
         _attention(rng, batch, tokens, heads, width // heads, up and up.grid, stage.grid),
@@ -372,7 +380,16 @@ def _peak() -> float:
 
 def _print(rows: list[dict[str, Any]], caption: str) -> None:
     table = Table(title="Native operators against ONNX Runtime's nodes", caption=caption)
-    for column in ("stage", "operator", "MMAC", "native, us", "nodes, us", "ratio", "GMAC/s", "of peak"):
+    for column in (
+        "stage",
+        "operator",
+        "MMAC",
+        "native, us",
+        "nodes, us",
+        "ratio",
+        "GMAC/s",
+        "of peak",
+    ):
         table.add_column(column, justify="left" if column == "operator" else "right")
     for row in rows:
         speed, share = row.get("gmac_s"), row.get("of_peak")

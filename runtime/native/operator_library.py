@@ -51,8 +51,10 @@ def use(instruction_set: str | None) -> None:
 def _load() -> tuple[ctypes.CDLL | None, Path | None, str | None]:
     where = find(LIBRARY)
     if where is None:
-        return None, None, (
-            f"{LIBRARY} was not built; install a C++ compiler (g++) and then dvt-edge again"
+        return (
+            None,
+            None,
+            (f"{LIBRARY} was not built; install a C++ compiler (g++) and then dvt-edge again"),
         )
     try:
         library = ctypes.CDLL(str(where))
@@ -62,7 +64,9 @@ def _load() -> tuple[ctypes.CDLL | None, Path | None, str | None]:
     except (OSError, AttributeError) as error:
         return None, None, f"{where} cannot be loaded: {error}; install dvt-edge again"
     if version != VERSION:
-        return None, None, (
-            f"{where} has interface {version}, this code needs {VERSION}; install dvt-edge again"
+        return (
+            None,
+            None,
+            (f"{where} has interface {version}, this code needs {VERSION}; install dvt-edge again"),
         )
     return library, where, None

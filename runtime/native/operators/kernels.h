@@ -1,7 +1,7 @@
 // What every instruction set implements, and the layouts that kernels and operators share.
 //
-// INT8 codes run from -127 to 127. The code -128 stands for a value that is not a number: kernels write
-// it for NaN, and whatever depends on one that they read becomes NaN again.
+// INT8 codes run from -127 to 127. The code -128 stands for a value that is not a number: kernels
+// write it for NaN, and whatever depends on one that they read becomes NaN again.
 #pragma once
 
 #include <cstddef>
@@ -11,10 +11,10 @@ namespace dvt {
 
 constexpr int8_t kNotANumber = -128;
 constexpr int32_t kBadRow = INT32_MIN;
-constexpr int kGroup = 16;      // widths are multiples of it
-constexpr int kSums = 64;       // lanes of the sums of a norm
-constexpr int kRowChunk = 96;   // rows that share a panel in the first cache
-constexpr int kMostTaps = 2;    // of the upsampling, along one axis
+constexpr int kGroup = 16;     // widths are multiples of it
+constexpr int kSums = 64;      // lanes of the sums of a norm
+constexpr int kRowChunk = 96;  // rows that share a panel in the first cache
+constexpr int kMostTaps = 2;   // of the upsampling, along one axis
 
 inline int padded(int n) { return (n + kGroup - 1) / kGroup * kGroup; }
 
@@ -36,10 +36,10 @@ struct Linear {
     const int32_t* shift;    // [columns], joins the sum: what offset and zero point of x brought
     const int32_t* sums;     // [rows], from `row_sums`
     const float *scale, *bias;
-    const int8_t* table;     // [256], by uint8_t(code); or null
-    const float* residual;   // [rows, columns] or null
-    float* y;                // [rows, columns] without a table
-    int8_t* codes;           // with one
+    const int8_t* table;    // [256], by uint8_t(code); or null
+    const float* residual;  // [rows, columns] or null
+    float* y;               // [rows, columns] without a table
+    int8_t* codes;          // with one
 };
 
 // Two products over the channels of x [inputs, positions], a table between them.
@@ -55,7 +55,7 @@ struct RelationMlp {
 };
 
 struct Attention {
-    const float *q, *k, *v;  // of the first image and head
+    const float *q, *k, *v;                          // of the first image and head
     int64_t q_stride, kv_stride, q_image, kv_image;  // from token to token, from image to image
     int queries, tokens, heads, head;
     const float* relations;  // [coarse, coarse] of the first image and head, or null
@@ -69,10 +69,10 @@ struct Attention {
 
 struct Norm {
     const float* x;
-    const float* residual;   // or null
-    int64_t residual_rows;   // they repeat after so many
-    float* sum;              // or null
-    const float* context;    // [1 + source^2, context_width] of the first image, or null: zeros
+    const float* residual;  // or null
+    int64_t residual_rows;  // they repeat after so many
+    float* sum;             // or null
+    const float* context;   // [1 + source^2, context_width] of the first image, or null: zeros
     const Upsample* upsample;
     int tokens, width, context_width;
     const float *gamma, *beta;

@@ -1,5 +1,6 @@
-// The operators of the domain `dvt_edge`: what they check, how constants are packed when a session opens,
-// and how the work is shared out. docs/adr/0003-native-operators.md describes inputs and attributes.
+// The operators of the domain `dvt_edge`: what they check, how constants are packed when a session
+// opens, and how the work is shared out. docs/adr/0003-native-operators.md describes inputs and
+// attributes.
 #include "session.h"
 #include "sets.h"
 
@@ -13,7 +14,7 @@
 
 namespace dvt {
 
-// ---- instruction sets -------------------------------------------------------------------------------
+// ---- instruction sets -------------------------------------------------------------------------
 
 // Those that the compiler knew, the fastest first, plain C++ last.
 #define DVT_DECLARE(set) extern const Kernels set;
@@ -62,7 +63,7 @@ const Kernels& kernels() {
     return found ? *found : *sets().front();
 }
 
-// ---- packing ----------------------------------------------------------------------------------------
+// ---- packing ----------------------------------------------------------------------------------
 
 // Where [row][column] of a matrix lies among its panels; `unit` rows share 4 bytes.
 size_t place(int panel, int depth, int columns, int row, int column, int unit) {
@@ -76,7 +77,8 @@ struct UpsampleTables {
     std::vector<float> weight, panels;
     Upsample shape{};
 
-    // From a matrix [target, source] whose rows have at most two neighbouring non-zeros; or from none.
+    // From a matrix [target, source] whose rows have at most two neighbouring non-zeros; or from
+    // none.
     UpsampleTables(const Tensor& u, int panel) {
         if (!u) return;
         u.must(u.rank == 2 && u.size[0] * u.size[1] > 0 && std::max(u.size[0], u.size[1]) <= 1024,
@@ -102,14 +104,14 @@ struct UpsampleTables {
     }
 };
 
-// ---- the operators ----------------------------------------------------------------------------------
+// ---- the operators ----------------------------------------------------------------------------
 
 constexpr Port kFloats{ort::kFloat, ort::kRequired}, kMaybeFloats{ort::kFloat, ort::kOptional};
 constexpr Port kCodes{ort::kInt8, ort::kRequired}, kMaybeCodes{ort::kInt8, ort::kOptional};
 
 template <bool WithTable>
 class LinearOperator {
-  public:
+   public:
     static constexpr const char* kName = WithTable ? "LinearTable" : "Linear";
     static constexpr Port kInputs[] = {kCodes, kCodes, kFloats, kFloats,
                                        WithTable ? kCodes : kMaybeFloats};
@@ -162,7 +164,9 @@ class LinearOperator {
         constexpr int kColumnChunk = 128;
         const int64_t rows = x.rows(), row_chunks = (rows + kRowChunk - 1) / kRowChunk;
         const int column_chunks = (task.columns + kColumnChunk - 1) / kColumnChunk;
-        const auto height = [&](int64_t row) { return int(std::min<int64_t>(kRowChunk, rows - row)); };
+        const auto height = [&](int64_t row) {
+            return int(std::min<int64_t>(kRowChunk, rows - row));
+        };
         std::vector<int32_t> sums(rows);
         task.sums = sums.data();
         context.parallel(row_chunks, 0, [&](size_t i, void*) {
@@ -172,11 +176,12 @@ class LinearOperator {
         context.parallel(row_chunks * column_chunks, 0, [&](size_t i, void*) {
             const int64_t row = int64_t(i) / column_chunks * kRowChunk;
             const int column = int(i % column_chunks) * kColumnChunk;
-            set_.linear(task, row, height(row), column, std::min(kColumnChunk, task.columns - column));
+            set_.linear(task, row, height(row), column,
+                        std::min(kColumnChunk, task.columns - column));
         });
     }
 
-  private:
+   private:
     const Kernels& set_ = kernels();
     Buffer weights_;
     std::vector<int32_t> shift_;
@@ -187,9 +192,10 @@ class LinearOperator {
 };
 
 class RelationMlpOperator {
-  public:
+   public:
     static constexpr const char* kName = "RelationMlp";
-    static constexpr Port kInputs[] = {kCodes, kCodes, kFloats, kFloats, kCodes, kCodes, kFloats, kFloats};
+    static constexpr Port kInputs[] = {kCodes, kCodes, kFloats, kFloats,
+                                       kCodes, kCodes, kFloats, kFloats};
     static constexpr Port kOutputs[] = {kFloats};
 
     explicit RelationMlpOperator(const Info& info) : table_(info.table(4)) {
@@ -219,23 +225,26 @@ class RelationMlpOperator {
         task.table = table_.data();
         float* const y = context.output<float>(0, size);
         const int64_t tiles = (task.positions + set_.panel - 1) / set_.panel;
-        context.parallel(x.size[0] * tiles, set_.relation_scratch(task), [&](size_t i, void* memory) {
-            RelationMlp one = task;
-            const int64_t image = int64_t(i) / tiles * one.positions;
-            one.x = x.as<int8_t>() + image * one.inputs;
-            one.y = y + image * one.outputs;
-            set_.relation_mlp(one, int64_t(i) % tiles * set_.panel, memory);
-        });
+        context.parallel(x.size[0] * tiles, set_.relation_scratch(task),
+                         [&](size_t i, void* memory) {
+                             RelationMlp one = task;
+                             const int64_t image = int64_t(i) / tiles * one.positions;
+                             one.x = x.as<int8_t>() + image * one.inputs;
+                             one.y = y + image * one.outputs;
+                             set_.relation_mlp(one, int64_t(i) % tiles * set_.panel, memory);
+                         });
     }
 
-  private:
+   private:
     struct Layer {
         std::vector<int8_t> weights;  // [rows][depth], both padded to 4 with zeros
         std::vector<int32_t> shift;
         std::vector<float> scale, bias;
 
-        void pack(const Tensor& w, std::vector<float> scales, std::vector<float> biases, int offset) {
-            const size_t depth = w.size[1], high = (w.size[0] + 3) / 4 * 4, wide = (depth + 3) / 4 * 4;
+        void pack(const Tensor& w, std::vector<float> scales, std::vector<float> biases,
+                  int offset) {
+            const size_t depth = w.size[1], high = (w.size[0] + 3) / 4 * 4,
+                         wide = (depth + 3) / 4 * 4;
             weights.assign(high * wide, 0);
             shift.assign(high, 0);
             scale = std::move(scales), bias = std::move(biases);
@@ -254,7 +263,7 @@ class RelationMlpOperator {
 };
 
 class AttentionOperator {
-  public:
+   public:
     static constexpr const char* kName = "Attention";
     static constexpr Port kInputs[] = {kFloats, kFloats, kMaybeFloats, kMaybeFloats};
     static constexpr Port kOutputs[] = {kCodes, kMaybeCodes};
@@ -273,9 +282,10 @@ class AttentionOperator {
         const Tensor q = context.input(0, "queries"), kv = context.input(1, "keys_values");
         const Tensor relations = context.input(2, "relations");
         const int64_t width = int64_t(heads_) * head_;
-        q.must(q.rank == 3 && q.last() >= width, "expected [images, queries, heads * head_width or more]");
-        kv.must(kv.rank == 3 && kv.last() >= 2 * width && kv.size[0] == q.size[0] && kv.size[1] > 0 &&
-                    q.size[1] <= kv.size[1] && kv.size[1] <= 1 << 20,
+        q.must(q.rank == 3 && q.last() >= width,
+               "expected [images, queries, heads * head_width or more]");
+        kv.must(kv.rank == 3 && kv.last() >= 2 * width && kv.size[0] == q.size[0] &&
+                    kv.size[1] > 0 && q.size[1] <= kv.size[1] && kv.size[1] <= 1 << 20,
                 "expected [images, tokens, 2 * heads * head_width or more]");
         const int64_t images = q.size[0], queries = q.size[1], tokens = kv.size[1];
         Attention task{};
@@ -293,8 +303,8 @@ class AttentionOperator {
             require(u.source > 0, "upsample must be a constant where there are relations");
             kv.must(tokens == 1 + int64_t(u.target) * u.target, "its tokens do not fit upsample");
             relations.must(relations.rank == 4 && relations.size[0] == images &&
-                               relations.size[1] >= first_ + heads_ && relations.size[2] == coarse &&
-                               relations.size[3] == coarse,
+                               relations.size[1] >= first_ + heads_ &&
+                               relations.size[2] == coarse && relations.size[3] == coarse,
                            "it does not fit queries, heads and upsample");
             task.relations = relations.as<float>() + first_ * coarse * coarse;
             task.relations_image = relations.size[1] * coarse * coarse;
@@ -303,12 +313,13 @@ class AttentionOperator {
         task.mixed = context.output<int8_t>(0, {images, queries, width});
         if (context.outputs() > 1)
             task.logits = context.output<int8_t>(1, {images, heads_, queries, tokens});
-        context.parallel(images * heads_, set_.attention_scratch(task), [&](size_t i, void* memory) {
-            set_.attention(task, int64_t(i) / heads_, int(i % heads_), memory);
-        });
+        context.parallel(images * heads_, set_.attention_scratch(task),
+                         [&](size_t i, void* memory) {
+                             set_.attention(task, int64_t(i) / heads_, int(i % heads_), memory);
+                         });
     }
 
-  private:
+   private:
     const Kernels& set_ = kernels();
     UpsampleTables upsample_;
     int heads_, head_, first_;
@@ -316,7 +327,7 @@ class AttentionOperator {
 };
 
 class NormOperator {
-  public:
+   public:
     static constexpr const char* kName = "NormQuantize";
     static constexpr Port kInputs[] = {kFloats,      kFloats,      kFloats,
                                        kMaybeFloats, kMaybeFloats, kMaybeFloats};
@@ -345,7 +356,8 @@ class NormOperator {
         task.context_width = int(all) - task.width;
         task.gamma = gamma_.data(), task.beta = beta_.data();
         task.epsilon = epsilon_;
-        require(bool(residual) == (context.outputs() > 1), "a residual and the output sum go together");
+        require(bool(residual) == (context.outputs() > 1),
+                "a residual and the output sum go together");
         if (residual) {
             residual.must(residual.rank == 3 && residual.size[1] == x.size[1] &&
                               residual.last() == x.last() &&
@@ -369,13 +381,14 @@ class NormOperator {
         }
         task.codes = context.output<int8_t>(0, {x.size[0], x.size[1], all});
         constexpr int64_t kChunk = 32;
-        context.parallel((rows + kChunk - 1) / kChunk, all * sizeof(float), [&](size_t i, void* memory) {
-            const int64_t row = int64_t(i) * kChunk;
-            set_.norm(task, row, std::min(kChunk, rows - row), static_cast<float*>(memory));
-        });
+        context.parallel(
+            (rows + kChunk - 1) / kChunk, all * sizeof(float), [&](size_t i, void* memory) {
+                const int64_t row = int64_t(i) * kChunk;
+                set_.norm(task, row, std::min(kChunk, rows - row), static_cast<float*>(memory));
+            });
     }
 
-  private:
+   private:
     const Kernels& set_ = kernels();
     UpsampleTables upsample_;
     std::vector<float> gamma_, beta_;
@@ -383,7 +396,7 @@ class NormOperator {
 };
 
 class QuantizeOperator {
-  public:
+   public:
     static constexpr const char* kName = "Quantize";
     static constexpr Port kInputs[] = {kFloats};
     static constexpr Port kOutputs[] = {kCodes};
@@ -401,7 +414,7 @@ class QuantizeOperator {
         });
     }
 
-  private:
+   private:
     const Kernels& set_ = kernels();
     float scale_;
 };
@@ -447,8 +460,8 @@ DVT_EXPORT const char* dvt_operators_set(int i) {
     return i >= 0 && size_t(i) < dvt::sets().size() ? dvt::sets()[i]->name : nullptr;
 }
 
-// Which set sessions opened from now on take, null for the fastest; 0 where there is none of that name.
-// For tests and benchmarks.
+// Which set sessions opened from now on take, null for the fastest; 0 where there is none of that
+// name. For tests and benchmarks.
 DVT_EXPORT int dvt_operators_use(const char* name) {
     const dvt::Kernels* found = nullptr;
     for (const dvt::Kernels* set : dvt::sets())

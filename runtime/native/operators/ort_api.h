@@ -1,9 +1,9 @@
-// The part of ONNX Runtime's C interface that custom operators need, declared here because its wheels
-// bring no header.
+// The part of ONNX Runtime's C interface that custom operators need, declared here because its
+// wheels bring no header.
 //
-// The interface is a table of functions that only ever grows: a function keeps its place. The places
-// below were counted in the public source of 1.25 (onnxruntime_c_api.cc) and agree with the places that
-// its static_asserts state for versions 1 to 18; tests call every function.
+// The interface is a table of functions that only ever grows: a function keeps its place. The
+// places below were counted in the public source of 1.25 (onnxruntime_c_api.cc) and agree with the
+// places that its static_asserts state for versions 1 to 18; tests call every function.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +35,7 @@ enum Place {
     kKernelContextParallelFor = 274,
 };
 
-enum Type { kFloat = 1, kInt8 = 3 };           // ONNXTensorElementDataType
+enum Type { kFloat = 1, kInt8 = 3 };            // ONNXTensorElementDataType
 enum Code { kFail = 1, kInvalidArgument = 2 };  // OrtErrorCode
 enum Presence { kRequired = 0, kOptional = 1 };
 

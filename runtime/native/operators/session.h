@@ -1,5 +1,5 @@
-// What an operator sees of an ONNX Runtime session: constants and attributes when it opens, tensors and
-// threads when it runs. Whatever fails is thrown, and a status again at ONNX Runtime's side.
+// What an operator sees of an ONNX Runtime session: constants and attributes when it opens, tensors
+// and threads when it runs. Whatever fails is thrown, and a status again at ONNX Runtime's side.
 #pragma once
 
 #include "kernels.h"
@@ -80,7 +80,8 @@ struct Info {
     Tensor constant(size_t index, int type, const char* name) const {
         int is_constant = 0;
         const ort::Value* value = nullptr;
-        forgive(api.call(ort::kKernelInfoGetConstantInputTensor, info, index, &is_constant, &value));
+        forgive(
+            api.call(ort::kKernelInfoGetConstantInputTensor, info, index, &is_constant, &value));
         Tensor t(api, is_constant ? value : nullptr, name);
         require(!t || t.type == type, t.name + " has another element type");
         return t;
@@ -115,7 +116,8 @@ struct Info {
         std::vector<int8_t> by_byte(256, kNotANumber);
         for (int code = -127; code < 128; ++code) {
             by_byte[uint8_t(code)] = t.as<int8_t>()[code + 128];
-            require(by_byte[uint8_t(code)] != kNotANumber, "table holds -128, which stands for NaN");
+            require(by_byte[uint8_t(code)] != kNotANumber,
+                    "table holds -128, which stands for NaN");
         }
         return by_byte;
     }
@@ -135,7 +137,7 @@ struct Info {
         return value;
     }
 
-  private:
+   private:
     void forgive(ort::Status* status) const {  // what is not there keeps its default
         if (status) api.call<void>(ort::kReleaseStatus, status);
     }
@@ -170,7 +172,8 @@ struct Context {
     T* output(size_t index, const std::vector<int64_t>& size) const {
         ort::Value* value = nullptr;
         void* data = nullptr;
-        check(api.call(ort::kKernelContextGetOutput, context, index, size.data(), size.size(), &value));
+        check(api.call(ort::kKernelContextGetOutput, context, index, size.data(), size.size(),
+                       &value));
         check(api.call(ort::kGetTensorMutableData, value, &data));
         return static_cast<T*>(data);
     }
@@ -223,8 +226,8 @@ struct Port {
     int type, presence;
 };
 
-// An operator for ONNX Runtime, made of a class with kName, kInputs, kOutputs, a constructor from Info and
-// run(Context).
+// An operator for ONNX Runtime, made of a class with kName, kInputs, kOutputs, a constructor from
+// Info and run(Context).
 template <class Operator>
 struct Registered : ort::CustomOp {
     struct Kernel {
@@ -242,9 +245,11 @@ struct Registered : ort::CustomOp {
         output_type = [](const CustomOp*, size_t i) { return Operator::kOutputs[i].type; };
         output_presence = [](const CustomOp*, size_t i) { return Operator::kOutputs[i].presence; };
         start_version = end_version = [](const CustomOp*) { return 1; };
-        create_v2 = [](const CustomOp*, const ort::Api* api, const ort::KernelInfo* info, void** made) {
-            return guarded(*api, Operator::kName,
-                           [&] { *made = new Kernel{*api, Operator(Info{*api, info})}; });
+        create_v2 = [](const CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+                       void** made) {
+            return guarded(*api, Operator::kName, [&] {
+                *made = new Kernel{*api, Operator(Info{*api, info})};
+            });
         };
         compute_v2 = [](void* kernel, ort::KernelContext* context) {
             const Kernel& k = *static_cast<Kernel*>(kernel);

@@ -14,7 +14,7 @@ DVT_INLINE I word(const void* p) { return broadcast(load<int32_t>(p)); }  // in 
 // The nearest code, NaN where y is NaN: to_int makes it the least integer, which saturates to -128.
 DVT_INLINE I code(F y) { return to_int(max(broadcast(-127.0f), min(broadcast(127.0f), y))); }
 
-// ---- products ---------------------------------------------------------------------------------------
+// ---- products ---------------------------------------------------------------------------------
 
 // What is multiplied: 32 bits of a row, in all lanes, with 32 bits of each column of a panel.
 struct Codes {
@@ -47,50 +47,45 @@ typedef Floats Attended;
 // R rows times C vectors of columns. `start(r, c)` gives what a sum begins with, `finish(r, sums)`
 // takes the sums of row r; both know only the first `rows` of the R, the others repeat the last.
 template <class P, int R, int C, class Start, class Finish>
-DVT_INLINE void block(const char* const* row, int rows, const char* panel, int steps, Start start,
+DVT_INLINE void block(const void* const* row, int rows, const void* panel, int steps, Start start,
                       Finish finish) {
     typename P::Sum sum[R][C];
-    const char* from[R];
+    const char *from[R], *next = static_cast<const char*>(panel);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-        from[r] = row[r < rows ? r : rows - 1];
+        from[r] = static_cast<const char*>(row[r < rows ? r : rows - 1]);
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) sum[r][c] = start(r < rows ? r : rows - 1, c);
     }
     for (int s = 0; s < steps; ++s) {
         I columns[C];
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c)
-            columns[c] = load<I>(panel + 4 * c * kLanes);
+        for (int c = 0; c < C; ++c) columns[c] = load<I>(next + 4 * c * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const I all = word(from[r] + 4 * s);
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c) sum[r][c] = P::step(sum[r][c], columns[c], all);
         }
-        panel += 4 * C * kLanes;
+        next += 4 * C * kLanes;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
         if (r < rows) finish(r, sum[r]);
 }
 
-template <class P, int R, class Start, class Finish>
-DVT_INLINE void block_of_width(int columns, const char* const* row, int rows, const char* panel,
+template <class P, int R, int C = kPanel / kLanes, class Start, class Finish>
+DVT_INLINE void block_of_width(int columns, const void* const* row, int rows, const void* panel,
                                int steps, Start start, Finish finish) {
-    switch (columns / kGroup) {
-        case 1: return block<P, R, kStep>(row, rows, panel, steps, start, finish);
-#if defined(__AVX512VNNI__)
-        case 2: return block<P, R, 2 * kStep>(row, rows, panel, steps, start, finish);
-        case 3: return block<P, R, 3 * kStep>(row, rows, panel, steps, start, finish);
-        case 4: return block<P, R, 4 * kStep>(row, rows, panel, steps, start, finish);
-#endif
-    }
+    if constexpr (C > kStep)
+        if (columns < C * kLanes)
+            return block_of_width<P, R, C - kStep>(columns, row, rows, panel, steps, start, finish);
+    block<P, R, C>(row, rows, panel, steps, start, finish);
 }
 
 // Up to P::kRows rows times a panel `columns` wide.
 template <class P, class Start, class Finish>
-DVT_INLINE void product(int columns, const char* const* row, int rows, const char* panel, int steps,
+DVT_INLINE void product(int columns, const void* const* row, int rows, const void* panel, int steps,
                         Start start, Finish finish) {
     if (rows > 4)
         block_of_width<P, P::kRows>(columns, row, rows, panel, steps, start, finish);
@@ -102,7 +97,7 @@ DVT_INLINE void product(int columns, const char* const* row, int rows, const cha
         block_of_width<P, 1>(columns, row, rows, panel, steps, start, finish);
 }
 
-// ---- Linear -----------------------------------------------------------------------------------------
+// ---- Linear -----------------------------------------------------------------------------------
 
 void row_sums(const Linear& t, int64_t row, int rows, int32_t* sums) {
     const I ones = broadcast(0x01010101);
@@ -127,15 +122,14 @@ void row_sums(const Linear& t, int64_t row, int rows, int32_t* sums) {
 void linear(const Linear& t, int64_t row, int rows, int column, int columns) {
     for (int at = column; at < column + columns; at += kPanel) {
         const int width = least(kPanel, t.columns - at), bytes = width * t.depth;
-        const char* panel = reinterpret_cast<const char*>(t.weights) + size_t(at) * t.depth;
+        const uint8_t* panel = t.weights + size_t(at) * t.depth;
         for (int i = 0, taken; i < rows; i += taken) {
             taken = least(rows - i, Codes::kRows);
             // The next panel's share of these rows.
             for (int b = bytes / rows * i / 64; b < bytes / rows * (i + taken) / 64; ++b)
                 __builtin_prefetch(panel + bytes + 64 * b);
-            const char* from[Codes::kRows];
-            for (int r = 0; r < taken; ++r)
-                from[r] = reinterpret_cast<const char*>(t.x + (row + i + r) * t.stride);
+            const void* from[Codes::kRows];
+            for (int r = 0; r < taken; ++r) from[r] = t.x + (row + i + r) * t.stride;
             const auto start = [&](int, int c) { return load<I>(t.shift + at + c * kLanes); };
             const auto finish = [&](int r, auto& sum) {
                 constexpr int C = sizeof(sum) / sizeof(sum[0]);
@@ -170,7 +164,7 @@ void linear(const Linear& t, int64_t row, int rows, int column, int columns) {
     }
 }
 
-// ---- RelationMlp ------------------------------------------------------------------------------------
+// ---- RelationMlp ------------------------------------------------------------------------------
 
 // Positions are the columns of a panel, channels its depth, so weights take the part of rows.
 constexpr int kPositions = kPanel, kColumns = kPanel / kLanes;
@@ -178,12 +172,13 @@ constexpr int kPositions = kPanel, kColumns = kPanel / kLanes;
 DVT_INLINE int fours(int n) { return (n + 3) / 4; }
 
 size_t relation_scratch(const RelationMlp& t) {
-    return size_t(fours(t.inputs) + fours(t.hidden)) * 4 * kPositions + size_t(t.inputs) * kPositions +
-           size_t(t.outputs) * kPositions * sizeof(float);
+    return size_t(fours(t.inputs) + fours(t.hidden)) * 4 * kPositions +
+           size_t(t.inputs) * kPositions + size_t(t.outputs) * kPositions * sizeof(float);
 }
 
 void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
-    const int count = int(t.positions - position < kPositions ? t.positions - position : kPositions);
+    const int count =
+        int(t.positions - position < kPositions ? t.positions - position : kPositions);
     char* panel = static_cast<char*>(scratch);
     char* hidden = panel + size_t(fours(t.inputs)) * 4 * kPositions;
     float* edge_y = reinterpret_cast<float*>(hidden + size_t(fours(t.hidden)) * 4 * kPositions);
@@ -193,7 +188,8 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
     int64_t from = t.positions, to = t.positions;
     if (count < kPositions) {  // where the matrix ends
         std::memset(edge_x, 0, size_t(t.inputs) * kPositions);
-        for (int c = 0; c < t.inputs; ++c) std::memcpy(edge_x + c * kPositions, x + c * from, count);
+        for (int c = 0; c < t.inputs; ++c)
+            std::memcpy(edge_x + c * kPositions, x + c * from, count);
         x = edge_x, y = edge_y, from = to = kPositions;
     }
     const I offset = broadcast(kOffset ? int32_t(0x80808080) : 0);
@@ -208,29 +204,30 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
             bad[v] |= not_numbers(four);
             store(panel + 4 * (c / 4 * kPositions + v * kLanes), four ^ offset);
         }
-    const auto rows = [](const int8_t* weights, int row, int depth, const char* (&out)[4]) {
-        for (int r = 0; r < 4; ++r)
-            out[r] = reinterpret_cast<const char*>(weights) + size_t(row + r) * depth;
+    const void* row[4];
+    const auto rows = [&row](const int8_t* weights, int first, int depth) {
+        for (int r = 0; r < 4; ++r) row[r] = weights + size_t(first + r) * depth;
     };
-    const char* row[4];
     for (int h = 0; h < t.hidden; h += 4) {
-        rows(t.first, h, 4 * fours(t.inputs), row);
+        rows(t.first, h, 4 * fours(t.inputs));
         I four[kColumns] = {};
         block<Codes, 4, kColumns>(
             row, 4, panel, fours(t.inputs),
             [&](int r, int) { return broadcast(t.first_shift[h + r]); },
             [&](int r, auto& sum) {
-                const F scale = broadcast(t.first_scale[h + r]), bias = broadcast(t.first_bias[h + r]);
+                const F scale = broadcast(t.first_scale[h + r]),
+                        bias = broadcast(t.first_bias[h + r]);
                 for (int v = 0; v < kColumns; ++v)
                     four[v] |= (code(to_float(sum[v]) * scale + bias) & 255) << 8 * r;
             });
         for (int v = 0; v < kColumns; ++v)
-            store(hidden + 4 * (h / 4 * kPositions + v * kLanes), lookup(four[v], t.table) ^ offset);
+            store(hidden + 4 * (h / 4 * kPositions + v * kLanes),
+                  lookup(four[v], t.table) ^ offset);
     }
     F poison[kColumns];
     for (int v = 0; v < kColumns; ++v) poison[v] = F((bad[v] != 0) & 0x7fc00000);
     for (int o = 0; o < t.outputs; o += 4) {
-        rows(t.second, o, 4 * fours(t.hidden), row);
+        rows(t.second, o, 4 * fours(t.hidden));
         block<Codes, 4, kColumns>(
             row, 4, hidden, fours(t.hidden),
             [&](int r, int) { return broadcast(t.second_shift[o + r]); },
@@ -249,7 +246,7 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
                         count * sizeof(float));
 }
 
-// ---- Attention --------------------------------------------------------------------------------------
+// ---- Attention --------------------------------------------------------------------------------
 
 // e^x for x <= 0; about one unit in the last place.
 DVT_INLINE F exp_of_negative(F x) {
@@ -257,8 +254,8 @@ DVT_INLINE F exp_of_negative(F x) {
                                 1.6666665459e-1f, 5.0000001201e-1f};
     x = max(broadcast(-87.0f), x);
     const I n = to_int(x * 1.44269504f);
-    const F r = fma(to_float(n), broadcast(2.12194440e-4f),
-                    fma(to_float(n), broadcast(-0.693359375f), x));
+    const F r =
+        fma(to_float(n), broadcast(2.12194440e-4f), fma(to_float(n), broadcast(-0.693359375f), x));
     F y = broadcast(1.9875691500e-4f);
     for (const float term : kTerms) y = fma(y, r, broadcast(term));
     return (fma(r * r, y, r) + 1.0f) * F((n + 127) << 23);
@@ -332,7 +329,8 @@ void pack_values(const Attention& t, const float* v, int32_t* out) {
             const int last = (s + 1) * P::kPerWord - 1;
             const float* first = v + s * P::kPerWord * t.kv_stride + c;
             const F second = last < t.tokens ? load(v + last * t.kv_stride + c) : F{};
-            store(out + size_t(begin) * steps + s * width + c - begin, P::pairs(load(first), second));
+            store(out + size_t(begin) * steps + s * width + c - begin,
+                  P::pairs(load(first), second));
         }
 }
 
@@ -343,14 +341,12 @@ void upsample_columns(const Attention& t, const float* relations, const Layout& 
     for (int a = 0; a < l.coarse; ++a, relations += l.coarse, out += l.tokens) {
         for (int i = 0, taken; i < u.source; i += taken) {
             taken = least(u.source - i, Floats::kRows);
-            const char* from[Floats::kRows];
-            for (int r = 0; r < taken; ++r)
-                from[r] = reinterpret_cast<const char*>(relations + 1 + (i + r) * u.source);
+            const void* from[Floats::kRows];
+            for (int r = 0; r < taken; ++r) from[r] = relations + 1 + (i + r) * u.source;
             for (int at = 0; at < l.grid; at += kPanel)
                 product<Floats>(
-                    least(kPanel, l.grid - at), from, taken,
-                    reinterpret_cast<const char*>(u.panels + size_t(at) * u.source), u.source,
-                    [](int, int) { return F{}; },
+                    least(kPanel, l.grid - at), from, taken, u.panels + size_t(at) * u.source,
+                    u.source, [](int, int) { return F{}; },
                     [&](int r, auto& sum) {
                         for (size_t c = 0; c < sizeof(sum) / sizeof(sum[0]); ++c)
                             store(rows + (i + r) * l.grid + at + c * kLanes, sum[c]);
@@ -409,30 +405,32 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
     pack_keys<P>(t, k, l, memory + l.keys);
     pack_values<P>(t, v, memory + l.values);
     if (t.relations)
-        upsample_columns(t, t.relations + image * t.relations_image + int64_t(head) * l.coarse * l.coarse,
-                         l, floats + l.coarse_rows, floats + l.upsampled);
-    constexpr float kFarBelow = -1e30f;  // of any logit, and its weight is zero all the same
+        upsample_columns(
+            t, t.relations + image * t.relations_image + int64_t(head) * l.coarse * l.coarse, l,
+            floats + l.coarse_rows, floats + l.upsampled);
+    constexpr float kFarBelow =
+        -1e30f;  // any logit: the weight is next to nothing, of a value of zero
     float padding[kGroup];
-    for (int i = 0; i < kGroup; ++i)
-        padding[i] = l.tokens - kGroup + i < t.tokens ? 0 : kFarBelow;
+    for (int i = 0; i < kGroup; ++i) padding[i] = l.tokens - kGroup + i < t.tokens ? 0 : kFarBelow;
     for (int r = 0; r < P::kRows; ++r)
         for (int j = l.tokens; j < l.columns; ++j) floats[l.logits + r * l.columns + j] = kFarBelow;
 
     const int words = t.head / P::kPerWord, steps = (t.tokens + P::kPerWord - 1) / P::kPerWord;
     for (int i = 0, taken; i < t.queries; i += taken) {
         taken = least(t.queries - i, P::kRows);
-        const char *of_query[P::kRows], *of_weights[P::kRows];
+        const void *of_query[P::kRows], *of_weights[P::kRows];
         for (int r = 0; r < taken; ++r) {
             int32_t* row = memory + l.queries + r * words;
             to_words<P>(q + (i + r) * t.q_stride, t.head, row);
-            of_query[r] = reinterpret_cast<const char*>(row);
-            of_weights[r] = reinterpret_cast<const char*>(memory + l.weights + r * l.columns);
-            start_logits(t, floats + l.upsampled, i + r, l, padding, floats + l.logits + r * l.columns);
+            of_query[r] = row;
+            of_weights[r] = memory + l.weights + r * l.columns;
+            start_logits(t, floats + l.upsampled, i + r, l, padding,
+                         floats + l.logits + r * l.columns);
         }
         for (int at = 0; at < l.tokens; at += kPanel)
             product<P>(
-                least(kPanel, l.tokens - at), of_query, taken,
-                reinterpret_cast<const char*>(memory + l.keys + size_t(at) * words), words,
+                least(kPanel, l.tokens - at), of_query, taken, memory + l.keys + size_t(at) * words,
+                words,
                 [&](int r, int c) {
                     return load(floats + l.logits + r * l.columns + at + c * kLanes);
                 },
@@ -442,11 +440,10 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
                         store(floats + l.logits + r * l.columns + at + c * kLanes, sum[c]);
                     if (!t.logits) return;
                     I codes[C];
-                    for (int c = 0; c < C; ++c)
-                        codes[c] = code(sum[c] * t.logit_scale);
+                    for (int c = 0; c < C; ++c) codes[c] = code(sum[c] * t.logit_scale);
                     const int left = least(t.tokens - at, C * kLanes);
-                    int8_t* out = t.logits + at +
-                                  ((image * t.heads + head) * t.queries + i + r) * t.tokens;
+                    int8_t* out =
+                        t.logits + at + ((image * t.heads + head) * t.queries + i + r) * t.tokens;
                     if (left == C * kLanes) return store_codes(out, codes);
                     int8_t edge[kPanel];  // beyond it lies what another thread writes
                     store_codes(edge, codes);
@@ -474,22 +471,22 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
         for (int at = 0; at < t.head; at += kPanel)
             product<P>(
                 least(kPanel, t.head - at), of_weights, taken,
-                reinterpret_cast<const char*>(memory + l.values + size_t(at) * steps), steps,
-                [](int, int) { return F{}; },
+                memory + l.values + size_t(at) * steps, steps, [](int, int) { return F{}; },
                 [&](int r, auto& sum) {
                     constexpr int C = sizeof(sum) / sizeof(sum[0]);
                     I codes[C];
                     for (int c = 0; c < C; ++c) codes[c] = code(sum[c] * factor[r]);
-                    store_codes(t.mixed + ((image * t.queries + i + r) * t.heads + head) * t.head + at,
-                                codes);
+                    store_codes(
+                        t.mixed + ((image * t.queries + i + r) * t.heads + head) * t.head + at,
+                        codes);
                 });
     }
 }
 
-// ---- Norm and quantization --------------------------------------------------------------------------
+// ---- Norm and quantization --------------------------------------------------------------------
 
-// The sum of the row's terms, a vector of them from i on being term(i), in an order that all sets share:
-// kSums lanes, which are halved until one is left.
+// The sum of the row's terms, a vector of them from i on being term(i), in an order that all sets
+// share: kSums lanes, which are halved until one is left.
 template <class Term>
 DVT_INLINE float sum_in_order(int count, Term term) {
     constexpr int N = kSums / kLanes;
@@ -577,7 +574,7 @@ void quantize(const float* x, int64_t count, float scale, int8_t* codes) {
     }
 }
 
-// ---- the processor's peak ---------------------------------------------------------------------------
+// ---- the processor's peak ---------------------------------------------------------------------
 
 // Multiply-accumulates of codes in registers alone, for benchmarks; returns how many there were.
 int64_t peak(int64_t rounds) {

@@ -1,8 +1,10 @@
-// The thin layer under set.cpp: what GCC's and Clang's vectors of floats and of 32-bit integers lack, for
-// the instruction set that this file is compiled for, and in plain C++ where it has none of ours.
+// The thin layer under set.cpp: what GCC's and Clang's vectors of floats and of 32-bit integers
+// lack, for the instruction set that this file is compiled for, and in plain C++ where it has none
+// of ours.
 //
-// Everything has internal linkage, and nothing here may call a template of the standard library: the
-// linker would keep one copy of it for all sets, with instructions that not all processors have.
+// Everything has internal linkage, and nothing here may call a template of the standard library:
+// the linker would keep one copy of it for all sets, with instructions that not all processors
+// have.
 #pragma once
 
 #include "kernels.h"
@@ -106,16 +108,16 @@ template <int C>
 DVT_INLINE void store_codes(int8_t* out, const I (&q)[C], const int8_t* table = nullptr) {
     const auto part = [&](int c) { return c < C ? __m512i(q[c < C ? c : 0]) : __m512i(I{}); };
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i bytes = _mm512_permutexvar_epi32(
-        order, _mm512_packs_epi16(_mm512_packs_epi32(part(0), part(1)),
-                                  _mm512_packs_epi32(part(2), part(3))));
+    __m512i bytes =
+        _mm512_permutexvar_epi32(order, _mm512_packs_epi16(_mm512_packs_epi32(part(0), part(1)),
+                                                           _mm512_packs_epi32(part(2), part(3))));
     if (table) bytes = __m512i(lookup(I(bytes), table));
     _mm512_mask_storeu_epi32(out, __mmask16((1 << 4 * C) - 1), bytes);
 }
 
 #if defined(__AVX512BF16__)
-// Sums of two products of bfloat16; pairs of them: of neighbours in two vectors that follow one another,
-// of two vectors' lanes.
+// Sums of two products of bfloat16; pairs of them: of neighbours in two vectors that follow one
+// another, of two vectors' lanes.
 DVT_INLINE F half_dot(F sum, I panel, I row) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(panel), "v"(row));
     return sum;
@@ -152,8 +154,8 @@ DVT_INLINE I dot(I sum, I panel, I row) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(panel), "x"(row));
     return sum;
 #else
-    // |row| times the panel with row's sign. Two such products fit into 16 bits: neither weights nor
-    // codes that count are below -127.
+    // |row| times the panel with row's sign. Two such products fit into 16 bits: neither weights
+    // nor codes that count are below -127.
     const __m256i w = _mm256_sign_epi8(__m256i(panel), __m256i(row));
     const __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(__m256i(row)), w);
     return sum + I(_mm256_madd_epi16(two, _mm256_set1_epi16(1)));
@@ -193,7 +195,8 @@ DVT_INLINE F max(F a, F b) { return a > b ? a : b; }
 DVT_INLINE F fma(F a, F b, F c) { return a * b + c; }
 DVT_INLINE I to_int(F a) {
     I q;
-    for (int l = 0; l < kLanes; ++l) q[l] = a[l] == a[l] ? int32_t(__builtin_rintf(a[l])) : INT32_MIN;
+    for (int l = 0; l < kLanes; ++l)
+        q[l] = a[l] == a[l] ? int32_t(__builtin_rintf(a[l])) : INT32_MIN;
     return q;
 }
 DVT_INLINE float sum_of(F a) { return (a[0] + a[1]) + (a[2] + a[3]); }

@@ -358,7 +358,9 @@ def _attention_expected(
     qkv, relations, upsample = inputs["qkv"], inputs["relations"], inputs["upsample"]
     assert qkv is not None
     images, tokens, _ = qkv.shape
-    q, k, v = qkv.astype(np.float64).reshape(images, tokens, 3, heads, head).transpose(2, 0, 3, 1, 4)
+    q, k, v = (
+        qkv.astype(np.float64).reshape(images, tokens, 3, heads, head).transpose(2, 0, 3, 1, 4)
+    )
     logits = q @ k.transpose(0, 1, 3, 2)
     if relations is not None:
         assert upsample is not None
@@ -446,9 +448,7 @@ def test_attention_of_large_logits(name: str) -> None:
     qkv[0, :, 32] = -90
     qkv[0, 5, 32] = 90
     inputs = {"qkv": qkv, "same": qkv}
-    (mixed,) = _run(
-        name, "Attention", inputs, [], [np.int8], heads=1, head_width=32, scale=40.0
-    )
+    (mixed,) = _run(name, "Attention", inputs, [], [np.int8], heads=1, head_width=32, scale=40.0)
     near = 0.5 + 40 * 2**-8 * np.abs(qkv[0, 5, 64:]).max()
     assert np.abs(mixed[0] - np.clip(40 * qkv[0, 5, 64:], -127, 127)).max() <= near
 
@@ -660,12 +660,48 @@ ATTENTION = {"heads": 2, "head_width": 32, "scale": 1.0}
 @pytest.mark.parametrize(
     ("op", "inputs", "constants", "attributes", "words"),
     [
-        ("Linear", _with(LINEAR, w=np.zeros((30, 32), np.int8)), LINEAR_CONSTANTS, {}, "multiple of 4"),
-        ("Linear", _with(LINEAR, w=np.zeros((32, 40), np.int8)), LINEAR_CONSTANTS, {}, "multiple of 4"),
-        ("Linear", _with(LINEAR, w=np.zeros((2, 4, 4), np.int8)), LINEAR_CONSTANTS, {}, "two dimensions"),
-        ("Linear", _with(LINEAR, w=np.full((32, 32), NAN, np.int8)), LINEAR_CONSTANTS, {}, "holds -128"),
-        ("Linear", _with(LINEAR, scale=np.ones(31, np.float32)), LINEAR_CONSTANTS, {}, "expected [32]"),
-        ("Linear", _with(LINEAR, bias=np.full(32, np.nan, np.float32)), LINEAR_CONSTANTS, {}, "finite"),
+        (
+            "Linear",
+            _with(LINEAR, w=np.zeros((30, 32), np.int8)),
+            LINEAR_CONSTANTS,
+            {},
+            "multiple of 4",
+        ),
+        (
+            "Linear",
+            _with(LINEAR, w=np.zeros((32, 40), np.int8)),
+            LINEAR_CONSTANTS,
+            {},
+            "multiple of 4",
+        ),
+        (
+            "Linear",
+            _with(LINEAR, w=np.zeros((2, 4, 4), np.int8)),
+            LINEAR_CONSTANTS,
+            {},
+            "two dimensions",
+        ),
+        (
+            "Linear",
+            _with(LINEAR, w=np.full((32, 32), NAN, np.int8)),
+            LINEAR_CONSTANTS,
+            {},
+            "holds -128",
+        ),
+        (
+            "Linear",
+            _with(LINEAR, scale=np.ones(31, np.float32)),
+            LINEAR_CONSTANTS,
+            {},
+            "expected [32]",
+        ),
+        (
+            "Linear",
+            _with(LINEAR, bias=np.full(32, np.nan, np.float32)),
+            LINEAR_CONSTANTS,
+            {},
+            "finite",
+        ),
         ("Linear", LINEAR, ["scale", "bias"], {}, "w must be a constant"),
         ("Linear", LINEAR, LINEAR_CONSTANTS, {"zero_point": 128}, "expected -127 to 127"),
         ("Linear", LINEAR, LINEAR_CONSTANTS, {"first": -1}, "first is -1"),
@@ -685,7 +721,13 @@ ATTENTION = {"heads": 2, "head_width": 32, "scale": 1.0}
         ),
         ("Attention", _attention_inputs(1, 5, 2, 32), [], {**ATTENTION, "heads": 0}, "heads is 0"),
         ("Attention", _attention_inputs(1, 5, 2, 32), [], {**ATTENTION, "head_width": 48}, "of 32"),
-        ("Attention", _attention_inputs(1, 5, 2, 32), [], {**ATTENTION, "scale": 0.0}, "scale is 0"),
+        (
+            "Attention",
+            _attention_inputs(1, 5, 2, 32),
+            [],
+            {**ATTENTION, "scale": 0.0},
+            "scale is 0",
+        ),
         (
             "Attention",
             _with(_attention_inputs(1, 5, 2, 32, 1), upsample=np.ones((2, 3), np.float32)),
@@ -695,7 +737,11 @@ ATTENTION = {"heads": 2, "head_width": 32, "scale": 1.0}
         ),
         (
             "NormQuantize",
-            {"x": np.ones((1, 2, 16), np.float32), "g": np.ones(17, np.float32), "b": np.ones(17, np.float32)},
+            {
+                "x": np.ones((1, 2, 16), np.float32),
+                "g": np.ones(17, np.float32),
+                "b": np.ones(17, np.float32),
+            },
             ["g", "b"],
             {},
             "multiple of 16",
@@ -746,7 +792,11 @@ SMALL = _attention_inputs(1, 5, 2, 32, 1)
         ("Attention", SMALL, ["upsample"], {**ATTENTION, "heads": 4}, "or more"),
         (
             "NormQuantize",
-            {"x": np.ones((1, 2, 24), np.float32), "g": np.ones(32, np.float32), "b": np.ones(32, np.float32)},
+            {
+                "x": np.ones((1, 2, 24), np.float32),
+                "g": np.ones(32, np.float32),
+                "b": np.ones(32, np.float32),
+            },
             ["g", "b"],
             {},
             "multiple of 16",
