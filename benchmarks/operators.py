@@ -5,11 +5,10 @@
 
 Shapes are those of a layer in a stage of the model. Both sides read floats, and quantize them where
 they multiply codes: without its QuantizeLinear, ONNX Runtime would not see an INT8 product. ONNX
-Runtime's side is what the Q/DQ graph holds today. The two take turns; the
-times are the fastest of all rounds, the ratio is the median over rounds. GMAC/s count products only,
-without upsampling. `of peak` compares them with what the processor's INT8 instruction does in registers,
-measured here, on one thread; attention multiplies bfloat16 or floats. Prints the machine; --out writes
-JSON.
+Runtime's side is what the Q/DQ graph holds today. The two take turns; the times are the fastest of
+all rounds, the ratio is the median over rounds. GMAC/s count products only, without upsampling.
+`of peak` compares them with what the processor's INT8 instruction does in registers, measured here,
+on one thread; attention multiplies bfloat16 or floats. Prints the machine; --out writes JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Every operator in every instruction set of this processor, against NumPy and against the others."""
+"""Every operator in every instruction set of this processor, against NumPy."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def _session(
     threads: int = 1,
     **attributes: Any,
 ) -> ort.InferenceSession:
-    """One node over ``inputs``, in their order; None is left out, ``constants`` are in the graph."""
+    """One node over ``inputs``, in order; None is left out, ``constants`` are in the graph."""
     names = [name if value is not None else "" for name, value in inputs.items()]
     there = {name: value for name, value in inputs.items() if value is not None}
     node = helper.make_node(
@@ -106,7 +107,7 @@ def _nearest_code(y: Floats) -> Codes:
     return codes
 
 
-# ---- Linear ---------------------------------------------------------------------------------------
+# ---- Linear -------------------------------------------------------------------------------------
 
 
 def _linear_inputs(
@@ -265,7 +266,7 @@ def test_linear_equals_qdq() -> None:
     np.testing.assert_allclose(y, expected, rtol=2e-6, atol=2e-6)
 
 
-# ---- RelationMlp ----------------------------------------------------------------------------------
+# ---- RelationMlp --------------------------------------------------------------------------------
 
 
 def _relation_inputs(
@@ -333,7 +334,7 @@ def test_relation_mlp(name: str, shape: tuple[int, ...], zero_point: int) -> Non
     assert np.isnan(y).sum() == shape[3]
 
 
-# ---- Attention ------------------------------------------------------------------------------------
+# ---- Attention ----------------------------------------------------------------------------------
 
 
 def _attention_inputs(
@@ -517,7 +518,7 @@ def test_attention_property(
         assert np.abs(mixed - np.clip(50 * expected, -127, 127)).max() <= near, name
 
 
-# ---- NormQuantize and Quantize ----------------------------------------------------------------------
+# ---- NormQuantize and Quantize ------------------------------------------------------------------
 
 
 def _norm_expected(
@@ -645,7 +646,7 @@ def test_quantize(name: str, count: int) -> None:
     np.testing.assert_array_equal(codes, _nearest_code(2 * x))
 
 
-# ---- what is refused --------------------------------------------------------------------------------
+# ---- what is refused ----------------------------------------------------------------------------
 
 
 def _with(inputs: Mapping[str, Array | None], **changed: Array | None) -> dict[str, Array | None]:
@@ -812,6 +813,35 @@ def test_refused_when_it_runs(
     with pytest.raises(Exception, match=f"dvt_edge:{op}: ") as caught:
         session.run(None, feeds)
     assert words in str(caught.value)
+
+
+class _ApiBase(ctypes.Structure):
+    _fields_ = (("get_api", ctypes.c_void_p), ("get_version", ctypes.c_void_p))
+
+
+def test_an_older_onnx_runtime_gets_a_status() -> None:
+    """One that does not know the interface asked for is told so, through the oldest interface."""
+    asked: list[int] = []
+    said: list[tuple[int, bytes]] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    def create_status(code: int, message: bytes) -> int:
+        said.append((code, message))
+        return 4711
+
+    table = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p).value)
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    def get_api(version: int) -> int | None:
+        asked.append(version)
+        return ctypes.addressof(table) if version == 1 else None
+
+    register = ctypes.CDLL(str(operator_library.path())).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    base = _ApiBase(ctypes.cast(get_api, ctypes.c_void_p).value, None)
+    assert register(None, ctypes.byref(base)) == 4711
+    assert asked == [18, 1]
+    assert said == [(1, b"dvt_edge's operators need ONNX Runtime 1.18 or later")]
 
 
 def test_instruction_sets() -> None:

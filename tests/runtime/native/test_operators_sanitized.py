@@ -33,7 +33,7 @@ def test_sanitized(tmp_path: Path) -> None:
     subprocess.run(["cmake", "-S", ROOT, "-B", build, *options], check=True, capture_output=True)
     command = ["cmake", "--build", build, "--target", "dvt_edge_operators"]
     subprocess.run(command, check=True, capture_output=True)
-    # Python itself is not built for the sanitizer: its library has to come first, and C++'s with it.
+    # Python itself is not built for the sanitizer: its library must come first, and C++'s with it.
     preload = [
         subprocess.run(
             ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
