@@ -275,7 +275,7 @@ DVT_INLINE void to_words(const float* x, int count, int32_t* out) {
 constexpr int kLongest = 32;  // columns of logits are padded to it, the longest words of a row
 
 struct Layout {  // of the scratch memory of one head, in units of 4 bytes
-    int tokens, columns, coarse, grid;
+    int tokens, columns, key_panels, coarse, grid;
     size_t keys, values, upsampled, coarse_rows, logits, weights, queries, end;
 };
 
@@ -283,6 +283,7 @@ template <class P>
 Layout layout(const Attention& t) {
     Layout l;
     l.tokens = padded(t.tokens);
+    l.key_panels = (l.tokens + kPanel - 1) / kPanel;
     l.columns = (t.tokens + kLongest - 1) / kLongest * kLongest;
     l.coarse = t.relations ? 1 + t.upsample->source * t.upsample->source : 0;
     l.grid = t.relations ? padded(t.upsample->target) : 0;
@@ -303,19 +304,26 @@ Layout layout(const Attention& t) {
     return l;
 }
 
-// Keys as a panel whose columns are tokens.
+// Where panel p of the keys begins: as many as needed, all about as wide, for a narrow one would
+// wait for its few sums.
+DVT_INLINE int key_panel(const Layout& l, int p) {
+    return l.tokens / kGroup * p / l.key_panels * kGroup;
+}
+
+// Keys as panels whose columns are tokens.
 template <class P>
 void pack_keys(const Attention& t, const float* k, const Layout& l, int32_t* out) {
     const int words = t.head / P::kPerWord;
     int32_t row[kLongest * 8];
-    for (int j = 0; j < l.tokens; ++j) {
-        const int begin = j / kPanel * kPanel, width = least(kPanel, l.tokens - begin);
-        int32_t* column = out + size_t(begin) * words + j - begin;
-        if (j < t.tokens)
-            to_words<P>(k + j * t.kv_stride, t.head, row);
-        else
-            std::memset(row, 0, sizeof row);
-        for (int w = 0; w < words; ++w) column[size_t(w) * width] = row[w];
+    for (int p = 0; p < l.key_panels; ++p) {
+        const int begin = key_panel(l, p), width = key_panel(l, p + 1) - begin;
+        for (int j = 0; j < width; ++j) {
+            if (begin + j < t.tokens)
+                to_words<P>(k + (begin + j) * t.kv_stride, t.head, row);
+            else
+                std::memset(row, 0, sizeof row);
+            for (int w = 0; w < words; ++w) out[begin * words + w * width + j] = row[w];
+        }
     }
 }
 
@@ -427,10 +435,10 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
             start_logits(t, floats + l.upsampled, i + r, l, padding,
                          floats + l.logits + r * l.columns);
         }
-        for (int at = 0; at < l.tokens; at += kPanel)
+        for (int p = 0; p < l.key_panels; ++p) {
+            const int at = key_panel(l, p), width = key_panel(l, p + 1) - at;
             product<P>(
-                least(kPanel, l.tokens - at), of_query, taken, memory + l.keys + size_t(at) * words,
-                words,
+                width, of_query, taken, memory + l.keys + size_t(at) * words, words,
                 [&](int r, int c) {
                     return load(floats + l.logits + r * l.columns + at + c * kLanes);
                 },
@@ -449,6 +457,7 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
                     store_codes(edge, codes);
                     std::memcpy(out, edge, left);
                 });
+        }
         float factor[P::kRows];
         for (int r = 0; r < taken; ++r) {
             float* logit = floats + l.logits + r * l.columns;

@@ -211,7 +211,12 @@ def test_linear_extremes(name: str) -> None:
     x[1] = -127
     w = np.full((depth, 16), -127, np.int8)
     w[:, 8:] = 127
-    inputs = {"x": x, "w": w, "scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
+    inputs: dict[str, Array] = {
+        "x": x,
+        "w": w,
+        "scale": np.ones(16, np.float32),
+        "bias": np.zeros(16, np.float32),
+    }
     (y,) = _run(name, "Linear", inputs, ["w", "scale", "bias"], [np.float32])
     np.testing.assert_array_equal(y, _linear_expected(inputs))
 
@@ -824,21 +829,21 @@ def test_an_older_onnx_runtime_gets_a_status() -> None:
     asked: list[int] = []
     said: list[tuple[int, bytes]] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
     def create_status(code: int, message: bytes) -> int:
         said.append((code, message))
         return 4711
 
-    table = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p).value)
-
-    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
     def get_api(version: int) -> int | None:
         asked.append(version)
         return ctypes.addressof(table) if version == 1 else None
 
+    pointer = ctypes.c_void_p
+    status = ctypes.CFUNCTYPE(pointer, ctypes.c_int, ctypes.c_char_p)(create_status)
+    api = ctypes.CFUNCTYPE(pointer, ctypes.c_uint32)(get_api)
+    table = (pointer * 1)(ctypes.cast(status, pointer).value)
     register = ctypes.CDLL(str(operator_library.path())).RegisterCustomOps
     register.restype = ctypes.c_void_p
-    base = _ApiBase(ctypes.cast(get_api, ctypes.c_void_p).value, None)
+    base = _ApiBase(ctypes.cast(api, pointer).value, None)
     assert register(None, ctypes.byref(base)) == 4711
     assert asked == [18, 1]
     assert said == [(1, b"dvt_edge's operators need ONNX Runtime 1.18 or later")]

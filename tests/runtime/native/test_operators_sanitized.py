@@ -30,8 +30,10 @@ def test_sanitized(tmp_path: Path) -> None:
         pytest.skip("needs cmake and g++")
     build = tmp_path / "build"
     options = ["-DDVT_EDGE_SANITIZE=ON", "-DDVT_EDGE_CUDA=OFF", "-DCMAKE_CXX_COMPILER=g++"]
-    subprocess.run(["cmake", "-S", ROOT, "-B", build, *options], check=True, capture_output=True)
-    command = ["cmake", "--build", build, "--target", "dvt_edge_operators"]
+    subprocess.run(
+        ["cmake", "-S", str(ROOT), "-B", str(build), *options], check=True, capture_output=True
+    )
+    command = ["cmake", "--build", str(build), "--target", "dvt_edge_operators"]
     subprocess.run(command, check=True, capture_output=True)
     # Python itself is not built for the sanitizer: its library must come first, and C++'s with it.
     preload = [
@@ -44,7 +46,7 @@ def test_sanitized(tmp_path: Path) -> None:
     environment.pop("PYTEST_XDIST_WORKER", None)
     library = build / "libdvt_edge_operators.so"
     done = subprocess.run(
-        [sys.executable, "-c", RUN, library, ROOT, TESTS],
+        [sys.executable, "-c", RUN, str(library), str(ROOT), str(TESTS)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
