@@ -85,7 +85,6 @@ struct Kernels {
     int panel;   // columns of a panel: [depth / 4][columns][4] bytes, [depth][columns] floats; the
                  // last panel of a matrix is as narrow as what is left, a multiple of kGroup
     int offset;  // added to the codes of a panel: 128 where the instruction wants them unsigned
-    bool half;   // attention multiplies bfloat16
     // What the offset brings to the sums of each row of x, or kBadRow for one that holds NaN.
     void (*row_sums)(const Linear&, int64_t row, int rows, int32_t* sums);
     void (*linear)(const Linear&, int64_t row, int rows, int column, int columns);

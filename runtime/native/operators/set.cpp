@@ -248,17 +248,20 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
 
 // ---- Attention --------------------------------------------------------------------------------
 
-// e^x for x <= 0; about one unit in the last place.
-DVT_INLINE F exp_of_negative(F x) {
-    constexpr float kTerms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                                1.6666665459e-1f, 5.0000001201e-1f};
-    x = max(broadcast(-87.0f), x);
-    const I n = to_int(x * 1.44269504f);
-    const F r =
-        fma(to_float(n), broadcast(2.12194440e-4f), fma(to_float(n), broadcast(-0.693359375f), x));
-    F y = broadcast(1.9875691500e-4f);
-    for (const float term : kTerms) y = fma(y, r, broadcast(term));
-    return (fma(r * r, y, r) + 1.0f) * F((n + 127) << 23);
+// 2^x for x <= 0, to 1e-7 of itself, or to 1e-4 where it will be rounded to 8 bits.
+template <class P>
+DVT_INLINE F power_of_two(F x) {
+    constexpr float kExact[] = {1.3276471e-3f, 9.6755419e-3f, 5.5507131e-2f,
+                                2.4022120e-1f, 6.9314694e-1f, 1.0000001f};
+    constexpr float kRough[] = {5.5171669e-2f, 2.4261114e-1f, 6.9326097e-1f, 9.9992806e-1f};
+    x = max(broadcast(-126.0f), x);
+    const F n = nearest(x), f = x - n;
+    F y = {};
+    if (P::kPerWord == 1)
+        for (const float term : kExact) y = fma(y, f, broadcast(term));
+    else
+        for (const float term : kRough) y = fma(y, f, broadcast(term));
+    return times_power(y, n);
 }
 
 // x [count] as words, count a multiple of 2 kLanes.
@@ -416,8 +419,7 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
         upsample_columns(
             t, t.relations + image * t.relations_image + int64_t(head) * l.coarse * l.coarse, l,
             floats + l.coarse_rows, floats + l.upsampled);
-    constexpr float kFarBelow =
-        -1e30f;  // any logit: the weight is next to nothing, of a value of zero
+    constexpr float kFarBelow = -1e30f;  // any logit: its weight is next to nothing
     float padding[kGroup];
     for (int i = 0; i < kGroup; ++i) padding[i] = l.tokens - kGroup + i < t.tokens ? 0 : kFarBelow;
     for (int r = 0; r < P::kRows; ++r)
@@ -463,14 +465,16 @@ void attend(const Attention& t, int64_t image, int head, void* scratch) {
             float* logit = floats + l.logits + r * l.columns;
             F most = load(logit);
             for (int j = kLanes; j < l.columns; j += kLanes) most = max(load(logit + j), most);
-            const F top = broadcast(max_of(most));
+            constexpr float kLog2e = 1.44269504f;
+            const F top = broadcast(-kLog2e * max_of(most));
             F total = {};
             constexpr int N = P::kPerWord;
             int32_t* weights = memory + l.weights + r * l.columns;
             for (int j = 0; j < l.columns; j += N * kLanes, weights += kLanes) {
                 F w[N];
                 for (int n = 0; n < N; ++n) {
-                    w[n] = exp_of_negative(load(logit + j + n * kLanes) - top);
+                    w[n] =
+                        power_of_two<P>(fma(load(logit + j + n * kLanes), broadcast(kLog2e), top));
                     total += w[n];
                 }
                 store(weights, P::neighbours(w));
@@ -614,7 +618,6 @@ const Kernels DVT_SET = {
     DVT_NAME(DVT_SET),
     kPanel,
     kOffset,
-    Attended::kPerWord == 2,
     row_sums,
     linear,
     relation_mlp,

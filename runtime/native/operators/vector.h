@@ -65,9 +65,10 @@ DVT_INLINE I not_numbers(I codes) {
 }
 
 // min and max keep a NaN in their second argument. to_int rounds to the nearest, ties to even, and
-// makes NaN the least integer. `dot` adds to each lane the products of four codes of a panel, with
-// kOffset added, and four of a row. `lookup` takes each byte to table[byte]. `store_codes` writes C
-// vectors of codes, saturated, so that to_int's NaN becomes -128; with a table, looked up.
+// makes NaN the least integer. times_power(y, n) is y 2^n for whole n. `dot` adds to each lane the
+// products of four codes of a panel, with kOffset added, and four of a row. `lookup` takes each
+// byte to table[byte]. `store_codes` writes C vectors of codes, saturated, so that to_int's NaN
+// becomes -128; with a table, looked up.
 
 #if !defined(__AVX512VBMI__)
 DVT_INLINE I lookup(I bytes, const int8_t* table) {
@@ -84,6 +85,8 @@ DVT_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
 DVT_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
 DVT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 DVT_INLINE I to_int(F a) { return I(_mm512_cvtps_epi32(a)); }
+DVT_INLINE F nearest(F a) { return _mm512_roundscale_ps(a, 0); }
+DVT_INLINE F times_power(F y, F n) { return _mm512_scalef_ps(y, n); }
 DVT_INLINE float sum_of(F a) { return _mm512_reduce_add_ps(a); }
 DVT_INLINE float max_of(F a) { return _mm512_reduce_max_ps(a); }
 DVT_INLINE I load_bytes(const int8_t* p) {
@@ -130,6 +133,10 @@ DVT_INLINE I half_pairs(F a, F b) {
 #endif
 
 #else  // 16 codes to a panel
+
+DVT_INLINE I to_int(F a);
+DVT_INLINE F nearest(F a) { return to_float(to_int(a)); }
+DVT_INLINE F times_power(F y, F n) { return y * F((to_int(n) + 127) << 23); }
 
 #if defined(__AVX2__)
 
