@@ -17,7 +17,10 @@ import argparse
 import ctypes
 import json
 import math
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -139,9 +142,9 @@ def main() -> None:
     operator_library.use(given.set)
     name = given.set or operator_library.instruction_sets()[0]
     machine = f"{processor_name()}, {name}, threads {given.threads}, batch {given.batch}"
-    peak = _peak()
+    peak = _peak(name)
     stages = create(given.model).config.stages
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in given.stage or range(1, len(stages) + 1):
         for pair in pairs(given.model, stage - 1, given.batch):
             rows.append({"stage": stage, "operator": pair.name, "mmac": pair.macs / 1e6})
@@ -172,6 +175,7 @@ def pairs(model: str, index: int, batch: int) -> list[Pair]:
     rng = np.random.default_rng(0)
     tokens, width, heads = stage.tokens, stage.width, stage.heads
     wide = width + (config.reuse_width if up else 0)
+    before = up.grid if up else None
     hidden = int(width * stage.mlp_ratio)
     found = [
         _linear("qkv", rng, batch, tokens, width, 3 * width),
@@ -179,12 +183,10 @@ def pairs(model: str, index: int, batch: int) -> list[Pair]:
         _linear("fc1 + GELU", rng, batch, tokens, wide, hidden, gelu=True),
         _linear("fc2 + residual", rng, batch, tokens, hidden, width, residual=True),
         _norm("norm1", rng, batch, tokens, width),
-        _norm(
-            "norm2 + context", rng, batch, tokens, width, wide - width, up and up.grid, stage.grid
-        )
+        _norm("norm2 + context", rng, batch, tokens, width, wide - width, before, stage.grid)
         if up
         else _norm("norm2", rng, batch, tokens, width),
-        _attention(rng, batch, tokens, heads, width // heads, up and up.grid, stage.grid),
+        _attention(rng, batch, tokens, heads, width // heads, before, stage.grid),
     ]
     if up:
         channels = (up.relation_channels, 3 * stage.relation_channels, stage.relation_channels)
@@ -239,7 +241,8 @@ def gelu_table(step: float) -> Array:
     """Codes of GELU's input, of ``step`` each, to those of its output, of the same."""
     x = np.arange(-128, 128) * step
     erf = np.asarray([math.erf(v / math.sqrt(2)) for v in x])
-    return np.clip(np.rint(x * (1 + erf) / 2 / step), -127, 127).astype(np.int8)
+    codes: Array = np.clip(np.rint(x * (1 + erf) / 2 / step), -127, 127).astype(np.int8)
+    return codes
 
 
 def _norm(
@@ -364,15 +367,60 @@ def _measure(pair: Pair, threads: int, rounds: int) -> dict[str, Any]:
     return {"native_us": float(best[0]), "nodes_us": float(best[1]), "ratio": ratio}
 
 
-def _peak() -> float:
-    """GMAC/s of the set's INT8 instruction in registers; 0 where it has none."""
-    library = ctypes.CDLL(str(operator_library.path()))
-    library.dvt_operators_peak.restype = ctypes.c_int64
-    library.dvt_operators_peak.argtypes = [ctypes.c_int64]
+PEAK = """
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define ANY "+x"
+#else
+#include <arm_neon.h>
+#define ANY "+w"
+#endif
+#include <stdint.h>
+long long peak(long long rounds) {
+    VECTOR sum[12] = {}, codes = {};
+    for (long long i = 0; i < rounds; ++i)
+        _Pragma("GCC unroll 12") for (int s = 0; s < 12; ++s) {
+            asm("" : ANY(codes));  /* or the compiler keeps the product, the same for all */
+            PRODUCT;
+        }
+    VECTOR all = {};
+    _Pragma("GCC unroll 12") for (int s = 0; s < 12; ++s) all |= sum[s];
+    return rounds * 12 * sizeof(VECTOR) + (((int32_t*)&all)[0] == -1);
+}
+"""
+"""Multiply-accumulates of INT8 codes in registers alone; returns how many there were."""
+VNNI = 'asm("%s vpdpbusd %%1, %%1, %%0" : ANY(sum[s]) : "x"(codes))'
+MADD = (
+    "sum[s] = _mm256_add_epi32(sum[s], _mm256_madd_epi16(_mm256_maddubs_epi16(codes, codes), "
+    "_mm256_set1_epi16(1)))"
+)
+PRODUCTS = {
+    "avx512": ("__m512i", VNNI % "", ["-mavx512f", "-mavx512vnni"]),
+    "avx_vnni": ("__m256i", VNNI % "%{vex%}", ["-mavx2", "-mavxvnni"]),
+    "avx2": ("__m256i", MADD, ["-mavx2"]),
+    "neon_dot": ("int32x4_t", "sum[s] = vdotq_s32(sum[s], (int8x16_t)codes, (int8x16_t)codes)", []),
+}
+"""Vector, product and the compiler's options for each instruction set; without AVX-512's extras."""
+
+
+def _peak(instruction_set: str) -> float:
+    """GMAC/s of the set's INT8 product on one thread; 0 without gcc or such a product."""
+    key = "avx512" if instruction_set.startswith("avx512") else instruction_set
+    if key not in PRODUCTS or not shutil.which("gcc"):
+        return 0.0
+    vector, product, options = PRODUCTS[key]
+    options = options or ["-march=armv8.2-a+dotprod"]
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "peak.c"), Path(folder, "peak.so")
+        source.write_text(PEAK.replace("VECTOR", vector).replace("PRODUCT", product))
+        command = ["gcc", "-O3", "-shared", "-fPIC", *options, str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
+        peak = ctypes.CDLL(str(library)).peak
+    peak.restype, peak.argtypes = ctypes.c_longlong, [ctypes.c_longlong]
     best = 0.0
     for _ in range(100):
         started = perf_counter()
-        macs = library.dvt_operators_peak(100_000)
+        macs = peak(100_000)
         best = max(best, macs / (perf_counter() - started) / 1e9)
     return best
 

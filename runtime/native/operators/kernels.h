@@ -24,7 +24,7 @@ struct Upsample {
     int source, target;
     const int32_t* first;  // [target]; first + 1 is below source too, unless source is 1
     const float (*weight)[kMostTaps];
-    const float* panels;  // the same, transposed: [source][target padded with 0] in panels
+    const float* transposed;  // the same: [source][padded(target)]
 };
 
 // y = (x - zero point) w, x [rows, depth], w [depth, columns]. With a table, rounded and looked up.
@@ -82,8 +82,8 @@ struct Norm {
 
 struct Kernels {
     const char* name;
-    int panel;   // columns of a panel: [depth / 4][columns][4] bytes, [depth][columns] floats; the
-                 // last panel of a matrix is as narrow as what is left, a multiple of kGroup
+    int panel;  // columns of a panel, [depth / 4][columns][4] bytes; the last one of a matrix is as
+                // narrow as what is left, a multiple of kGroup
     int offset;  // added to the codes of a panel: 128 where the instruction wants them unsigned
     // What the offset brings to the sums of each row of x, or kBadRow for one that holds NaN.
     void (*row_sums)(const Linear&, int64_t row, int rows, int32_t* sums);
@@ -94,7 +94,6 @@ struct Kernels {
     size_t (*attention_scratch)(const Attention&);
     void (*norm)(const Norm&, int64_t row, int64_t rows, float* scratch);  // of a row
     void (*quantize)(const float* x, int64_t count, float scale, int8_t* codes);
-    int64_t (*peak)(int64_t rounds);
 };
 
 }  // namespace dvt

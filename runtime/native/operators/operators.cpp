@@ -65,26 +65,19 @@ const Kernels& kernels() {
 
 // ---- packing ----------------------------------------------------------------------------------
 
-// Where [row][column] of a matrix lies among its panels; `unit` rows share 4 bytes.
-size_t place(int panel, int depth, int columns, int row, int column, int unit) {
-    const int begin = column / panel * panel, width = std::min(panel, columns - begin);
-    return size_t(begin) * depth + size_t(row / unit) * width * unit + (column - begin) * unit +
-           row % unit;
-}
-
 struct UpsampleTables {
     std::vector<int32_t> first;
-    std::vector<float> weight, panels;
+    std::vector<float> weight, transposed;
     Upsample shape{};
 
     // From a matrix [target, source] whose rows have at most two neighbouring non-zeros; or from
     // none.
-    UpsampleTables(const Tensor& u, int panel) {
+    explicit UpsampleTables(const Tensor& u) {
         if (!u) return;
         u.must(u.rank == 2 && u.size[0] * u.size[1] > 0 && std::max(u.size[0], u.size[1]) <= 1024,
                "expected [target, source], at most 1024 each");
         const int target = int(u.size[0]), source = int(u.size[1]), wide = padded(target);
-        panels.resize(size_t(source) * wide);
+        transposed.resize(size_t(source) * wide);
         for (int i = 0; i < target; ++i) {
             const float* row = u.as<float>() + size_t(i) * source;
             int begin = 0;
@@ -96,11 +89,11 @@ struct UpsampleTables {
                 u.must(row[s] == 0 || (std::isfinite(row[s]) && tap >= 0 && tap < kMostTaps),
                        "a row has more than two non-zeros, or two that are no neighbours");
                 if (tap >= 0 && tap < kMostTaps) weight[i * kMostTaps + tap] = row[s];
-                panels[place(panel, source, wide, s, i, 1)] = row[s];
+                transposed[s * wide + i] = row[s];
             }
         }
         shape = {source, target, first.data(), reinterpret_cast<float(*)[kMostTaps]>(weight.data()),
-                 panels.data()};
+                 transposed.data()};
     }
 };
 
@@ -132,7 +125,10 @@ class LinearOperator {
         for (int k = 0; k < depth; ++k)
             for (int n = 0; n < columns; ++n) {
                 const int8_t v = w.as<int8_t>()[size_t(k) * columns + n];
-                weights[place(set_.panel, depth, columns, k, n, 4)] = uint8_t(v + set_.offset);
+                const int begin = n / set_.panel * set_.panel;
+                const int width = std::min(set_.panel, columns - begin);
+                uint8_t* panel = weights + size_t(begin) * depth;
+                panel[k / 4 * 4 * width + (n - begin) * 4 + k % 4] = uint8_t(v + set_.offset);
                 shift_[n] -= zero_point * v;
             }
         task_.depth = depth;
@@ -269,7 +265,7 @@ class AttentionOperator {
     static constexpr Port kOutputs[] = {kCodes, kMaybeCodes};
 
     explicit AttentionOperator(const Info& info)
-        : upsample_(info.constant(3, ort::kFloat, "upsample"), set_.panel) {
+        : upsample_(info.constant(3, ort::kFloat, "upsample")) {
         heads_ = info.integer("heads", 0, 1, 1024);
         head_ = info.integer("head_width", 0, 32, 256);
         require(head_ % 32 == 0, "head_width must be a multiple of 32");
@@ -333,8 +329,7 @@ class NormOperator {
                                        kMaybeFloats, kMaybeFloats, kMaybeFloats};
     static constexpr Port kOutputs[] = {kCodes, kMaybeFloats};
 
-    explicit NormOperator(const Info& info)
-        : upsample_(info.constant(5, ort::kFloat, "upsample"), set_.panel) {
+    explicit NormOperator(const Info& info) : upsample_(info.constant(5, ort::kFloat, "upsample")) {
         const Tensor gamma = info.required(1, ort::kFloat, "gamma");
         const int64_t width = gamma.count();
         gamma.must(width > 0 && width % kGroup == 0 && width <= 65536, "expected a multiple of 16");
@@ -469,6 +464,3 @@ DVT_EXPORT int dvt_operators_use(const char* name) {
     dvt::chosen = found;
     return !name || found;
 }
-
-// Multiply-accumulates of the set in use, in registers alone, `rounds` times a few; for benchmarks.
-DVT_EXPORT int64_t dvt_operators_peak(int64_t rounds) { return dvt::kernels().peak(rounds); }

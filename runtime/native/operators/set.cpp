@@ -350,19 +350,14 @@ void upsample_columns(const Attention& t, const float* relations, const Layout& 
                       float* out) {
     const Upsample& u = *t.upsample;
     for (int a = 0; a < l.coarse; ++a, relations += l.coarse, out += l.tokens) {
-        for (int i = 0, taken; i < u.source; i += taken) {
-            taken = least(u.source - i, Floats::kRows);
-            const void* from[Floats::kRows];
-            for (int r = 0; r < taken; ++r) from[r] = relations + 1 + (i + r) * u.source;
-            for (int at = 0; at < l.grid; at += kPanel)
-                product<Floats>(
-                    least(kPanel, l.grid - at), from, taken, u.panels + size_t(at) * u.source,
-                    u.source, [](int, int) { return F{}; },
-                    [&](int r, auto& sum) {
-                        for (size_t c = 0; c < sizeof(sum) / sizeof(sum[0]); ++c)
-                            store(rows + (i + r) * l.grid + at + c * kLanes, sum[c]);
-                    });
-        }
+        for (int i = 0; i < u.source; ++i)
+            for (int c = 0; c < l.grid; c += kLanes) {
+                F sum = {};
+                for (int k = 0; k < u.source; ++k)
+                    sum = fma(broadcast(relations[1 + i * u.source + k]),
+                              load(u.transposed + k * l.grid + c), sum);
+                store(rows + i * l.grid + c, sum);
+            }
         out[0] = relations[0];
         for (int i = 0; i < u.target; ++i) {
             const float* near = rows + u.first[i] * l.grid;
@@ -511,11 +506,7 @@ DVT_INLINE float sum_in_order(int count, Term term) {
     for (int c = 0; i + c * kLanes < count; ++c) total[c] += term(i + c * kLanes);
     for (int half = N / 2; half; half /= 2)
         for (int c = 0; c < half; ++c) total[c] += total[c + half];
-    float lane[kLanes];
-    store(lane, total[0]);
-    for (int half = kLanes / 2; half; half /= 2)
-        for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-    return lane[0];
+    return sum_of(total[0]);
 }
 
 // Codes of y(i) for all i below count, a vector from i on at a time.
@@ -587,25 +578,6 @@ void quantize(const float* x, int64_t count, float scale, int8_t* codes) {
     }
 }
 
-// ---- the processor's peak ---------------------------------------------------------------------
-
-// Multiply-accumulates of codes in registers alone, for benchmarks; returns how many there were.
-int64_t peak(int64_t rounds) {
-    I sum[12] = {};
-    I one = broadcast(0x01010101);
-    for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-        for (int s = 0; s < 12; ++s) {
-            asm("" : "+" DVT_REGISTER(one));  // or the compiler keeps what is the same for all
-            sum[s] = dot(sum[s], one, one);
-        }
-    }
-    I all = {};
-#pragma GCC unroll 12
-    for (int s = 0; s < 12; ++s) all |= sum[s];
-    return rounds * 12 * 4 * kLanes + (all[0] == -1);
-}
-
 }  // namespace
 
 namespace dvt {
@@ -626,7 +598,6 @@ const Kernels DVT_SET = {
     attention_scratch_of<Attended>,
     norm,
     quantize,
-    peak,
 };
 
 }  // namespace dvt

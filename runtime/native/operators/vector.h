@@ -17,11 +17,6 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__x86_64__)
-#define DVT_REGISTER "v"  // of a vector, to assembly
-#else
-#define DVT_REGISTER "w"
-#endif
 #define DVT_INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -64,11 +59,12 @@ DVT_INLINE I not_numbers(I codes) {
     return I((turned - 0x01010101) & ~turned & 0x80808080);
 }
 
-// min and max keep a NaN in their second argument. to_int rounds to the nearest, ties to even, and
-// makes NaN the least integer. times_power(y, n) is y 2^n for whole n. `dot` adds to each lane the
-// products of four codes of a panel, with kOffset added, and four of a row. `lookup` takes each
-// byte to table[byte]. `store_codes` writes C vectors of codes, saturated, so that to_int's NaN
-// becomes -128; with a table, looked up.
+// load_bytes takes bytes as lanes, without sign. min and max keep a NaN in their second argument.
+// to_int rounds to the nearest, ties to even, and makes NaN the least integer. times_power(y, n) is
+// y 2^n for whole n. sum_of takes the lanes' halves together until one is left, max_of any NaN or
+// none. `dot` adds to each lane the products of four codes of a panel, with kOffset added, and four
+// of a row. `lookup` takes each byte to table[byte]. `store_codes` writes C vectors of codes,
+// saturated, so that to_int's NaN becomes -128; with a table, looked up.
 
 #if !defined(__AVX512VBMI__)
 DVT_INLINE I lookup(I bytes, const int8_t* table) {
@@ -89,9 +85,7 @@ DVT_INLINE F nearest(F a) { return _mm512_roundscale_ps(a, 0); }
 DVT_INLINE F times_power(F y, F n) { return _mm512_scalef_ps(y, n); }
 DVT_INLINE float sum_of(F a) { return _mm512_reduce_add_ps(a); }
 DVT_INLINE float max_of(F a) { return _mm512_reduce_max_ps(a); }
-DVT_INLINE I load_bytes(const int8_t* p) {
-    return I(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
+DVT_INLINE I load_bytes(const int8_t* p) { return I(_mm512_cvtepu8_epi32(load<__m128i>(p))); }
 DVT_INLINE I dot(I sum, I panel, I row) {  // GCC 12 spills the sums around the intrinsic
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(panel), "v"(row));
     return sum;
@@ -134,6 +128,22 @@ DVT_INLINE I half_pairs(F a, F b) {
 
 #else  // 16 codes to a panel
 
+DVT_INLINE I load_bytes(const int8_t* p) {
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+    return __builtin_convertvector(load<Bytes>(p), I);
+}
+template <class Together>
+DVT_INLINE float over_lanes(F a, Together together) {
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int l = 0; l < half; ++l) a[l] = together(a[l], a[l + half]);
+    return a[0];
+}
+DVT_INLINE float sum_of(F a) {
+    return over_lanes(a, [](float x, float y) { return x + y; });
+}
+DVT_INLINE float max_of(F a) {
+    return over_lanes(a, [](float x, float y) { return x > y ? x : y; });
+}
 DVT_INLINE I to_int(F a);
 DVT_INLINE F nearest(F a) { return to_float(to_int(a)); }
 DVT_INLINE F times_power(F y, F n) { return y * F((to_int(n) + 127) << 23); }
@@ -144,18 +154,6 @@ DVT_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
 DVT_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
 DVT_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 DVT_INLINE I to_int(F a) { return I(_mm256_cvtps_epi32(a)); }
-DVT_INLINE float sum_of(F a) {
-    const __m128 four = _mm256_castps256_ps128(a) + _mm256_extractf128_ps(a, 1);
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-DVT_INLINE float max_of(F a) {
-    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return two[0] > two[1] ? two[0] : two[1];
-}
-DVT_INLINE I load_bytes(const int8_t* p) {
-    return I(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
 DVT_INLINE I dot(I sum, I panel, I row) {
 #if defined(__AVXVNNI__)
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(panel), "x"(row));
@@ -180,14 +178,6 @@ DVT_INLINE F min(F a, F b) { return vminq_f32(a, b); }
 DVT_INLINE F max(F a, F b) { return vmaxq_f32(a, b); }
 DVT_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
 DVT_INLINE I to_int(F a) { return a == a ? I(vcvtnq_s32_f32(a)) : broadcast(INT32_MIN); }
-DVT_INLINE float sum_of(F a) { return vaddvq_f32(a); }
-DVT_INLINE float max_of(F a) { return vmaxvq_f32(a); }
-DVT_INLINE I load_bytes(const int8_t* p) {
-    uint32_t four;
-    std::memcpy(&four, p, 4);
-    const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
-    return I(vmovl_u16(vget_low_u16(wide)));
-}
 DVT_INLINE I dot(I sum, I panel, I row) { return vdotq_s32(sum, int8x16_t(panel), int8x16_t(row)); }
 DVT_INLINE void store_saturated(int8_t* out, const I (&q)[4]) {
     const int16x8_t low = vcombine_s16(vqmovn_s32(q[0]), vqmovn_s32(q[1]));
@@ -205,14 +195,6 @@ DVT_INLINE I to_int(F a) {
     for (int l = 0; l < kLanes; ++l)
         q[l] = a[l] == a[l] ? int32_t(__builtin_rintf(a[l])) : INT32_MIN;
     return q;
-}
-DVT_INLINE float sum_of(F a) { return (a[0] + a[1]) + (a[2] + a[3]); }
-DVT_INLINE float max_of(F a) {
-    const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
-    return low > high ? low : high;
-}
-DVT_INLINE I load_bytes(const int8_t* p) {
-    return I{uint8_t(p[0]), uint8_t(p[1]), uint8_t(p[2]), uint8_t(p[3])};
 }
 DVT_INLINE I dot(I sum, I panel, I row) {
     for (int byte = 0; byte < 4; ++byte)
