@@ -42,14 +42,18 @@ struct Linear {
     int8_t* codes;          // with one
 };
 
+struct MlpLayer {
+    const int8_t* weights;  // [rows][depth], both padded to 4 with zeros
+    const int32_t* shift;
+    const float *scale, *bias;
+};
+
 // Two products over the channels of x [inputs, positions], a table between them.
 struct RelationMlp {
     const int8_t* x;
     int64_t positions;
     int inputs, hidden, outputs;
-    const int8_t *first, *second;  // weights [hidden][inputs], [outputs][hidden], both padded to 4
-    const int32_t *first_shift, *second_shift;
-    const float *first_scale, *first_bias, *second_scale, *second_bias;
+    MlpLayer first, second;
     const int8_t* table;
     float* y;  // [outputs, positions]
 };

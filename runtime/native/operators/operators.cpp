@@ -214,10 +214,7 @@ class RelationMlpOperator {
         size[1] = task_.outputs;
         RelationMlp task = task_;
         task.positions = x.count() / std::max<int64_t>(1, x.size[0] * x.size[1]);
-        task.first = a_.weights.data(), task.second = b_.weights.data();
-        task.first_shift = a_.shift.data(), task.second_shift = b_.shift.data();
-        task.first_scale = a_.scale.data(), task.second_scale = b_.scale.data();
-        task.first_bias = a_.bias.data(), task.second_bias = b_.bias.data();
+        task.first = a_.view(), task.second = b_.view();
         task.table = table_.data();
         float* const y = context.output<float>(0, size);
         const int64_t tiles = (task.positions + set_.panel - 1) / set_.panel;
@@ -233,10 +230,11 @@ class RelationMlpOperator {
 
    private:
     struct Layer {
-        std::vector<int8_t> weights;  // [rows][depth], both padded to 4 with zeros
+        std::vector<int8_t> weights;
         std::vector<int32_t> shift;
         std::vector<float> scale, bias;
 
+        MlpLayer view() const { return {weights.data(), shift.data(), scale.data(), bias.data()}; }
         void pack(const Tensor& w, std::vector<float> scales, std::vector<float> biases,
                   int offset) {
             const size_t depth = w.size[1], high = (w.size[0] + 3) / 4 * 4,

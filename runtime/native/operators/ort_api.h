@@ -83,10 +83,7 @@ struct CustomOp {
     Status* (*infer_shape)(const CustomOp*, void*) = nullptr;
     int (*start_version)(const CustomOp*) = nullptr;
     int (*end_version)(const CustomOp*) = nullptr;
-    size_t (*may_inplace)(int**, int**) = nullptr;
-    void (*release_may_inplace)(int*, int*) = nullptr;
-    size_t (*alias_map)(int**, int**) = nullptr;
-    void (*release_alias_map)(int*, int*) = nullptr;
+    void (*in_place_and_aliases[4])() = {};
 };
 
 }  // namespace ort

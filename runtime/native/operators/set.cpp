@@ -209,14 +209,14 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
         for (int r = 0; r < 4; ++r) row[r] = weights + size_t(first + r) * depth;
     };
     for (int h = 0; h < t.hidden; h += 4) {
-        rows(t.first, h, 4 * fours(t.inputs));
+        rows(t.first.weights, h, 4 * fours(t.inputs));
         I four[kColumns] = {};
         block<Codes, 4, kColumns>(
             row, 4, panel, fours(t.inputs),
-            [&](int r, int) { return broadcast(t.first_shift[h + r]); },
+            [&](int r, int) { return broadcast(t.first.shift[h + r]); },
             [&](int r, auto& sum) {
-                const F scale = broadcast(t.first_scale[h + r]),
-                        bias = broadcast(t.first_bias[h + r]);
+                const F scale = broadcast(t.first.scale[h + r]),
+                        bias = broadcast(t.first.bias[h + r]);
                 for (int v = 0; v < kColumns; ++v)
                     four[v] |= (code(to_float(sum[v]) * scale + bias) & 255) << 8 * r;
             });
@@ -227,14 +227,14 @@ void relation_mlp(const RelationMlp& t, int64_t position, void* scratch) {
     F poison[kColumns];
     for (int v = 0; v < kColumns; ++v) poison[v] = F((bad[v] != 0) & 0x7fc00000);
     for (int o = 0; o < t.outputs; o += 4) {
-        rows(t.second, o, 4 * fours(t.hidden));
+        rows(t.second.weights, o, 4 * fours(t.hidden));
         block<Codes, 4, kColumns>(
             row, 4, hidden, fours(t.hidden),
-            [&](int r, int) { return broadcast(t.second_shift[o + r]); },
+            [&](int r, int) { return broadcast(t.second.shift[o + r]); },
             [&](int r, auto& sum) {
                 if (o + r >= t.outputs) return;
-                const F scale = broadcast(t.second_scale[o + r]);
-                const F bias = broadcast(t.second_bias[o + r]);
+                const F scale = broadcast(t.second.scale[o + r]);
+                const F bias = broadcast(t.second.bias[o + r]);
                 for (int v = 0; v < kColumns; ++v)
                     store(y + (o + r) * to + v * kLanes,
                           to_float(sum[v]) * scale + bias + poison[v]);

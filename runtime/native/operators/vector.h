@@ -52,7 +52,7 @@ DVT_INLINE F broadcast(float v) { return v - F{}; }
 DVT_INLINE I broadcast(int32_t v) { return v - I{}; }
 DVT_INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
 
-// Bytes of `codes` that are -128 have their top bit set in what comes back, others' are clear.
+// Not zero in the lanes that hold a code of -128.
 DVT_INLINE I not_numbers(I codes) {
     typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
     const U turned = U(codes) ^ 0x80808080;  // such a byte is zero now: it borrows

@@ -28,7 +28,6 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 SETS = operator_library.instruction_sets()
-OTHERS = [name for name in SETS if name != operator_library.PLAIN]
 NAN = -128
 """The code of a value that is not a number."""
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int8): TensorProto.INT8}
