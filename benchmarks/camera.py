@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -211,16 +212,19 @@ class Faults:
 
 
 def _faults(count: int, rtsp: bool) -> list[dict[str, Any]]:
+    """Both kinds of streams at the same time, for most of it is waiting."""
     kinds = ["MJPEG", "RTSP"] if rtsp else ["MJPEG"]
-    rows = []
-    for kind in kinds:
+
+    def of(kind: str) -> list[dict[str, Any]]:
         tallies = {fault: Faults(kind, fault) for fault in FAULTS}
         server: MjpegServer | RtspServer = MjpegServer() if kind == "MJPEG" else RtspServer()
         with server, Proxy(server.port) as proxy:
             uri = server.uri.replace(str(server.port), str(proxy.port))
             _inject(uri, proxy, tallies, count // len(kinds))
-        rows += [tally.values() for tally in tallies.values()]
-    return rows
+        return [tally.values() for tally in tallies.values()]
+
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        return [row for rows in pool.map(of, kinds) for row in rows]
 
 
 def _inject(uri: str, proxy: Proxy, tallies: dict[Fault, Faults], count: int) -> None:

@@ -115,6 +115,9 @@ class SimulatedBackend:
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         raise NotImplementedError("there are no batches")
 
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        raise NotImplementedError("there is one camera")
+
     def close(self) -> None:
         """Nothing to free."""
 

@@ -12,11 +12,12 @@ rows: five between exit 1's cost at the slowest pace and the most accurate thres
 fastest; at 10 fps, where frames take long to come, two of them.
 
 Cells are the lowest and the highest, over the budgets, of mean over budget; the first frames
-(:data:`SETTLE` with ``adapt``, :data:`FIRST` without) are left out. Scenes come in an order in
-which any hundred are as mixed as all of them, so that chance in the images does not blur what the
-clock says; ``--order random`` shuffles them. Afterwards some frames have a deadline of twice the
-budget, and the share that is answered later is counted. ``--traces`` records what leaving at each
-exit takes, frame by frame, for ``benchmarks/promise_audit.py``.
+(:data:`SETTLE` with ``adapt``, :data:`FIRST` without) are left out. A budget below what exit 1
+takes when its row comes is refused, and counted. Scenes come in an order in which any hundred are
+as mixed as all of them, so that chance in the images does not blur what the clock says;
+``--order random`` shuffles them. Afterwards some frames have a deadline of twice the budget, and
+the share that is answered later is counted. ``--traces`` records what leaving at each exit takes,
+frame by frame, for ``benchmarks/promise_audit.py``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.costs import Costs, costs_from_timing
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.bundle.measurement import EnergyFigures
+from dvt_edge.errors import BudgetError
 from dvt_edge.files.datasets import Pixels, find_images, load_image
 from dvt_edge.machine.board import processor_name
 from dvt_edge.machine.clock import RealClock, now_utc
@@ -305,6 +307,7 @@ def run_row(
     backend = SpikingBackend(open_backend(Bundle(profile.output)))
     opened = profile.model_copy(update={"camera": camera})
     runs: list[Run] = []
+    refused: list[str] = []
     before = os.getloadavg()
     with (
         Runtime(opened, backend=cast(Backend, backend)) as runtime,
@@ -313,7 +316,12 @@ def run_row(
         backend.spikes = row.disturbed == "spikes"
         for at in row.budgets:
             say(f"{row.name}: {budgets[at]:.3f} ms")
-            runs += (one_run(runtime, scenes, row, budgets[at], adapt) for adapt in (False, True))
+            try:
+                runs += [
+                    one_run(runtime, scenes, row, budgets[at], adapt) for adapt in (False, True)
+                ]
+            except BudgetError as error:  # exit 1 takes more than when the budgets were chosen
+                refused.append(str(error))
     return {
         "row": row.name,
         "fps": row.fps,
@@ -322,6 +330,7 @@ def run_row(
         "runs_per_exit": costs.runs_per_exit,
         "load_average": {"before": before[0], "after": os.getloadavg()[0]},
         "runs": [asdict(run) for run in runs],
+        "refused": refused,
     }
 
 
@@ -336,8 +345,12 @@ def show(rows: Sequence[dict[str, Any]], budgets: Sequence[float]) -> Table:
     table.add_column("events; promise in the end")
     for row in rows:
         fixed, adapted = ([r for r in row["runs"] if r["adapt"] is a] for a in (False, True))
+        refused = f", {len(row['refused'])} refused" if row["refused"] else ""
+        if not fixed:
+            table.add_row(f"{row['row']}{refused}")
+            continue
         table.add_row(
-            f"{row['row']} ({len(fixed)} x {fixed[0]['frames']})",
+            f"{row['row']} ({len(fixed)} x {fixed[0]['frames']}{refused})",
             _range(fixed, "wall"),
             _range(adapted, "own"),
             _range(adapted, "wall"),
@@ -398,18 +411,19 @@ def main() -> None:
         say(f"{len(rows)} rows take about {seconds / 60:.1f} minutes")
         budgets = choose_budgets(profile, rows)
         scenes = scenes_in_order(profile, options.order)
-        found = [run_row(profile, row, budgets, scenes, say) for row in rows]
-    Console(width=100).print(show(found, budgets))
-    if options.out:
-        result = {
+        result: dict[str, Any] = {
             "command": " ".join(["python", "benchmarks/wall_clock.py", *sys.argv[1:]]),
             "machine": processor_name(),
             "date": now_utc(),
             "order": options.order,
             "budgets_ms": budgets,
-            "rows": found,
+            "rows": [],
         }
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for row in rows:
+            result["rows"].append(run_row(profile, row, budgets, scenes, say))
+            if options.out:
+                options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    Console(width=100).print(show(result["rows"], budgets))
 
 
 if __name__ == "__main__":

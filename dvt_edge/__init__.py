@@ -28,7 +28,7 @@ from dvt_edge.errors import (
 )
 
 if TYPE_CHECKING:
-    from dvt_edge.camera import CapturedFrame, open_source
+    from dvt_edge.camera import CapturedFrame, open_source, open_sources
     from dvt_edge.policy.live.promise import Promise
     from dvt_edge.profile import BudgetConfig, Profile
     from dvt_edge.runtime.events import Event
@@ -59,6 +59,7 @@ __all__ = [
     "SourceError",
     "__version__",
     "open_source",
+    "open_sources",
 ]
 
 _HOMES = {
@@ -70,6 +71,7 @@ _HOMES = {
     "Promise": "dvt_edge.policy.live.promise",
     "Runtime": "dvt_edge.runtime.runtime",
     "open_source": "dvt_edge.camera",
+    "open_sources": "dvt_edge.camera",
 }
 
 

@@ -112,6 +112,20 @@ class CascadeLoop:
                 before = now
                 if confidences[-1] >= thresholds[stage]:
                     break
+        return self.answer(thresholds, started, preprocess_ms, times, confidences, classes, refused)
+
+    def answer(
+        self,
+        thresholds: tuple[float, ...],
+        started: float,
+        preprocess_ms: float,
+        times: Sequence[float],
+        confidences: Sequence[float],
+        classes: Sequence[int],
+        refused: str | None,
+        regroup_wait_ms: float = 0.0,
+    ) -> Prediction:
+        """Of one frame, now: what the stages that ran took and answered, and why no other ran."""
         class_id, energy_mj = classes[-1], self.energy_mj
         return Prediction(
             class_id=class_id,
@@ -127,6 +141,7 @@ class CascadeLoop:
             truncated=refused is not None,
             reason=refused,
             energy_mj=None if energy_mj is None else energy_mj[len(classes) - 1],
+            regroup_wait_ms=regroup_wait_ms,
         )
 
     def prepare_many(

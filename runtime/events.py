@@ -20,6 +20,7 @@ __all__ = [
     "FramesStopped",
     "NotFinite",
     "OtherConditions",
+    "Regrouping",
     "SameConditions",
     "SolvingFailed",
     "kind_of",
@@ -70,6 +71,16 @@ class SolvingFailed:
     reason: str
 
 
+@dataclass(frozen=True)
+class Regrouping:
+    """Whether frames of several cameras wait for one another, as measured when a Runtime opened
+    with ``regroup_ms``."""
+
+    most: int
+    """Frames that the later stages run on together, at most; 1 where nothing waits."""
+    reason: str
+
+
 Event: TypeAlias = (
     Change
     | AuditEvent
@@ -81,10 +92,12 @@ Event: TypeAlias = (
     | SameConditions
     | FramesStopped
     | SolvingFailed
+    | Regrouping
 )
 """Other thresholds, an audit that failed, a limit that is broken and one that is kept again, a
 stage that broke down, costs that are not used, costs that were measured under other conditions and
-conditions that are back, a camera that stopped, solving again that failed."""
+conditions that are back, a camera that stopped, solving again that failed, whether frames wait for
+one another."""
 
 _NAMED = {"Change": "thresholds_changed", "AuditEvent": "audit_failed"}
 """Where the name of the class says too little."""

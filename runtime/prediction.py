@@ -41,6 +41,9 @@ class Prediction:
     """An estimate, not a reading: the mean gross millijoules of leaving at this exit at batch 1,
     from the table that ``dvt-edge profile`` measured (:attr:`Runtime.costs.energy_source` says with
     what). None without such a table, and for an answer that was kept from an earlier frame."""
+    regroup_wait_ms: float = 0.0
+    """Part of ``latency_ms``: waiting after stage 1 for other cameras' frames, to run the later
+    stages together (``Runtime(..., regroup_ms=...)``)."""
 
     def explain(self) -> str:
         """One sentence: why the answer came from this exit and from no other."""

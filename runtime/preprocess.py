@@ -6,6 +6,7 @@ Pillow do. Both give the same pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, floor
 from operator import index
 from typing import Any, get_args
@@ -20,6 +21,8 @@ from dvt_edge.runtime.native import calls
 from dvt_edge.runtime.native.library import PreprocessPlan, library
 
 Pixels = npt.NDArray[np.uint8]
+Box = Sequence[int]
+"""Part of a frame: left edge, top edge, width and height in pixels."""
 LAYOUTS: tuple[ColorOrder, ...] = get_args(ColorOrder)
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _REACH = {"bilinear": 1, "bicubic": 2}

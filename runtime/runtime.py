@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 from typing_extensions import Self
@@ -26,7 +27,7 @@ from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.conditions_watch import ConditionsWatch
-from dvt_edge.runtime.events import CostsRefused, Event
+from dvt_edge.runtime.events import CostsRefused, Event, Regrouping
 from dvt_edge.runtime.measuring.measure import (
     QUICK_MEASUREMENT_S,
     costs_here,
@@ -34,8 +35,10 @@ from dvt_edge.runtime.measuring.measure import (
     run_all_stages,
 )
 from dvt_edge.runtime.prediction import Prediction
-from dvt_edge.runtime.preprocess import cut_box
+from dvt_edge.runtime.preprocess import Box, cut_box
+from dvt_edge.runtime.regroup import Regroup
 from dvt_edge.runtime.session import Session
+from dvt_edge.runtime.slots import Lease, Shot, Slot
 
 EVENTS_KEPT = 256
 """Events that a Runtime remembers."""
@@ -44,36 +47,14 @@ OnAnswer = Callable[[Prediction], None]
 OnEvent = Callable[[Event], None]
 
 
-class _Slot:
-    """Place for one frame or batch in flight."""
-
-    def __init__(self, loop: CascadeLoop) -> None:
-        self.loop = loop
-        self.writing = threading.Lock()
-        """Held while its images are written."""
-
-
-Box = Sequence[int]
-"""Part of a frame: left edge, top edge, width and height in pixels."""
-
-
-class _Shot(NamedTuple):
-    """A frame on its way."""
-
-    frame: object
-    order: ColorOrder | None
-    preprocess_ms: float | None
-    """What preparing it took; None where it is to be compared with the last one first."""
-    is_part: bool
-    """Whether it is the box of a frame, whose size says nothing of the camera's."""
-
-
 class Runtime:
     """Classifies frames with the stages of a bundle, leaving early within the budget.
 
     ``source`` is a profile (a :class:`~dvt_edge.profile.Profile` or the path of its YAML file),
     whose ``output`` names the bundle and whose budget is kept, or the folder of a bundle, whose
     own budget is kept. ``backend`` executes the stages instead of the one that the bundle asks for.
+    With ``regroup_ms``, for several cameras, a frame that goes on after stage 1 may wait so many
+    milliseconds for those of other threads, to run the later stages together: see :attr:`regroup`.
     What happened is in :attr:`events`, also what happened while it opened; :meth:`watch` reports
     what comes. Safe to use from several threads: stages run for one frame at a time, and the next
     one is preprocessed meanwhile.
@@ -82,11 +63,18 @@ class Runtime:
             print(runtime.classify(frame).label)
 
     Raises :class:`~dvt_edge.errors.BundleError` for a bundle that is missing, changed or does not
-    match the profile, :class:`~dvt_edge.errors.BackendError` where its stages cannot run here, and
-    :class:`~dvt_edge.errors.BudgetError` for a budget below the first exit's cost.
+    match the profile, :class:`~dvt_edge.errors.BackendError` where its stages cannot run here,
+    :class:`~dvt_edge.errors.BudgetError` for a budget below the first exit's cost, and
+    :class:`~dvt_edge.errors.ConfigError` for a ``regroup_ms`` that is negative or no number.
     """
 
-    def __init__(self, source: str | Path | Profile, *, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path | Profile,
+        *,
+        backend: Backend | None = None,
+        regroup_ms: float | None = None,
+    ) -> None:
         self._lock = threading.Lock()
         """Held while stages run, and while thresholds change."""
         self._ahead = threading.Lock()
@@ -97,7 +85,10 @@ class Runtime:
         all."""
         self._watchers: tuple[tuple[OnAnswer | None, OnEvent | None], ...] = ()
         self._unreported: deque[Event] = deque()
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
+        self.regroup: Regroup | None = None
+        """How frames of several threads run their later stages together, where ``regroup_ms`` asks
+        for it: whether that pays here (``most``, ``reason``), and how often it was done."""
         self.bundle, self.budget = open_source(source)
         self._loop: CascadeLoop | None = open_loop(self.bundle, backend)
         try:
@@ -109,13 +100,17 @@ class Runtime:
             self._loop.energy_mj = self.costs.energy_mj
             order = self.bundle.manifest.input.color_order
             self._conditions = ConditionsWatch(self.costs, order)
-            self._slots = [_Slot(self._loop.at(slot)) for slot in range(SLOTS)]
-            self._free: SimpleQueue[_Slot] = SimpleQueue()
+            self._slots = [Slot(self._loop.at(slot)) for slot in range(SLOTS)]
+            self._free: SimpleQueue[Slot] = SimpleQueue()
             for slot in self._slots:
                 self._free.put(slot)
             self.set_budget(self.budget)
             for slot in self._slots:
                 run_all_stages(slot.loop, self.bundle.manifest)
+            if regroup_ms:
+                loops, manifest = [slot.loop for slot in self._slots], self.bundle.manifest
+                self.regroup = Regroup(loops, manifest, regroup_ms, self._lock)
+                self._report(Regrouping(self.regroup.most, self.regroup.reason))
             self._unreported.clear()  # no one could listen yet; it stays in events
         except BaseException:
             self.close()
@@ -207,12 +202,9 @@ class Runtime:
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
         entered = perf_counter()
-        slot = self._free.get()
-        try:
-            shot = self._prepare(slot, frame, color_order, box)
-            return self._answer(slot, shot, deadline_ms, entered)
-        finally:
-            self._free.put(slot)
+        with Lease(self._free, self.regroup) as lease:
+            shot = self._prepare(lease.slot, frame, color_order, box)
+            return self._answer(lease.slot, shot, deadline_ms, entered, lease)
 
     def classify_each(
         self,
@@ -235,10 +227,10 @@ class Runtime:
                 yield self.classify(frame, color_order=color_order, deadline_ms=deadline_ms)
             return
         wanted: SimpleQueue[bool] = SimpleQueue()
-        fetched: SimpleQueue[tuple[_Slot, _Shot] | BaseException | None] = SimpleQueue()
+        fetched: SimpleQueue[tuple[Slot, Shot] | BaseException | None] = SimpleQueue()
 
-        def fetch() -> tuple[_Slot, _Shot] | BaseException | None:
-            slot: _Slot | None = None
+        def fetch() -> tuple[Slot, Shot] | BaseException | None:
+            slot: Slot | None = None
             try:
                 for frame in coming:
                     slot = self._free.get()
@@ -307,6 +299,7 @@ class Runtime:
                     preprocess_ms = slot.loop.prepare_many(part, color_order)
                 with self._lock:
                     self._open_loop()
+                    self._run_waiting()
                     thresholds = self._session.thresholds
                     answers += slot.loop.run_many_prepared(len(part), thresholds, preprocess_ms)
         finally:
@@ -350,6 +343,7 @@ class Runtime:
                 still.enter_context(slot.writing)
             still.enter_context(self._lock)
             if self._loop is not None:
+                self._run_waiting()
                 self._loop.backend.close()
                 self._loop = None
 
@@ -360,8 +354,8 @@ class Runtime:
         self.close()
 
     def _prepare(
-        self, slot: _Slot, frame: object, order: ColorOrder | None, box: Box | None = None
-    ) -> _Shot:
+        self, slot: Slot, frame: object, order: ColorOrder | None, box: Box | None = None
+    ) -> Shot:
         """Preprocess ``frame`` in ``slot``, while stages may run for another frame."""
         with slot.writing:
             self._open_loop()
@@ -369,26 +363,35 @@ class Runtime:
                 frame = cut_box(frame, box, order or self.bundle.manifest.input.color_order)
             early = self._session.prepares_all
             took_ms = slot.loop.prepare(frame, order) if early else None
-            return _Shot(frame, order, took_ms, box is not None)
+            return Shot(frame, order, took_ms, box is not None)
 
     def _answer(
-        self, slot: _Slot, shot: _Shot, deadline_ms: float | None, entered: float | None = None
+        self,
+        slot: Slot,
+        shot: Shot,
+        deadline_ms: float | None,
+        entered: float | None = None,
+        lease: Lease | None = None,
     ) -> Prediction:
         """Run the stages on what :meth:`_prepare` prepared, and report.
 
-        ``entered`` is when the work on the frame began; None where it was prepared ahead.
+        ``entered`` is when the work on the frame began; None where it was prepared ahead. With a
+        ``lease`` the frame may wait for those of other threads.
         """
         answers: list[Prediction] = []
         frame, order, preprocess_ms, is_part = shot
         before_ms = preprocess_ms or 0.0
         if entered is None:
             entered = perf_counter() - 1e-3 * before_ms
+        run = None
+        if self.regroup is not None and self.regroup.pays and lease is not None:
+            run = partial(self.regroup.run, slot.loop, lease.give_back)
         try:
             with self._lock:
                 self._open_loop()
                 waited_ms = max(0.0, 1e3 * (perf_counter() - entered) - before_ms)
                 answer = self._session.classify(
-                    slot.loop, frame, order, preprocess_ms, deadline_ms, waited_ms
+                    slot.loop, frame, order, preprocess_ms, deadline_ms, waited_ms, run
                 )
                 answers.append(answer)
                 shape = None if is_part else frame.shape  # type: ignore[attr-defined]  # an array
@@ -397,7 +400,13 @@ class Runtime:
         finally:
             if self._watchers or self._unreported:  # else spare each frame the call
                 self._notify(answers)
+        self._session.returns()
         return answers[0]
+
+    def _run_waiting(self) -> None:
+        """Before the backend's rows are used otherwise; under the lock."""
+        if self.regroup is not None:
+            self.regroup.run_waiting()
 
     def _report(self, event: Event) -> None:
         self.events.append(event)

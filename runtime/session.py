@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from queue import SimpleQueue
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,19 @@ TOLERATED_DISAGREEMENT = 0.02
 
 
 AUDITED = "it was audited, which runs all stages"
+
+
+class RunPrepared(Protocol):
+    """:meth:`~dvt_edge.runtime.cascade_loop.CascadeLoop.run_prepared`, or what stands for it."""
+
+    def __call__(
+        self,
+        thresholds: tuple[float, ...],
+        preprocess_ms: float,
+        *,
+        before_ms: float,
+        may_start: MayStart | None,
+    ) -> Prediction: ...
 
 
 def in_background(work: Callable[[], None]) -> None:
@@ -87,7 +101,11 @@ class Session:
         """Whether no thresholds keep the mean, so that adapting is not to be waited for."""
         self._learns = False
         self._own_ms = 0.0
-        """What learning from the last frame took, which is part of the next one's price."""
+        """What the last frame took beside its stages, mostly learning from it, which is part of the
+        next one's price."""
+        self._answered, self._after_ms = 0.0, 0.0
+        """When the last frame's latency was taken (0: it has returned), and what its caller waited
+        for after that."""
         if budget is None:
             return
         exits = self._exits = allowed_exits(costs.latency, budget)
@@ -138,10 +156,13 @@ class Session:
         preprocess_ms: float | None,
         deadline_ms: float | None,
         waited_ms: float = 0.0,
+        run: RunPrepared | None = None,
     ) -> Prediction:
         """Answer one frame by all that is in force; ``preprocess_ms`` where it is prepared.
 
-        ``waited_ms``, for another thread's frame, is part of its latency.
+        ``waited_ms``, for another thread's frame, is part of its latency. ``run`` is called instead
+        of the loop's ``run_prepared``, but for video, whose kept answers follow one another; other
+        frames may be answered meanwhile.
         """
         limit = self._deadline_ms if deadline_ms is None else deadline_ms
         if limit is not None and not limit > 0:  # NaN too
@@ -177,17 +198,18 @@ class Session:
         may_start = None if limit is None else self._within(limit)
         if preprocess_ms is None:
             preprocess_ms = loop.prepare(frame, order)
-        answer = loop.run_prepared(
-            thresholds, preprocess_ms, before_ms=waited_ms + look_ms, may_start=may_start
-        )
+        if run is None or self._video is not None:
+            run = loop.run_prepared
+        answer = run(thresholds, preprocess_ms, before_ms=waited_ms + look_ms, may_start=may_start)
         if audit:
             answer = replace(answer, thresholds=in_force, reason=answer.reason or AUDITED)
-        learning = perf_counter()
         self._learn(answer, audit)
         if self._learns:  # the caller waits for that as well, and the next frame is told
             now = perf_counter()
-            self._own_ms = 1e3 * (now - learning)
-            answer = replace(answer, latency_ms=before_ms + 1e3 * (now - started))
+            took_ms = before_ms + 1e3 * (now - started)
+            self._own_ms = took_ms - answer.latency_ms
+            answer = replace(answer, latency_ms=took_ms)
+            self._answered = now
         if self._video is not None:
             if video is not None and not answer.truncated and isfinite(answer.confidence):
                 own_ms = answer.latency_ms - look_ms - waited_ms
@@ -196,6 +218,13 @@ class Session:
                 self._video.reset()
             self._last = answer
         return answer
+
+    def returns(self) -> None:
+        """The answer is about to be returned: what it took since its latency was taken is part of
+        the next one's price."""
+        answered, self._answered = self._answered, 0.0
+        if answered:
+            self._after_ms = 1e3 * max(0.0, perf_counter() - answered)
 
     def look(self) -> Callable[[Sequence[str]], Promise]:
         """How the promise stands at this moment, as a function of what else suspends it.
@@ -239,13 +268,13 @@ class Session:
                 self._report(
                     NotFinite(at + 1, f"exit {at + 1} gave logits that are NaN or infinite; {then}")
                 )
-        took_ms = answer.latency_ms + self._own_ms
+        took_ms = answer.latency_ms + self._own_ms + self._after_ms
         if self._controller is not None:
             self._install(self._controller)
             change = self._controller.observe(
                 answer.exit_stage,
                 answer.stage_latency_ms,
-                took_ms,
+                took_ms - answer.regroup_wait_ms,  # which says nothing of a stage's speed
                 answer.confidences,
                 forced=answer.reason is not None,
             )

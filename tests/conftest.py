@@ -1,6 +1,6 @@
 """What several test modules share: a bundle of the demo cascade, tiny random cascades, random
-records, a clock that takes no time. Fixtures are asked for by name; plain functions and classes are
-imported from here."""
+records, a clock that takes no time, a browser. Fixtures are asked for by name; plain functions and
+classes are imported from here."""
 
 from __future__ import annotations
 
@@ -412,3 +412,37 @@ def costed_bundle(
 def own_bundle(costed_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that the test may change."""
     return Path(shutil.copytree(costed_bundle, tmp_path / "bundle"))
+
+
+_CHROMIUM_FLAGS: Sequence[str] = (
+    "--headless",
+    "--no-sandbox",  # root, as in containers, cannot have one
+    "--disable-gpu",
+    "--disable-dev-shm-usage",  # 64 MB in containers
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium; the test is skipped where there is none."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (*_CHROMIUM_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        yield browser
+    finally:
+        browser.quit()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import click
 import pytest
 import yaml
+
+from dvt_edge.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,6 +53,33 @@ def _blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
+class Commands(NamedTuple):
+    """A block of commands."""
+
+    line: int
+    """Of the page, from 1, where it begins."""
+    script: str
+    needs: str
+    """Why tests do not run it, such as ``needs a board``; empty where they do."""
+
+
+def _commands(page: Path) -> list[Commands]:
+    """The blocks of languages ``sh``, ``bash`` and ``console``, in order.
+
+    In a ``console`` block lines with a prompt are commands, and others their output.
+    """
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for block in re.finditer(r"^```(sh|bash|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        language, body = block.groups()
+        marked = re.match(r"# ((?:needs|takes) \w.*)\n", body)
+        if language == "console":
+            body = "".join(re.findall(r"^\$ ((?:.*\\\n)*.*\n)", body, re.MULTILINE))
+        line = text.count("\n", 0, block.start()) + 1
+        found.append(Commands(line, body, marked[1] if marked else ""))
+    return found
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the commands need of a checkout, after ``make demo``."""
@@ -72,20 +107,59 @@ def _run(script: str, root: Path) -> None:
     assert done.returncode == 0, f"{script}\n{done.stderr[-2000:]}"
 
 
-RUNNABLE = [page for page in PAGES if _blocks(page, "sh") or _blocks(page, "python")]
+RUNNABLE = [
+    page
+    for page in PAGES
+    if _blocks(page, "python") or not all(block.needs for block in _commands(page))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_say_what_they_need(page: Path) -> None:
+    """What changes the machine, or needs another, is marked; all else runs everywhere."""
+    for block in _commands(page):
+        elsewhere = re.search(r"\b(sudo|apt|pip|make|rsync|torchrun)\b", block.script)
+        assert block.needs or not elsewhere, f"{page.name}:{block.line}: begin it with # needs ..."
+
+
+NOT_RUN = [
+    pytest.param(block.script, id=f"{page.name}:{block.line}: {block.needs}")
+    for page in PAGES
+    for block in _commands(page)
+    if block.needs
+]
+
+
+@pytest.mark.parametrize("script", NOT_RUN)
+def test_commands_that_are_not_run_are_understood(script: str) -> None:
+    """Their options exist, and so do the repository's files that they name; see the reasons in the
+    tests' names."""
+    assert script
+    for line in script.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if "dvt-edge" in words:
+            name, *arguments = words[words.index("dvt-edge") + 1 :]
+            command = cli.get_command(click.Context(cli), name)
+            assert command is not None, name
+            command.make_context(name, arguments)
+        for word in words:
+            if word.startswith(("samples/", "scripts/")):
+                assert (ROOT / word).exists(), word
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_commands_run_as_printed(page: Path, checkout: Path) -> None:
-    """From the repository's root: a page's shell commands in order, then its Python code.
+    """From the repository's root: a page's commands in order, then its Python code.
 
-    Blocks of language ``console`` are for what this machine has not: a board, a network, an hour.
+    Blocks whose first line says ``# needs ...`` or ``# takes ...`` are left out.
     """
-    for block in _blocks(page, "sh"):
-        _run(block, checkout)
-    for block in _blocks(page, "python"):
-        _run(f"python -W error - <<'END'\n{block}END\n", checkout)
+    test_commands_say_what_they_need(page)
+    for block in _commands(page):
+        if not block.needs:
+            _run(block.script, checkout)
+    for code in _blocks(page, "python"):
+        _run(f"python -W error - <<'END'\n{code}END\n", checkout)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -101,3 +175,38 @@ def test_make_targets_exist() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^\$ |`)make ([\w-]+)", page.read_text(), flags=re.MULTILINE))
         assert named <= targets, page.name
+
+
+@cache
+def _texts() -> list[str]:
+    """Every text in the product's code but docstrings, a NUL in place of values put into it."""
+    return [
+        text
+        for folder in ("dvt_edge", "converters", "runtime")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in _literals(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+
+
+def _literals(tree: ast.AST) -> Iterator[str]:
+    nodes = list(ast.walk(tree))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            yield "".join(str(part) for part in parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield "" if id(node) in docstrings else node.value
+
+
+MESSAGES = re.findall(
+    r"^\| `([^`]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_are_those_of_the_code(message: str) -> None:
+    """Each message that the troubleshooting page explains is still printed by something."""
+    pieces = [piece.strip() for piece in message.split("…")]
+    wanted = re.compile(".*".join(re.escape(piece) for piece in pieces), re.DOTALL)
+    assert any(wanted.match(text) for text in _texts())

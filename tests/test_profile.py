@@ -14,6 +14,7 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples" / "profiles"
 BACKENDS = {
     "cpu.yaml": "onnxruntime",
     "demo-cpu.yaml": "onnxruntime",
+    "battery.yaml": "onnxruntime",
     "jetson-agx-orin.yaml": "tensorrt",
     "jetson-orin-nano.yaml": "tensorrt",
     "jetson-orin.yaml": "tensorrt",

@@ -110,6 +110,7 @@ def test_all_is_pinned() -> None:
         "SourceError",
         "__version__",
         "open_source",
+        "open_sources",
     ]
 
 

@@ -107,6 +107,13 @@ class AnnotatedVideo:
         self._frames += 1
 
 
+def video_paths(path: Path, cameras: int) -> list[Path]:
+    """One file for each camera: ``path``, or of several ``path`` with -1, -2, ... in its name."""
+    if cameras == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{k}{path.suffix}") for k in range(1, cameras + 1)]
+
+
 def video_size(width: int, height: int) -> tuple[int, int]:
     """Of the video of such pictures; both even, as the encoders want it."""
     longest = max(width, height)

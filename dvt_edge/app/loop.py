@@ -15,6 +15,7 @@ from dvt_edge.camera import SourceCounts
 from dvt_edge.errors import FrameError
 from dvt_edge.profile import ColorOrder
 from dvt_edge.runtime.prediction import Prediction
+from dvt_edge.runtime.preprocess import Box
 
 __all__ = ["CameraLoop", "Classifier", "Counts", "Note", "Seen", "Sink", "Sinks"]
 
@@ -38,7 +39,12 @@ class Classifier(Protocol):
     """What the loop needs of a :class:`~dvt_edge.runtime.runtime.Runtime`."""
 
     def classify(
-        self, frame: object, *, color_order: ColorOrder | None, deadline_ms: float | None
+        self,
+        frame: object,
+        *,
+        color_order: ColorOrder | None,
+        deadline_ms: float | None,
+        box: Box | None,
     ) -> Prediction: ...
 
 
@@ -46,9 +52,9 @@ class CameraLoop:
     """Classifies the frames of one camera until it ends, :meth:`stop`, or ``max_frames`` taken.
 
     ``open_source`` opens the camera, in the thread of the loop, and is given the function that
-    wants its events. Several loops may share ``runtime`` and ``sinks``. A frame that the Runtime
-    refuses is counted as failed; anything else that goes wrong ends the loop and is its
-    :attr:`error`.
+    wants its events. Several loops may share ``runtime`` and ``sinks``. Of each frame only the
+    ``box`` is classified, where there is one. A frame that the Runtime refuses is counted as
+    failed; anything else that goes wrong ends the loop and is its :attr:`error`.
     """
 
     def __init__(
@@ -61,14 +67,19 @@ class CameraLoop:
         exits: int,
         deadline_ms: float | None = None,
         max_frames: int | None = None,
+        box: Box | None = None,
     ) -> None:
         self.name = name
         self.figures = Figures(exits)
         self.error: Exception | None = None
+        self.broken = False
+        """Whether that was the Runtime's, which concerns all cameras."""
         self.ended = threading.Event()
         """Set when nothing more comes."""
+        self.ended_itself = False
+        """Whether that was before :meth:`stop`."""
         self._open, self._runtime, self._sinks = open_source, runtime, sinks
-        self._deadline_ms, self._max_frames = deadline_ms, max_frames
+        self._deadline_ms, self._max_frames, self._box = deadline_ms, max_frames, box
         self._source: Source | None = None
         self._stopping = self._given_up = False
         self._lock = threading.Lock()
@@ -118,6 +129,7 @@ class CameraLoop:
                 self.error = error
         finally:
             self._count_rest()
+            self.ended_itself = not self._stopping
             self.ended.set()
 
     @property
@@ -173,7 +185,10 @@ class CameraLoop:
         self._trouble = ""
         try:
             prediction = self._runtime.classify(
-                frame.pixels, color_order=frame.color_order, deadline_ms=self._deadline_ms
+                frame.pixels,
+                color_order=frame.color_order,
+                deadline_ms=self._deadline_ms,
+                box=self._box,
             )
         except FrameError as error:
             self._count(failed=1)
@@ -181,6 +196,7 @@ class CameraLoop:
             return
         except Exception:
             self._count(failed=1)
+            self.broken = True
             raise
         finally:
             self._working_since = None

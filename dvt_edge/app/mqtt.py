@@ -53,8 +53,7 @@ class Mqtt:
     what waits for a broker that is away is delivered when it is back, some of it perhaps twice or
     out of order (``seq`` tells). At most :data:`WAITING` wait; answers beyond that are dropped and
     counted. ``note`` is told when the broker comes and goes. Raises
-    :class:`~dvt_edge.errors.ConfigError` for a wrong URL, and
-    without paho-mqtt.
+    :class:`~dvt_edge.errors.ConfigError` for a wrong URL, and without paho-mqtt.
     """
 
     def __init__(self, url: str, note: MakeNote) -> None:

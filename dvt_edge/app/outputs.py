@@ -28,14 +28,16 @@ class Outputs:
         self._every_frame = every_frame
         self._outputs: dict[str, Output] = {}
 
-    def add(self, name: str, output: Output) -> None:
-        """One that is quick, or has a thread of its own."""
+    def add(self, name: str, output: Output, source: str | None = None) -> None:
+        """One that is quick, or has a thread of its own; with a ``source`` it gets that camera's
+        answers only."""
         self._outputs[name] = output
-        self.sinks.add(name, output)
+        self.sinks.add(name, output, source)
 
-    def add_slow(self, name: str, output: Output) -> None:
+    def add_slow(self, name: str, output: Output, source: str | None = None) -> None:
         """One that the camera's loop should not wait for, unless no frame may be left out."""
-        self.add(name, Background(name, output, self.sinks.note, every_frame=self._every_frame))
+        slow = Background(name, output, self.sinks.note, every_frame=self._every_frame)
+        self.add(name, slow, source)
 
     def hurry(self) -> None:
         """Close within a second, even if frames are left that wait."""

@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ class Recording:
 
     def __init__(self, folder: Path, about: dict[str, Any], note: MakeNote) -> None:
         try:
-            if folder.is_dir() and any(folder.iterdir()):
-                raise ConfigError(f"{folder}: is not empty; record to a new folder")
+            _check_empty(folder)
             (folder / FRAMES).mkdir(parents=True)
             (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
@@ -95,6 +95,24 @@ class Recording:
             "camera goes on",
         )
         return True
+
+
+def open_recordings(
+    folder: Path, abouts: Sequence[dict[str, Any]], note: MakeNote
+) -> list[Recording]:
+    """One for each camera: in ``folder`` where there is one, else in its folders 1, 2, ...
+
+    Raises as :class:`Recording`.
+    """
+    if len(abouts) == 1:
+        return [Recording(folder, abouts[0], note)]
+    _check_empty(folder)
+    return [Recording(folder / str(k), about, note) for k, about in enumerate(abouts, start=1)]
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty; record to a new folder")
 
 
 def picture(frame: Frame) -> Image.Image:

@@ -102,9 +102,14 @@ def _pixels(path: Path) -> npt.NDArray[np.uint8]:
 def open_replay(uri: str, *, every_frame: bool = False) -> Replay:
     """``replay://folder`` or ``replay:///from/the/root``; ``?fps=N`` sets the pace, 0 none.
 
-    Raises :class:`~dvt_edge.errors.SourceError`, and :class:`~dvt_edge.errors.ConfigError` for a
-    wrong address.
+    Raises :class:`~dvt_edge.errors.SourceError`, and as :func:`parse_replay`.
     """
+    folder, fps = parse_replay(uri)
+    return Replay(folder, fps=fps, every_frame=every_frame)
+
+
+def parse_replay(uri: str) -> tuple[Path, float | None]:
+    """Folder and pace; raises :class:`~dvt_edge.errors.ConfigError` for a wrong address."""
     path, _, query = uri.removeprefix(SCHEME).partition("?")
     fps: float | None = None
     for key, value in parse_qsl(query, keep_blank_values=True):
@@ -117,7 +122,7 @@ def open_replay(uri: str, *, every_frame: bool = False) -> Replay:
                 f"{uri}: expected replay://folder or replay://folder?fps=N with N in 0..10000, "
                 f"found {key}={value}"
             )
-    return Replay(Path(path), fps=fps, every_frame=every_frame)
+    return Path(path), fps
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:

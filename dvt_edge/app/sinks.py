@@ -64,8 +64,8 @@ class Sink(Protocol):
 
 
 class _Entry:
-    def __init__(self, name: str, sink: Sink) -> None:
-        self.name, self.sink = name, sink
+    def __init__(self, name: str, sink: Sink, source: str | None) -> None:
+        self.name, self.sink, self.source = name, sink, source
         self.turn = threading.Lock()
         """Held while one of its methods runs."""
 
@@ -90,16 +90,18 @@ class Sinks:
         """That were handed over."""
         self._teller.start()
 
-    def add(self, name: str, sink: Sink) -> None:
-        """``sink`` gets what comes from now on; closing goes from the last to the first."""
-        self._entries = (*self._entries, _Entry(name, sink))
+    def add(self, name: str, sink: Sink, source: str | None = None) -> None:
+        """``sink`` gets what comes from now on, with a ``source`` the answers of that camera only;
+        closing goes from the last to the first."""
+        self._entries = (*self._entries, _Entry(name, sink, source))
 
     def take(self, seen: Seen) -> None:
         """Hand an answer to every sink; nothing happens once closed."""
         if self._closed:
             return
         for entry in self._entries:
-            self._call(entry, lambda sink: sink.take(seen))
+            if entry.source in (None, seen.source):
+                self._call(entry, lambda sink: sink.take(seen))
 
     def event(self, event: Note) -> None:
         """Let every sink know soon."""

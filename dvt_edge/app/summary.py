@@ -24,7 +24,7 @@ _COUNTED = ("captured", "answered", "dropped", "failed")
 
 def summary_values(loops: Sequence[CameraLoop], ended: Ended, outputs: Outputs) -> dict[str, Any]:
     """Everything, for JSON; ``captured`` is the sum of ``answered``, ``dropped`` and ``failed``."""
-    cameras = [_camera_values(loop, ended.seconds) for loop in loops]
+    cameras = [_camera_values(loop, ended) for loop in loops]
     return {
         **{name: sum(camera[name] for camera in cameras) for name in _COUNTED},
         "seconds": round(ended.seconds, 3),
@@ -36,8 +36,13 @@ def summary_values(loops: Sequence[CameraLoop], ended: Ended, outputs: Outputs) 
     }
 
 
-def _camera_values(loop: CameraLoop, seconds: float) -> dict[str, Any]:
+def _camera_values(loop: CameraLoop, ended: Ended) -> dict[str, Any]:
     counts, lately, figures = loop.counts, loop.figures.lately(), loop.figures
+    by, seconds = ended.by, ended.seconds
+    if loop.error is not None:
+        by = "error"
+    elif loop.ended_itself:
+        by = "frames" if loop.enough else "source"
     spread = {} if lately is None else {"p50": lately.latency_ms.p50, "p99": lately.latency_ms.p99}
     return {
         "source": loop.name,
@@ -49,6 +54,7 @@ def _camera_values(loop: CameraLoop, seconds: float) -> dict[str, Any]:
         "age_ms": None if lately is None else {"p50": lately.age_ms.p50, "p99": lately.age_ms.p99},
         "exits": figures.exits,
         "pictures": None if loop.pictures is None else asdict(loop.pictures),
+        "ended_by": by,
         "error": None if loop.error is None else str(loop.error),
     }
 
@@ -56,12 +62,15 @@ def _camera_values(loop: CameraLoop, seconds: float) -> dict[str, Any]:
 def summary_lines(values: dict[str, Any]) -> list[str]:
     """The same for people."""
     lines = []
+    several = len(values["cameras"]) > 1
     for camera in values["cameras"]:
         lines.append(
             f"{camera['source']}: {camera['captured']} frames in {values['seconds']:.1f} s: "
             f"{camera['answered']} answered, {camera['dropped']} dropped, {camera['failed']} "
-            f"failed; ended by {ENDED_BY[values['ended_by']]}"
+            f"failed; ended by {ENDED_BY[camera['ended_by']]}"
         )
+        if camera["error"] and several:
+            lines.append(camera["error"])
         if camera["pictures"] and camera["pictures"]["reconnects"]:
             lines.append(f"opened again: {camera['pictures']['reconnects']} times")
         latency, age, answered = camera["latency_ms"], camera["age_ms"], camera["answered"]

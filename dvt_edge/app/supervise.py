@@ -80,21 +80,30 @@ def watch_over(
     *,
     duration_s: float | None = None,
     gone: Callable[[], bool] = lambda: False,
+    failed: Callable[[CameraLoop], None] = lambda loop: None,
 ) -> str:
-    """Wait until all ``loops`` have ended, or one of them failed, or it is time to stop them.
+    """Wait until all ``loops`` have ended, or the Runtime failed, or it is time to stop them.
 
-    ``gone`` says whether nobody reads any more, which stops them, too. Returns what ended it:
-    ``source``, ``frames``, ``error``, ``duration``, ``reader``, ``SIGINT`` or ``SIGTERM``.
+    ``gone`` says whether nobody reads any more, which stops them, too. ``failed`` is called with a
+    camera that failed while others go on. Returns what ended it: ``source``, ``frames``, ``error``
+    (one of them failed), ``duration``, ``reader``, ``SIGINT`` or ``SIGTERM``.
     """
     started = time.monotonic()
     alive_at = 0.0
+    told: set[CameraLoop] = set()
     notify_systemd("READY=1")
     while True:
         now = time.monotonic()
-        if any(loop.error for loop in loops):
+        if any(loop.broken for loop in loops):
             return "error"
         if all(loop.ended.is_set() for loop in loops):
+            if any(loop.error for loop in loops):
+                return "error"
             return "frames" if any(loop.enough for loop in loops) else "source"
+        for loop in loops:
+            if loop.error is not None and loop not in told:
+                told.add(loop)
+                failed(loop)
         if signals.received:
             return signals.received
         if duration_s is not None and now - started >= duration_s:
@@ -142,6 +151,7 @@ def run_to_the_end(
                 signals,
                 duration_s=duration_s,
                 gone=lambda: outputs.reader_gone or display.reader_gone,
+                failed=lambda loop: outputs.sinks.note("camera_failed", str(loop.error), loop.name),
             )
             stuck = not stop_all(loops) and any(loop.working_s for loop in loops)
             seconds = time.monotonic() - started

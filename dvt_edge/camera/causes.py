@@ -51,7 +51,9 @@ _REMEDIES = {
     Cause.ENDED: "open it again, or add ?loop=1 to the URI of a file",
 }
 
-EventKind = Literal["disconnected", "retrying", "reconnected", "damaged", "resized", "ended"]
+EventKind = Literal[
+    "disconnected", "retrying", "reconnected", "damaged", "resized", "ended", "failed"
+]
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ class SourceEvent:
     """``disconnected``: no frames any more, it is opened again. ``retrying``: it is still away,
     for another cause than before. ``reconnected``: frames come again. ``damaged``: pictures were
     left out because they were not whole. ``resized``: frames have another size from here on.
-    ``ended``: nothing more comes."""
+    ``ended``: nothing more comes. ``failed``: it was not opened, or a file not read to its end;
+    only of :func:`~dvt_edge.camera.sources.open_sources`, where others go on."""
     cause: Cause | None
-    """Of ``reconnected``: why it was away. None with ``resized``."""
+    """Of ``reconnected``: why it was away. None with ``resized`` and where a library is missing."""
     reason: str
     """For people, with source and remedy; holds no credentials."""
 

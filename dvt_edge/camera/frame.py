@@ -32,6 +32,10 @@ class CapturedFrame:
     dropped_before: int
     """Pictures received between the last frame given and this one: ``seq`` less the last frame's
     ``seq`` less 1."""
+    source: str = ""
+    """URI of the camera, without credentials."""
+    source_index: int = 0
+    """Its place among those of :func:`~dvt_edge.camera.sources.open_sources`."""
 
     @property
     def age_ms(self) -> float:

@@ -22,7 +22,7 @@ from dvt_edge.camera.slots import TALLY, Counters, Slots, map_tally, new_tally
 START_S = 60.0
 """Until the process says something: imports from a cold SD card take tens of seconds."""
 FIRST_BACKOFF_S = 0.2
-LONGEST_BACKOFF_S = 5.0
+LONGEST_BACKOFF_S = 3.0
 SILENT_S = 2.0
 """Longer than this a process that is asked is never silent, unless it hangs."""
 

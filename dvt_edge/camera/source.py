@@ -210,7 +210,7 @@ class Source:
             self._tell("resized", None, f"{self.uri}: frames are {width}x{height} from here on")
         self._shape = pixels.shape
         order: Literal["gray", "bgr"] = "gray" if pixels.ndim == 2 else "bgr"
-        return CapturedFrame(pixels, order, filled.captured_at, filled.seq, before)
+        return CapturedFrame(pixels, order, filled.captured_at, filled.seq, before, self.uri)
 
     def _counted(self, what: str) -> int:
         return 0 if self._link is None else self._link.counts()[what]
@@ -256,6 +256,15 @@ def _sum(counts: SourceCounts, more: dict[str, int]) -> SourceCounts:
     return replace(counts, **{name: getattr(counts, name) + more[name] for name in more})
 
 
+def check_settings(stall_s: float, open_s: float, transport: str) -> None:
+    """Raises :class:`~dvt_edge.errors.ConfigError` for values that mean nothing."""
+    for name, seconds in (("stall_s", stall_s), ("open_s", open_s)):
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"{name} is a positive number of seconds, found {seconds}")
+    if transport not in ("tcp", "udp"):
+        raise ConfigError(f"transport is tcp or udp, found {transport!r}")
+
+
 def open_source(
     uri: str,
     *,
@@ -284,11 +293,7 @@ def open_source(
     from dvt_edge.camera.readers import LIBRARIES, MODULES
     from dvt_edge.requirements import need
 
-    for name, seconds in (("stall_s", stall_s), ("open_s", open_s)):
-        if not 0 < seconds < math.inf:
-            raise ConfigError(f"{name} is a positive number of seconds, found {seconds}")
-    if transport not in ("tcp", "udp"):
-        raise ConfigError(f"transport is tcp or udp, found {transport!r}")
+    check_settings(stall_s, open_s, transport)
     address = parse(str(uri))
     if every_frame and address.kind not in ("file", "images", "test"):
         raise ConfigError(

@@ -75,8 +75,9 @@ class Seconds:
 
     def note(self, seen: Seen) -> None:
         """One answer."""
-        answer, now = seen.prediction, int(self._clock())
+        answer = seen.prediction
         with self._lock:
+            now = self.now  # under the lock: a second that was read as over takes no more answers
             if not self._kept or self._kept[-1].at != now:
                 self._kept.append(Second(now, self._limit_ms(), [0] * self._exits))
             second = self._kept[-1]
@@ -89,8 +90,7 @@ class Seconds:
                 second.energy_mj += answer.energy_mj
                 second.with_energy += 1
 
-    def rows(self, after: int) -> list[list[float | None]]:
-        """The seconds later than ``after`` that are over."""
-        now = self.now
+    def rows(self, after: int, now: int) -> list[list[float | None]]:
+        """The seconds later than ``after`` that were over in second ``now``."""
         with self._lock:
             return [second.row for second in self._kept if after < second.at < now]

@@ -161,7 +161,7 @@ class Viewer:
         if seen is not None:
             message["frame"] = frame_values(seen)
         message["sources"] = hub.sources
-        if rows := hub.seconds.rows(self._second):
+        if rows := hub.seconds.rows(self._second, now):
             message["seconds"] = rows
             self._second = now - 1
         if hub.events and hub.events[-1][0] > self._event:

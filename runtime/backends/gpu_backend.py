@@ -26,7 +26,7 @@ from dvt_edge.bundle.manifest import (
 from dvt_edge.errors import BackendError, ClosedError
 from dvt_edge.runtime.backends.cuda_device import CudaDevice, MappedArray
 from dvt_edge.runtime.backends.device_preprocess import DevicePreprocess
-from dvt_edge.runtime.backends.protocol import SLOTS, RunWhole, StageAnswer
+from dvt_edge.runtime.backends.protocol import ASIDE, SLOTS, RunWhole, StageAnswer
 from dvt_edge.runtime.backends.tensorrt_stage import StageEngine
 from dvt_edge.runtime.native.calls import TakeFrame, gather_plan
 from dvt_edge.runtime.native.library import PreprocessPlan
@@ -146,12 +146,20 @@ class DeviceBackend:
         return values
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
-        image, outputs = self._specs[0].inputs[0], self._specs[stage].outputs
-        going_on = (image, *(t for t in outputs if t.name.startswith(HANDED_ON)))
-        addresses = self.addresses(stage, slot)
-        tensors = [(addresses[t.name], t.bytes_per_image) for t in going_on]
         with self.device.current():
-            (self.gather or self._copy_rows)(tensors, rows)
+            (self.gather or self._copy_rows)(self._going_on(stage, slot), rows)
+
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        device = self.device
+        with device.current():
+            if device.integrated and len(self._images) == ASIDE:  # few ever need it
+                self._images.append(self._map(self._specs[0].inputs[0]))
+            pairs = zip(self._going_on(stage, slot), self._going_on(stage, ASIDE), strict=True)
+            for (source, size), (target, _) in pairs:
+                if target + row_at * size != source:
+                    device.copy(target + row_at * size, source, size)
+            if device.integrated:  # the host writes the slot's next image where it was read
+                device.synchronize()
 
     def close(self) -> None:
         """Free everything, users before what they use; nothing in a process forked since."""
@@ -259,6 +267,13 @@ class DeviceBackend:
     def _key(self, stage: int, batch: int, slot: int) -> tuple[int, int, int]:
         """All slots share one image where it is sent to the device."""
         return stage, batch, slot if self.device.integrated else 0
+
+    def _going_on(self, stage: int, slot: int) -> list[Rows]:
+        """The image of ``slot``, and what ``stage`` hands on."""
+        image, outputs = self._specs[0].inputs[0], self._specs[stage].outputs
+        going_on = (image, *(t for t in outputs if t.name.startswith(HANDED_ON)))
+        addresses = self.addresses(stage, slot)
+        return [(addresses[t.name], t.bytes_per_image) for t in going_on]
 
     def _copy_rows(self, tensors: Sequence[Rows], rows: npt.NDArray[np.intp]) -> None:
         """Row by row, in order: rows increase, so none is overwritten before it has moved."""

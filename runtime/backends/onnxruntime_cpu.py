@@ -19,7 +19,7 @@ import onnxruntime as ort
 from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, check_handed_on, handed_on
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import available_cores
-from dvt_edge.runtime.backends.protocol import SLOTS, RunWhole, StageAnswer
+from dvt_edge.runtime.backends.protocol import ASIDE, SLOTS, RunWhole, StageAnswer
 from dvt_edge.runtime.native.calls import TakeFrame
 
 
@@ -114,12 +114,19 @@ class OnnxRuntimeBackend:
         return values
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
-        tensors = self.tensors[stage]
-        going_on = [array for name, array in tensors.items() if name.startswith(HANDED_ON)]
-        for array in (self._images[slot], *going_on):
+        for array in (self._images[slot], *self._going_on(stage)):
             for target, source in enumerate(rows):
                 if target != source:
                     array[target] = array[source]
+
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        if len(self._images) == ASIDE:  # few ever need it
+            image = self._specs[0].inputs[0]
+            self._images.append(np.zeros(image.shape_at(self.max_batch), image.dtype))
+            self.bytes_resident += self._images[ASIDE].nbytes
+        self._images[ASIDE][row_at] = self._images[slot][0]
+        for array in self._going_on(stage):
+            array[row_at] = array[0]
 
     def close(self) -> None:
         self._bindings.clear()
@@ -127,6 +134,11 @@ class OnnxRuntimeBackend:
         self._images.clear()
         self.tensors.clear()
         self.bytes_resident = 0
+
+    def _going_on(self, stage: int) -> list[npt.NDArray[Any]]:
+        """What ``stage`` hands on."""
+        tensors = self.tensors[stage]
+        return [array for name, array in tensors.items() if name.startswith(HANDED_ON)]
 
     def _bind(self, stage: int, count: int, slot: int) -> ort.IOBinding:
         """A binding of the first ``count`` rows, made once per stage, count and slot."""

@@ -13,6 +13,9 @@ from dvt_edge.runtime.native.calls import TakeFrame
 
 SLOTS = 2
 """Frames in flight: while the stages run for one, the other is preprocessed."""
+ASIDE = SLOTS
+"""The slot of frames that were set aside: stages after the first run on it, no frame is written to
+it."""
 
 
 class StageAnswer(NamedTuple):
@@ -85,6 +88,15 @@ class Backend(Protocol):
         front.
 
         The next stage then runs on ``len(rows)`` rows.
+        """
+
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        """Copy row 0 of the slot's images to row ``row_at`` of the slot :data:`ASIDE`, and row 0 of
+        ``stage``'s reuse tensors to their row ``row_at``.
+
+        Of what ran last, ``stage`` ran for the frame in ``slot``, which may be written to again
+        afterwards. The rows stay as long as stages run for single frames of other slots; the next
+        stage runs on them as rows of :data:`ASIDE`.
         """
 
     def close(self) -> None:

@@ -96,13 +96,21 @@ class PlayedRuntime:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+        self.boxes: list[object] = []
+        """Of every frame."""
         self.working = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
 
     def classify(
-        self, frame: object, *, color_order: ColorOrder | None, deadline_ms: float | None
+        self,
+        frame: object,
+        *,
+        color_order: ColorOrder | None,
+        deadline_ms: float | None,
+        box: object,
     ) -> Prediction:
+        self.boxes.append(box)
         self.working.set()
         self.go_on.wait(10)
         if self.error is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,12 +25,12 @@ def make() -> Make:
         runtime: PlayedRuntime | None = None,
         *,
         ends: bool = True,
-        max_frames: int | None = None,
+        **settings: Any,
     ) -> tuple[CameraLoop, Kept, PlayedCamera]:
         sinks, kept, camera = Sinks(), Kept(), PlayedCamera(frames, ends=ends)
         sinks.add("kept", kept)
         runtime = runtime or PlayedRuntime()
-        loop = CameraLoop("played", camera.open, runtime, sinks, exits=3, max_frames=max_frames)
+        loop = CameraLoop("played", camera.open, runtime, sinks, exits=3, **settings)
         return loop, kept, camera
 
     return make
@@ -75,11 +76,21 @@ def test_max_frames_counts_what_was_taken(make: Make) -> None:
     assert loop.counts == Counts(captured=3, answered=2, failed=1)
 
 
+def test_a_part_of_the_picture(make: Make) -> None:
+    """Every frame's, as it is given; else the whole."""
+    runtime = PlayedRuntime()
+    for box in ((1, 2, 3, 4), None):
+        loop, _, _ = make([PlayedFrame()] * 2, runtime, box=box)
+        loop.run()
+    assert runtime.boxes == [(1, 2, 3, 4)] * 2 + [None] * 2
+
+
 @pytest.mark.parametrize("error", [DataError("gone"), OSError("gone")])
 def test_a_camera_that_fails_ends_the_loop(make: Make, error: Exception) -> None:
     loop, _, _ = make([PlayedFrame(), error, PlayedFrame()])
     loop.run()
     assert loop.error is error
+    assert not loop.broken  # the Runtime is not to blame
     assert loop.counts == Counts(captured=1, answered=1)
     assert loop.state == "failed"
 
@@ -99,6 +110,7 @@ def test_a_runtime_that_breaks_down_ends_the_loop(make: Make) -> None:
     loop, _, _ = make([PlayedFrame()] * 3, PlayedRuntime(error))
     loop.run()
     assert loop.error is error
+    assert loop.broken
     assert loop.counts == Counts(captured=1, failed=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 
 from dvt_edge.app.loop import Note, Seen, Sinks
 from tests.app.conftest import Kept, seen, wait_until
@@ -90,3 +91,17 @@ def test_events_of_many_threads_all_arrive() -> None:
         thread.join()
     wait_until(lambda: len(kept.events) == 800)
     sinks.close()
+
+
+def test_a_sink_of_one_camera() -> None:
+    """It gets that camera's answers, and all events."""
+    sinks, one, both = Sinks(), Kept(), Kept()
+    sinks.add("one", one, "left")
+    sinks.add("both", both)
+    for source in ("left", "right", "left"):
+        sinks.take(replace(seen(), source=source))
+    sinks.note("news", "something", "right")
+    sinks.close()
+    assert [item.source for item in one.seen] == ["left", "left"]
+    assert [item.source for item in both.seen] == ["left", "right", "left"]
+    assert one.kinds == both.kinds == ["news"]

@@ -14,7 +14,7 @@ import pytest
 from dvt_edge.app import supervise
 from dvt_edge.app.loop import CameraLoop, Sinks
 from dvt_edge.app.supervise import Signals, notify_systemd, stop_all, watch_over
-from dvt_edge.errors import DataError
+from dvt_edge.errors import BackendError, DataError
 from tests.app.conftest import PlayedCamera, PlayedFrame, PlayedRuntime
 
 
@@ -43,8 +43,20 @@ def test_enough_frames() -> None:
 
 
 def test_a_camera_that_fails() -> None:
-    """The others are not waited for."""
+    """The others go on, somebody is told once, and in the end it counts."""
+    failed: list[CameraLoop] = []
     loops = [_loop(ends=False), _loop(DataError("gone"))]
+    assert watch_over(loops, Signals(), duration_s=0.5, failed=failed.append) == "duration"
+    assert failed == loops[1:]
+    assert not loops[0].ended.is_set()
+    assert stop_all(loops)
+    assert watch_over([_loop(PlayedFrame()), _loop(DataError("gone"))], Signals()) == "error"
+
+
+def test_a_runtime_that_fails() -> None:
+    """That concerns all cameras: those that are silent are not waited for."""
+    broken = PlayedRuntime(BackendError("the GPU has fallen off the bus"))
+    loops = [_loop(ends=False), _loop(PlayedFrame(), runtime=broken)]
     assert watch_over(loops, Signals()) == "error"
     assert stop_all(loops)
 

@@ -80,12 +80,16 @@ def test_a_run_counts_what_it_judges(runtime: Runtime, monkeypatch: pytest.Monke
         assert sum(run.exits) == pytest.approx(1.0)
         assert (run.frames, run.deadline_frames, run.late) == (60, 20, 0)
         runs.append(asdict(run))
-    found = [{"row": row.name, "runs": runs}]
+    found: list[dict[str, Any]] = [
+        {"row": row.name, "runs": runs, "refused": []},
+        {"row": "too small", "runs": [], "refused": ["the smallest possible is 0.7 ms"]},
+    ]
     console = Console(width=100, record=True)
     console.print(wall_clock.show(found, [1e3]))
     text = console.export_text()
     assert "back to back" in text
     assert "0.0 / 0.0" in text
+    assert "too small, 1 refused" in text
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -166,11 +166,11 @@ def test_it_heals(
 
 @pytest.mark.slow
 def test_many_faults(server: Server, proxy: Proxy) -> None:
-    """Thirty in a row, without pause."""
+    """Fifty in a row, without pause."""
     chance = np.random.default_rng(0)
     with nothing_left(), open_source(through(proxy, server), stall_s=0.5) as source:
         viewer = Viewer(source)
-        for _ in range(30):
+        for _ in range(50):
             fault = FAULTS[chance.integers(len(FAULTS))][0]
             proxy.set(fault)
             mend = threading.Timer(chance.uniform(0.05, 0.8), proxy.set, ["none"])

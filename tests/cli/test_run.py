@@ -204,7 +204,9 @@ def test_wrong_arguments(
 ) -> None:
     """One line, and no password in it."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["--profile", write_profile(), "--source", recorded(1), option, value]
+    arguments = ["--profile", write_profile(), option, value]
+    if option != "--source":
+        arguments += ["--source", recorded(1)]
     result = dvt_edge("run", *arguments)
     assert problem in error_line(result)
     assert "secret" not in result.err
@@ -217,12 +219,22 @@ def test_wrong_arguments(
         ["--duration", "nan"],
         ["--deadline-ms", "-1"],
         ["--max-frames", "0"],
+        ["--roi", "0,0,48"],
+        ["--roi", "0,0,48,0"],
+        ["--roi=-1,0,48,48"],
+        ["--roi", "a,b,c,d"],
+        ["--roi", "0,0,9,9", "--roi", "0,0,9,9"],
+        ["--source", "replay://x"],
+        ["--regroup-ms", "4"],
+        ["--source", "replay://y", "--regroup-ms", "0"],
+        ["--source", "replay://y", *["--roi", "0,0,9,9"] * 3],
         [],
     ],
     ids=" ".join,
 )
 def test_wrong_command_lines(dvt_edge: Run, write_profile: Write, arguments: list[str]) -> None:
-    """The last one names no camera at all."""
+    """``--roi`` more often than cameras, a camera given twice, ``--regroup-ms`` for one; the last
+    one names no camera at all."""
     source = ["--source", "replay://x"] if arguments else []
     result = dvt_edge("run", "--profile", write_profile(), *source, *arguments)
     assert (result.code, result.out) == (2, "")
@@ -260,6 +272,143 @@ def test_a_camera(dvt_edge: Run, write_profile: Write, tmp_path: Path) -> None:
     assert summary["cameras"][0]["age_ms"]["p50"] > 0
     (again,) = objects(dvt_edge(*arguments, "--source", f"replay://{folder}").out)
     assert again["captured"] == summary["outputs"]["record"]["frames"]
+
+
+@pytest.fixture
+def two(tmp_path: Path, samples: Path) -> list[str]:
+    """Arguments for two cameras, of 20 and of 12 frames."""
+    counts = {"left": 20, "right": 12}
+    uris = [write_recording(tmp_path / name, samples, n) for name, n in counts.items()]
+    return [argument for uri in uris for argument in ("--source", uri)]
+
+
+def test_two_cameras(dvt_edge: Run, write_profile: Write, two: list[str], tmp_path: Path) -> None:
+    """Every frame of both is answered; whatever is written says which camera it was."""
+    lines = tmp_path / "answers.jsonl"
+    result = dvt_edge("run", "--json", "--profile", write_profile(), *two, "--jsonl", lines)
+    assert result.code == 0, result.err
+    (summary,) = objects(result.out)
+    check_sum(summary)
+    assert [camera["source"] for camera in summary["cameras"]] == two[1::2]
+    assert [camera["answered"] for camera in summary["cameras"]] == [20, 12]
+    assert (summary["answered"], summary["ended_by"]) == (32, "source")
+    answers = [v for v in objects(lines.read_text(encoding="utf-8")) if "event" not in v]
+    for uri, count in zip(two[1::2], (20, 12), strict=True):
+        assert [v["seq"] for v in answers if v["source"] == uri] == list(range(count))
+    text = dvt_edge("run", "--profile", write_profile(), *two, "--max-frames", 5)
+    assert text.out.count("5 frames in ") == 2  # of each
+
+
+def test_a_dead_camera_costs_the_others_nothing(
+    dvt_edge: Run, write_profile: Write, two: list[str], tmp_path: Path
+) -> None:
+    """One that is not there, and one that fails on the way: the third is answered to its end; the
+    exit code and the summary tell."""
+    (tmp_path / "right" / "bad.png").unlink()
+    recording = tmp_path / "right" / "answers.jsonl"
+    broken = recording.read_text().splitlines()
+    broken[4] = '{"file": "bad.png", "seq": 4, "at_s": 0.0}'
+    recording.write_text("\n".join(broken) + "\n")
+    arguments = ("run", "--profile", write_profile(), *two, "--source", "replay://gone")
+    result = dvt_edge(*arguments, "--json")
+    assert result.code == 1
+    (summary,) = objects(result.out)
+    check_sum(summary)
+    assert [camera["answered"] for camera in summary["cameras"]] == [20, 4, 0]
+    left, right, gone = (camera["error"] for camera in summary["cameras"])
+    assert left is None
+    assert "bad.png: cannot be read" in right
+    assert "gone: no recording" in gone
+    assert summary["ended_by"] == "error"
+    text = dvt_edge(*arguments)
+    assert text.code == 1
+    assert text.out.count("ended by an error") == 2
+    assert text.out.count("ended by the camera's end") == 1
+    assert "gone: no recording" in text.out
+
+
+def test_no_camera_is_there(dvt_edge: Run, write_profile: Write) -> None:
+    """The last line names both; before it, each may have been noted when it failed."""
+    sources = ("--source", "replay://gone", "--source", "replay://lost")
+    result = dvt_edge("run", "--profile", write_profile(), *sources)
+    assert (result.code, result.out) == (1, "")
+    *_, line = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert "gone: no recording" in line
+    assert "lost: no recording" in line
+
+
+def test_files_of_each_camera(
+    dvt_edge: Run, write_profile: Write, two: list[str], tmp_path: Path
+) -> None:
+    """Videos and recordings are numbered as ``--source`` is; each recording is a camera again."""
+    pytest.importorskip("av", reason="needs PyAV")
+    new, video = tmp_path / "new", tmp_path / "out.mp4"
+    arguments = ("run", "--json", "--profile", write_profile(), "--every-frame")
+    result = dvt_edge(*arguments, *two, "--record", new, "--annotate", video)
+    assert result.code == 0, result.err
+    (summary,) = objects(result.out)
+    outputs = summary["outputs"]
+    assert [outputs[f"record {k}"]["frames"] for k in (1, 2)] == [20, 12]
+    assert [outputs[f"annotate {k}"]["frames"] for k in (1, 2)] == [20, 12]
+    assert {path.name for path in tmp_path.glob("*.mp4")} == {"out-1.mp4", "out-2.mp4"}
+    for k, count in ((1, 20), (2, 12)):
+        assert {line["source"] for line in read_answers(new / str(k))} == {two[2 * k - 1]}
+        (again,) = objects(dvt_edge(*arguments, "--source", f"replay://{new}/{k}?fps=0").out)
+        assert again["answered"] == count
+    result = dvt_edge(*arguments, *two, "--record", new)
+    assert "is not empty; record to a new folder" in error_line(result)
+
+
+def test_regrouping(dvt_edge: Run, write_profile: Write, two: list[str], tmp_path: Path) -> None:
+    """A note says whether it pays here; classes and exits are those without."""
+    found = []
+    for k, more in enumerate(([], ["--regroup-ms", 5])):
+        lines = tmp_path / f"{k}.jsonl"
+        arguments = ("run", "--profile", write_profile(), *two, "--jsonl", lines, *more)
+        result = dvt_edge(*arguments)
+        assert result.code == 0, result.err
+        assert ("the later stages take " in result.err) == bool(more)
+        answers = [v for v in objects(lines.read_text(encoding="utf-8")) if "event" not in v]
+        keys = ("source", "seq", "class_id", "exit_stage")
+        found.append(sorted(tuple(v[key] for key in keys) for v in answers))
+    assert found[0] == found[1]
+
+
+def test_a_uri_that_means_nothing(dvt_edge: Run, write_profile: Write, two: list[str]) -> None:
+    """Is no camera that may come back: nothing is begun."""
+    for uri, problem in (
+        ("rstp://me:secret@host/x", "unknown source rstp://"),
+        ("replay://x?fps=y", "expected replay://folder"),
+    ):
+        result = dvt_edge("run", "--profile", write_profile(), *two, "--source", uri)
+        assert problem in error_line(result)
+        assert "secret" not in result.err
+
+
+def test_video_is_of_one_camera(dvt_edge: Run, write_profile: Write, two: list[str]) -> None:
+    profile = write_profile(budget={"latency_ms": 2.0, "video": True})
+    assert "once for each camera" in error_line(dvt_edge("run", "--profile", profile, *two))
+
+
+def test_a_part_of_the_picture(dvt_edge: Run, write_profile: Write, two: list[str]) -> None:
+    """One for all cameras, or one for each; a part that reaches out makes failed frames, and one
+    note for each camera."""
+    arguments = ("run", "--json", "--profile", write_profile(), *two)
+    inside, outside = "--roi=8,8,32,32", "--roi=40,8,32,32"
+    for rois, answered in (
+        ([inside], [20, 12]),
+        ([inside, outside], [20, 0]),
+        ([outside], [0, 0]),
+    ):
+        result = dvt_edge(*arguments, *rois)
+        (summary,) = objects(result.out)
+        check_sum(summary)
+        assert [camera["answered"] for camera in summary["cameras"]] == answered
+        assert summary["failed"] == 32 - sum(answered)
+        assert result.code == (sum(answered) < 32)
+        said = result.err.count("(40, 8, 32, 32) is not within the frame of 48x48 pixels")
+        assert said == answered.count(0)
 
 
 @pytest.mark.slow

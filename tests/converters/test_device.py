@@ -335,6 +335,9 @@ class Echo:
     def keep_rows(self, stage: int, rows: Any, slot: int = 0) -> None:
         raise NotImplementedError
 
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 

@@ -126,6 +126,9 @@ class FakeBackend:
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         raise NotImplementedError
 
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         self.closed += 1
 
@@ -162,6 +165,9 @@ class Timed:
         raise NotImplementedError
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
+        raise NotImplementedError
+
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
         raise NotImplementedError
 
     def close(self) -> None:

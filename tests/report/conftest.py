@@ -1,9 +1,8 @@
-"""A report on the demo bundle, with figures that no machine measured, and a browser to open it."""
+"""A report on the demo bundle, with figures that no machine measured."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,37 +168,3 @@ def full_data(
 ) -> ReportData:
     budget = profile(latency_ms=1.8, confidence_level=0.9)
     return collect(bundle, budget, costs, full_measurement)
-
-
-_FLAGS: Sequence[str] = (
-    "--headless",
-    "--no-sandbox",  # root, as in containers, cannot have one
-    "--disable-gpu",
-    "--disable-dev-shm-usage",  # 64 MB in containers
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A headless Chromium; the test is skipped where there is none."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        yield browser
-    finally:
-        browser.quit()

@@ -23,7 +23,7 @@ from dvt_edge.errors import EnergyError
 from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.policy import Records
 from dvt_edge.profile import InputConfig
-from dvt_edge.runtime.backends.protocol import SLOTS, RunWhole, StageAnswer
+from dvt_edge.runtime.backends.protocol import ASIDE, SLOTS, RunWhole, StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import Event
 from dvt_edge.runtime.measuring.timing import ForcedExits
@@ -69,7 +69,9 @@ class FakeBackend:
         self.kept: list[tuple[int, list[int]]] = []
         """(stage, rows) of every keep_rows, in order."""
         self.closed = 0
-        self._images = np.zeros((SLOTS, max_batch, *shape), np.float32)
+        self.aside: list[int] = []
+        """Rows that frames were set aside in, in order."""
+        self._images = np.zeros((SLOTS + 1, max_batch, *shape), np.float32)
         self._handed = np.zeros(max_batch, np.intp)
         self.bytes_resident = self._images.nbytes + self._handed.nbytes
         self._out = [
@@ -100,11 +102,18 @@ class FakeBackend:
         return values
 
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
-        assert stage == self.runs[-1][0]
+        assert slot == ASIDE or stage == self.runs[-1][0]
         assert (np.diff(rows) > 0).all()
         self.kept.append((stage, rows.tolist()))
         self._images[slot, : len(rows)] = self._images[slot, rows]
         self._handed[: len(rows)] = self._handed[rows]
+
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        level = np.rint(255 * self._images[slot, 0, 0, 0, 0]).clip(0, len(self.confidence) - 1)
+        assert level == self._handed[0]  # what is handed on belongs to the slot's image
+        self.aside.append(row_at)
+        self._images[ASIDE, row_at] = self._images[slot, 0]
+        self._handed[row_at] = self._handed[0]
 
     def close(self) -> None:
         self.closed += 1
@@ -168,8 +177,23 @@ class TimedBackend:
     def keep_rows(self, stage: int, rows: npt.NDArray[np.intp], slot: int = 0) -> None:
         self.inner.keep_rows(stage, rows, slot)
 
+    def set_aside(self, stage: int, row_at: int, slot: int) -> None:
+        self.inner.set_aside(stage, row_at, slot)
+
     def close(self) -> None:
         self.inner.close()
+
+
+@dataclass
+class Batching(TimedBackend):
+    """One that takes longer for several frames at a time."""
+
+    more: float = 0.5
+    """What each further frame takes of what one takes."""
+
+    def run_stage(self, stage: int, count: int, slot: int = 0) -> StageAnswer:
+        self.clock.ms += self.takes_ms[stage] * self.more * (count - 1)
+        return super().run_stage(stage, count, slot)
 
 
 class FakeMeter(Meter):
@@ -301,7 +325,7 @@ def live_bundle(
 def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     """In place of the real clock wherever frames are timed."""
     made = HandClock()
-    for module in ("cascade_loop", "runtime", "session"):
+    for module in ("cascade_loop", "runtime", "session", "regroup", "measuring.timing"):
         monkeypatch.setattr(f"dvt_edge.runtime.{module}.perf_counter", made)
     # The clock stands still while nothing runs, so nothing may run beside it.
     monkeypatch.setattr("dvt_edge.runtime.session.in_background", lambda work: work())

@@ -87,6 +87,25 @@ def test_broken_and_kept_again(live: Live) -> None:
     assert list(live.runtime.events) == live.heard
 
 
+@pytest.mark.parametrize("adapt", [False, True])
+def test_what_the_caller_waits_for_counts(live: Live, clock: HandClock, adapt: bool) -> None:
+    """Whatever happens between an answer's latency and its return is part of the budget."""
+
+    def linger(_answer: object) -> None:
+        clock.ms += 0.4
+
+    live.runtime.set_budget(adapt=adapt)
+    live.runtime.watch(on_answer=linger)
+    before = clock.ms
+    live.stream(3000)
+    spent = (clock.ms - before) / 3000
+    if adapt:
+        assert spent == pytest.approx(2.5, rel=0.03)
+    else:
+        assert spent == pytest.approx(2.9, rel=0.05)
+        assert BudgetBroken in _kinds(live)
+
+
 def test_another_budget_starts_anew(live: Live) -> None:
     live.backend.takes_ms *= 2
     states: list[str] = []

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +17,6 @@ import pytest
 from dvt_edge import Runtime
 from dvt_edge.app.sinks import Note
 from dvt_edge.serve import LivePage
-from tests.report.conftest import chromium  # noqa: F401  # a fixture
 from tests.serve.conftest import TOKEN, Camera, Watcher
 
 pytestmark = pytest.mark.slow
@@ -58,7 +61,7 @@ class Page:
 
 
 @pytest.fixture
-def show(chromium: Any) -> Iterator[Callable[..., Page]]:  # noqa: F811
+def show(chromium: Any) -> Iterator[Callable[..., Page]]:
     """A function that opens a page at a width, light or dark; whatever the test did, the console
     must be empty and nothing may have been asked of another server."""
     served: set[str] = set()
@@ -189,7 +192,7 @@ def test_a_wrong_token(
     serve: Callable[..., LivePage],
     runtime: Runtime,
     show: Callable[..., Page],
-    chromium: Any,  # noqa: F811
+    chromium: Any,
 ) -> None:
     """Gets a form and nothing else; the right one opens the page, and leaves the address."""
     served = serve(token=TOKEN)
@@ -290,3 +293,34 @@ def test_readable(
     ground = {"light": "rgb(245, 244, 241)", "dark": "rgb(17, 20, 24)"}[scheme]
     assert page.run("getComputedStyle(document.body).backgroundColor") == ground
     assert page.run("document.querySelector('#budget').labels[0].textContent").startswith("Mean")
+
+
+def test_the_command(chromium: Any, demo_profile: Path) -> None:
+    """A camera that sees real scenes: the picture moves, the slider moves the exits, and a wrong
+    token gets nothing."""
+    command = [str(Path(sys.executable).with_name("dvt-edge")), "run", "--source", "test://"]
+    options = ["--profile", str(demo_profile), "--serve", "127.0.0.1:0", "--serve-token", TOKEN]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stderr is not None
+            url = next(found[0] for line in run.stderr if (found := re.search(r"http://\S+", line)))
+            chromium.get(url.replace(TOKEN, "wrong" * 4))
+            page = Page(chromium)
+            assert page.run("document.querySelector('#picture')") is None
+            assert any("401" in entry["message"] for entry in chromium.get_log("browser"))
+            chromium.get(url)
+            page.wait("document.querySelector('#link')?.textContent === 'live'")
+            pictures: set[str] = set()
+            until = time.monotonic() + 20
+            while len(pictures) < 5:
+                pictures.add(page.run(PIXELS))
+                assert time.monotonic() < until
+            page.wait("!document.querySelector('#budget').disabled")
+            page.slide("0", let_go=True)
+            page.wait("document.querySelector('#measured-exit-0').textContent === '100.0 %'")
+            page.slide("s.max", let_go=True)
+            page.wait("parseFloat(document.querySelector('#measured-exit-2').textContent) > 5")
+        finally:
+            run.terminate()
+            chromium.get("about:blank")
+    assert run.returncode == 0

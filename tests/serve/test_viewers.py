@@ -181,8 +181,11 @@ def test_events_and_seconds(serve: Serve) -> None:
             {"kind": "thresholds_changed", "reason": "one", "source": None, "time": 5.0}
         ]
         page.event(Note("camera_lost", "two", "gate"))
-        assert [event["reason"] for event in watcher.wait_for("events")["events"]] == ["two"]
-        row = (hello if "seconds" in hello else watcher.wait_for("seconds"))["seconds"][0]
+        told = watcher.wait_for("events")
+        assert [event["reason"] for event in told["events"]] == ["two"]
+        # A second may be over at any time: it comes with what comes next, once.
+        early = next((message for message in (hello, told) if "seconds" in message), None)
+        row = (early or watcher.wait_for("seconds"))["seconds"][0]
         assert row[1:4] == [2.0, 4.0, 4.0]  # budget, latency, slowest
         assert row[8:] == [0, 0, 1]
 

@@ -14,18 +14,18 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 import numpy as np
 import numpy.typing as npt
 
-from dvt_edge.policy.live.evidence import Evidence, Stretch
+from dvt_edge.policy.live.evidence import WINDOWS, Chance, Evidence, Stretch
 from dvt_edge.policy.live.tracking import HALT
 from dvt_edge.policy.statistic import PERCENTILES, TAIL_SHARE
 from dvt_edge.policy.targets import Target, mean_latency_ms
 
 MEASURED_FRAMES = 1024
-"""Frames that are remembered one by one."""
+"""Frames that are shown one by one."""
 QUIET_FRAMES = 1000
 """Frames without one that breaks a maximum after which it is kept again."""
 ADAPTING_FRAMES = 1024
@@ -101,7 +101,7 @@ class PromiseWatch:
     ) -> None:
         self.targets = tuple(targets)
         self._frame = 0
-        self._latencies: deque[float] = deque(maxlen=MEASURED_FRAMES)
+        self._latencies: deque[float] = deque(maxlen=WINDOWS[-1])
         self._exits: deque[int] = deque(maxlen=MEASURED_FRAMES)
         of_latency = [target.most for target in targets if target.of_latency]
         self._longest_ms = HALT * min(of_latency, default=inf)
@@ -150,15 +150,24 @@ class PromiseWatch:
 
     def look(self) -> Look:
         broken = [(judge.since, judge.why) for judge in self._judges if judge.broken]
-        return Look(self._frame, tuple(self._latencies), tuple(self._exits), tuple(broken))
+        latencies_ms = tuple(self._latencies)[-MEASURED_FRAMES:]
+        return Look(self._frame, latencies_ms, tuple(self._exits), tuple(broken))
 
 
 class _Judge(ABC):
     """One limit that is watched."""
 
-    def __init__(self, target: Target, bets: Sequence[float], highest: float = inf) -> None:
+    def __init__(
+        self,
+        target: Target,
+        bets: Sequence[float],
+        highest: float = inf,
+        *,
+        machine: Evidence | None = None,
+        chance: Chance | None = None,
+    ) -> None:
         self.target = target
-        self.evidence = Evidence(bets, highest)
+        self.evidence = Evidence(bets, highest, machine=machine, chance=chance)
         self.since, self.why = 0, ""
 
     @property
@@ -213,8 +222,10 @@ class _MeanEnergy(_Judge):
 
 class _Percentile(_Judge):
     def __init__(self, target: Target, latencies_ms: deque[float]) -> None:
-        self._share = TAIL_SHARE[target.statistic]
-        super().__init__(target, [min(1.0, bet * self._share) for bet in RARE_BETS])
+        share = self._share = TAIL_SHARE[target.statistic]
+        # Of 1 / share where a frame is late, and 0 where it is not.
+        chance = Chance((1 - share) / share, (1 - 2 * share) / sqrt(share * (1 - share)))
+        super().__init__(target, [min(1.0, bet * share) for bet in RARE_BETS], chance=chance)
         self._latencies = latencies_ms
 
     def add(self, frame: int, at: int, latency_ms: float) -> Verdict | None:
@@ -285,9 +296,10 @@ class _Mix:
 
 class _MeanLatency(_Judge):
     def __init__(self, target: Target, latencies_ms: deque[float], mix: _Mix | None) -> None:
-        super().__init__(target, SPREAD_BETS, HIGHEST)
-        self._latencies, self._mix = latencies_ms, mix
         self._speed = Evidence(SPEED_BETS, HIGHEST)
+        machine = None if mix is None else self._speed
+        super().__init__(target, SPREAD_BETS, HIGHEST, machine=machine)
+        self._latencies, self._mix = latencies_ms, mix
         self._next_look = 0
 
     @property

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dvt_edge.policy.live.evidence import CLEARING_FRAMES, CLEARING_MOST, SLACK, Evidence
+from dvt_edge.policy.live.evidence import (
+    CLEARING_FRAMES,
+    CLEARING_MOST,
+    OVER,
+    SLACK,
+    WINDOWS,
+    Evidence,
+)
 
 
 def _until(evidence: Evidence, values: np.ndarray) -> int | None:
@@ -64,22 +71,21 @@ def test_it_tells_since_when() -> None:
 def test_patience() -> None:
     """What is over before is not enough, what lasts is."""
     evidence = Evidence((0.3, 1.0))
-    evidence.patience = 1000
-    assert _until(evidence, np.full(900, 2.0)) is None
-    assert _until(evidence, np.full(5000, 0.9)) is None
-    assert _until(evidence, np.full(2000, 2.0)) == 1000
-    assert evidence.since.frames == 1000
+    evidence.patience = patience = 2 * WINDOWS[-1]
+    assert _until(evidence, np.full(patience - 100, 2.0)) is None
+    assert _until(evidence, np.full(5 * patience, 0.9)) is None
+    assert _until(evidence, np.full(2 * patience, 2.0)) == patience
+    assert evidence.since.frames == patience
 
 
 def test_patience_is_for_the_excess_that_lasted() -> None:
     """A short one on top of it, which convinces a larger bet alone, is not what is accepted."""
     evidence = Evidence((0.1, 1.0))
-    evidence.patience = 1000
-    assert _until(evidence, np.tile([0.2, 2.0], 1100)) is None
+    evidence.patience = patience = 2 * WINDOWS[-1]
+    assert _until(evidence, np.tile([0.2, 2.0], patience // 2 - 5)) is None
     found = _until(evidence, np.full(20, 3.0))
     assert found is not None
-    assert found > 13  # frames after which the larger bet is convinced
-    assert evidence.accept().frames >= 1000
+    assert evidence.accept().frames >= patience
 
 
 def _until_cleared(evidence: Evidence, value: float, most: int = 100_000) -> int | None:
@@ -175,3 +181,46 @@ def test_steps_are_not_wandering() -> None:
         assert found < 100
         evidence.accept()
         assert _until_cleared(evidence, 0.9) is not None
+
+
+def _alternating(mean: float, count: int) -> np.ndarray:
+    """Two scenes in turn, 500 frames each, one three times as expensive as the other."""
+    hard = np.arange(count) // 500 % 2 == 1
+    noise = np.random.default_rng(1).exponential(1.0, count)
+    return mean * np.where(hard, 1.5, 0.5) * noise
+
+
+def test_scenes_in_turn_are_not_wandering() -> None:
+    """The mean of a window is over the limit, whatever comes next; bets alone never find that."""
+    machine = Evidence((0.1,))
+    for value in np.full(4000, 1.0).tolist():
+        machine.add(value)
+    found = {}
+    for name, other in (("alone", None), ("machine", machine)):
+        evidence = Evidence((0.03, 0.1, 0.3), 3.0, machine=other)
+        assert _until(evidence, _alternating(0.6, 20_000)) is None
+        found[name] = _until(evidence, _alternating(1.2, 10_000))
+    assert found["alone"] is None
+    assert found["machine"] is not None
+    assert found["machine"] <= 2 * WINDOWS[-1]
+
+
+@pytest.mark.parametrize(("mean", "frames"), [(1.15, 1024), (1.08, 4096)])
+def test_what_is_small_but_lasts_is_found_by_looking_back(mean: float, frames: int) -> None:
+    rng = np.random.default_rng(3)
+    evidence = Evidence((1e-6,))  # a bet too small to win
+    assert _until(evidence, rng.exponential(0.9, 50_000)) is None
+    assert _until(evidence, rng.exponential(mean, 20_000)) is not None
+    stretch = evidence.accept()
+    assert stretch.frames <= frames
+    assert stretch.mean > OVER
+    # What it was found in does not count again.
+    while evidence.broken:
+        evidence.add(float(rng.exponential(0.9)))
+    assert _until(evidence, rng.exponential(0.95, 20_000)) is None
+
+
+def test_little_over_the_limit_is_never_told() -> None:
+    """However sure it is: machines are not measured that well."""
+    evidence = Evidence((1e-6,))
+    assert _until(evidence, np.full(50_000, OVER - 1e-3)) is None

@@ -22,6 +22,7 @@ from dvt_edge.runtime.backends.cuda_device import Transfers
 from dvt_edge.runtime.backends.gpu_backend import DeviceBackend, GatherKernel
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
 from dvt_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaStage
+from dvt_edge.runtime.backends.protocol import ASIDE
 from dvt_edge.runtime.native.library import GatherPlan
 
 BATCH_SIZES = (1, 4, 8)
@@ -205,6 +206,34 @@ def test_survivors_go_on_as_if_alone(
     backend.keep_rows(1, np.asarray([kept]))
     last = backend.run_stage(2, 1)
     np.testing.assert_allclose(last.confidence, expected[2]["confidence"][[rows[kept]]], atol=2e-3)
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2], [1, 2]], ids=["with the last one", "in time"])
+def test_frames_set_aside_go_on_together(
+    device: Any,
+    models: list[onnx.ModelProto],
+    images: npt.NDArray[np.float16],
+    kept: list[int],
+) -> None:
+    """Stage 1 one by one, in slots that are written to again; the others together. Nothing but
+    stage 1's images goes to the device for that, and nothing but answers to the host."""
+    backend, _ = _backend(device, models)
+    expected = list(Chain(models).run(images))
+    for row in (1, 2, 0):
+        backend.image_buffer(1, row % 2)[0] = images[row]
+        backend.run_stage(0, 1, row % 2)
+        if row in kept:
+            backend.set_aside(0, row, row % 2)
+        backend.image_buffer(1, row % 2)[0] = np.nan
+    sent = device.transfers.to_device
+    if 0 not in kept:
+        backend.keep_rows(0, np.array(kept), ASIDE)
+    for k in (1, 2):
+        answer = backend.run_stage(k, len(kept), ASIDE)
+        wanted = expected[k]["confidence"][kept]
+        np.testing.assert_allclose(answer.confidence, wanted, atol=2e-3)
+    assert device.transfers.to_device == sent
+    assert backend.bytes_resident == sum(array.nbytes for array in device.memory.values())
 
 
 def test_onnxruntime_on_the_device_is_bound_to_the_same_memory(

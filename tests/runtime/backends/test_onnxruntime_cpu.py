@@ -16,7 +16,7 @@ from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import handed_on
 from dvt_edge.errors import BackendError, BundleError
 from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, open_session
-from dvt_edge.runtime.backends.protocol import SLOTS
+from dvt_edge.runtime.backends.protocol import ASIDE, SLOTS
 from tests.conftest import edit_manifest
 
 BATCH = 6
@@ -214,6 +214,38 @@ def test_keep_rows_moves_image_and_reuse(
         if k < stages - 1:
             backend.keep_rows(k, stays)
             waiting = waiting[stays]
+
+
+def test_frames_set_aside_go_on_together(
+    backend: OnnxRuntimeBackend, demo_bundle: Path, stages: int
+) -> None:
+    """Stage 1 one by one, in slots that are written to again; the others together, or without the
+    last one, whose place in row 0 stays empty."""
+    images = _images(backend, 4, seed=3)
+    expected = _reference(demo_bundle, images)
+    for kept in ([0, 1, 2, 3], [1, 2, 3]):
+        for row in (1, 2, 3, 0):
+            backend.image_buffer(1, row % 2)[0] = images[row]
+            backend.run_stage(0, 1, row % 2)
+            if row in kept:
+                backend.set_aside(0, row, row % 2)
+        if 0 not in kept:
+            backend.keep_rows(0, np.array(kept), ASIDE)
+        for k in range(1, stages):
+            answer = backend.run_stage(k, len(kept), ASIDE)
+            wanted = expected[k]["confidence"][kept]
+            np.testing.assert_allclose(answer.confidence, wanted, atol=1e-4)
+
+
+def test_memory_to_set_frames_aside(demo_bundle: Path) -> None:
+    """Is taken when it is needed, once, and counted."""
+    backend = _open(demo_bundle, 4)
+    before, image = backend.bytes_resident, backend.image_buffer(4).nbytes
+    backend.run_stage(0, 1)
+    for row in range(4):
+        backend.set_aside(0, row, 0)
+    assert backend.bytes_resident == before + image
+    backend.close()
 
 
 def test_max_batch(backend: OnnxRuntimeBackend) -> None:

@@ -52,6 +52,18 @@ def test_warm_up_on_a_clock_that_stands_still(timed: Timed) -> None:
     assert warm_up(timed.exits.round_ms, timed.clock)[1]
 
 
+def test_what_a_runtime_does_beside_counts(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watching the promise is part of what a frame costs."""
+
+    def observe(*_: object) -> None:
+        timed.clock.ms += 0.5
+
+    monkeypatch.setattr("dvt_edge.policy.live.promise_watch.PromiseWatch.observe", observe)
+    timing = time_back_to_back(timed.exits, timed.clock, 1.4)
+    assert [exit_.latency.mean_ms for exit_ in timing.exits] == pytest.approx([1.5, 2.5, 4.5])
+    assert [exit_.decision.mean_ms for exit_ in timing.exits] == pytest.approx([0.5] * 3)
+
+
 def test_back_to_back(timed: Timed) -> None:
     """Exits take turns; parts add up to the whole; it takes what it was given."""
     timing = time_back_to_back(timed.exits, timed.clock, 1.4)
