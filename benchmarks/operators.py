@@ -145,7 +145,7 @@ def main() -> None:
     operator_library.use(given.set)
     name = given.set or operator_library.instruction_sets()[0]
     machine = f"{processor_name()}, {name}, threads {given.threads}, batch {given.batch}"
-    peak = _peak(name)
+    peak = peak_gmac_s(name)
     stages = create(given.model).config.stages
     rows: list[dict[str, Any]] = []
     for stage in given.stage or range(1, len(stages) + 1):
@@ -406,7 +406,7 @@ PRODUCTS = {
 """Vector, product and the compiler's options for each instruction set; without AVX-512's extras."""
 
 
-def _peak(instruction_set: str) -> float:
+def peak_gmac_s(instruction_set: str) -> float:
     """GMAC/s of the set's INT8 product on one thread; 0 without gcc or such a product."""
     key = "avx512" if instruction_set.startswith("avx512") else instruction_set
     if key not in PRODUCTS or not shutil.which("gcc"):

@@ -39,6 +39,13 @@ def instruction_sets() -> list[str]:
     return names
 
 
+def instruction_set() -> str | None:
+    """The one that sessions opened from now on take; None without library."""
+    library = _load()[0]
+    name: bytes | None = library and library.dvt_operators_in_use()
+    return name and name.decode()
+
+
 def use(instruction_set: str | None) -> None:
     """Let sessions opened from now on take that set, or the fastest; for tests and benchmarks."""
     library = _load()[0]
@@ -60,6 +67,7 @@ def _load() -> tuple[ctypes.CDLL | None, Path | None, str | None]:
         library = ctypes.CDLL(str(where))
         version = library.dvt_operators_version()
         library.dvt_operators_set.restype = ctypes.c_char_p
+        library.dvt_operators_in_use.restype = ctypes.c_char_p
         library.dvt_operators_use.argtypes = [ctypes.c_char_p]
     except (OSError, AttributeError) as error:
         return None, None, f"{where} cannot be loaded: {error}; install dvt-edge again"

@@ -30,7 +30,6 @@ struct Upsample {
 // y = (x - zero point) w, x [rows, depth], w [depth, columns]. With a table, rounded and looked up.
 struct Linear {
     const int8_t* x;
-    int64_t stride;  // of x, from row to row
     int depth, columns;
     const uint8_t* weights;  // panels, see Kernels::panel
     const int32_t* shift;    // [columns], joins the sum: what offset and zero point of x brought

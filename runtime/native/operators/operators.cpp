@@ -116,7 +116,6 @@ class LinearOperator {
                "rows must be a multiple of 4, columns of 16");
         const int depth = int(w.size[0]), columns = int(w.size[1]);
         const int zero_point = info.integer("zero_point", 0, -127, 127);
-        first_ = info.integer("first", 0, 0, 1 << 24);
         scale_ = info.floats(2, "scale", columns);
         bias_ = info.floats(3, "bias", columns);
         if (WithTable) table_ = info.table(4);
@@ -142,12 +141,11 @@ class LinearOperator {
 
     void run(const Context& context) const {
         const Tensor x = context.input(0, "x");
-        x.must(x.last() >= first_ + task_.depth, "its last dimension is too short for w");
+        x.must(x.last() == task_.depth, "its last dimension must be the rows of w");
         std::vector<int64_t> size = x.shape();
         size.back() = task_.columns;
         Linear task = task_;
-        task.x = x.as<int8_t>() + first_;
-        task.stride = x.last();
+        task.x = x.as<int8_t>();
         if constexpr (WithTable) {
             task.codes = context.output<int8_t>(0, size);
         } else {
@@ -184,7 +182,6 @@ class LinearOperator {
     std::vector<float> scale_, bias_;
     std::vector<int8_t> table_;
     Linear task_{};
-    int first_ = 0;
 };
 
 class RelationMlpOperator {
@@ -452,6 +449,9 @@ DVT_EXPORT int dvt_operators_version(void) { return 1; }
 DVT_EXPORT const char* dvt_operators_set(int i) {
     return i >= 0 && size_t(i) < dvt::sets().size() ? dvt::sets()[i]->name : nullptr;
 }
+
+// The name of the set that sessions opened from now on take.
+DVT_EXPORT const char* dvt_operators_in_use(void) { return dvt::kernels().name; }
 
 // Which set sessions opened from now on take, null for the fastest; 0 where there is none of that
 // name. For tests and benchmarks.

@@ -102,7 +102,7 @@ DVT_INLINE void product(int columns, const void* const* row, int rows, const voi
 void row_sums(const Linear& t, int64_t row, int rows, int32_t* sums) {
     const I ones = broadcast(0x01010101);
     for (int i = 0; i < rows; ++i) {
-        const int8_t* x = t.x + (row + i) * t.stride;
+        const int8_t* x = t.x + (row + i) * t.depth;
         I sum = {}, bad = {};
         for (int k = 0; k < t.depth; k += 4 * kLanes) {
             I codes = {};
@@ -129,7 +129,7 @@ void linear(const Linear& t, int64_t row, int rows, int column, int columns) {
             for (int b = bytes / rows * i / 64; b < bytes / rows * (i + taken) / 64; ++b)
                 __builtin_prefetch(panel + bytes + 64 * b);
             const void* from[Codes::kRows];
-            for (int r = 0; r < taken; ++r) from[r] = t.x + (row + i + r) * t.stride;
+            for (int r = 0; r < taken; ++r) from[r] = t.x + (row + i + r) * t.depth;
             const auto start = [&](int, int c) { return load<I>(t.shift + at + c * kLanes); };
             const auto finish = [&](int r, auto& sum) {
                 constexpr int C = sizeof(sum) / sizeof(sum[0]);
