@@ -256,11 +256,11 @@ def _native(
         return [], []
     in_float = [k for k, layers in enumerate(quantized.float_layers) if layers]
     if in_float:  # operators have no float layers
-        remark = f"has {len(quantized.float_layers[in_float[0]])} layers left in float"
+        remark = f"{len(quantized.float_layers[in_float[0]])} of its layers stay in float"
         return [], [not_native(in_float[0] + 1, remark)]
     models = native_stages(quantized.graphs, config, quantized.ranges)
     with tempfile.TemporaryDirectory() as name:
-        kinds: list[list[Candidate]] = [[], []]
+        kinds: tuple[list[Candidate], list[Candidate]] = ([], [])
         for i, (model, native) in enumerate(zip(quantized.stages, models, strict=True)):
             spec = stage_spec(model)
             specs = (spec, native_spec(native, spec))

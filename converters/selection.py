@@ -146,6 +146,7 @@ def choose_native(
     finally:
         for backend in backends:
             backend.close()
+        progress("native operators", 1, 1)
     tried = [_figures(k, native[k], answers[k], parity, times[k][1]) for k in exits]
     passes = not any(row.remark for row in tried)
     faster = passes and sum(ms[1] for ms in times) < sum(ms[0] for ms in times)
@@ -160,7 +161,6 @@ def choose_native(
         )
         for row in tried
     ]
-    progress("native operators", 1, 1)
     return faster, table
 
 

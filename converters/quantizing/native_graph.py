@@ -105,9 +105,8 @@ def gelu_table(limit: float) -> GeluTable:
     return GeluTable(codes.astype(np.int8), input_step, input_zero, output_step, output_zero)
 
 
-def _gelu(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    erf = np.asarray([math.erf(value) for value in x / math.sqrt(2)])
-    return x * (1 + erf) / 2
+def _gelu(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    return np.asarray([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x.tolist()])
 
 
 class _NativeStage:
@@ -139,12 +138,13 @@ class _NativeStage:
 
     def build(self) -> onnx.ModelProto:
         contexts, relations = self._contexts(), self._relations()
-        x, start, logits = self._tokens(), "start", []
+        x = self._tokens()
+        logits: list[str] = []
         for layer in range(self.stage.depth):
             context = contexts[layer] if layer < len(contexts) else None
             class_only = self.ends_in_class and layer + 1 == self.stage.depth
+            start = None if layer else "start"
             x = self._block(x, start, layer, context, relations, class_only, logits)
-            start = None
         for node in self.model.graph.node:
             kind, _, name = node.name.partition("/")
             if kind.partition(".")[0] in _COPIED or (kind == "output" and name in _OUTPUTS):
@@ -309,7 +309,8 @@ class _NativeStage:
         if layer not in self.sources:
             return []
         assert self.upstream is not None
-        ones, zeros = np.ones(self.upstream.width), np.zeros(self.upstream.width)
+        ones = np.ones(self.upstream.width, np.float32)
+        zeros = np.zeros_like(ones)
         codes = self._norm("features", ones, zeros, self._step(layer), "feature_reuse.norm")
         hidden, contexts = self.config.reuse_hidden, []
         for i in range(self.known[f"{layer}.weight"].shape[1] // hidden):

@@ -55,6 +55,14 @@ def open_session(
         raise BackendError(f"ONNX Runtime {ort.__version__} refused a stage: {error}") from None
 
 
+def backend_name(*, native: bool) -> str:
+    """What executes stages with or without native operators, which costs depend on."""
+    name = f"ONNX Runtime {ort.__version__}"
+    if native:
+        name += f" with native operators ({operator_library.instruction_set()})"
+    return name
+
+
 @functools.cache
 def _register_scratch() -> bool:
     """Make ONNX Runtime's arena, which lasts as the process does; whether there is one."""
@@ -74,9 +82,7 @@ class OnnxRuntimeBackend:
     def __init__(
         self, paths: Sequence[Path], specs: Sequence[StageSpec], max_batch: int, threads: int
     ) -> None:
-        self.name = f"ONNX Runtime {ort.__version__}"
-        if any(spec.native for spec in specs):  # costs without them would not be those with them
-            self.name += f" with native operators ({operator_library.instruction_set()})"
+        self.name = backend_name(native=any(spec.native for spec in specs))
         self.gpu: str | None = None
         self.time_stages = False
         self.stage_ms: float | None = None

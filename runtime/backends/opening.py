@@ -55,7 +55,7 @@ def open_backend(bundle: Bundle, tell: Callable[[str], object] | None = None) ->
             preprocess=_preprocesses(manifest),
         )
     except BackendError as error:
-        if not manifest.native:
+        if not (manifest.native and manifest.engine.runs_on_cpu):
             raise
         reason = (
             f"its stages run without the native operators, slower and now and then with another "

@@ -42,8 +42,7 @@ def instruction_sets() -> list[str]:
 def instruction_set() -> str | None:
     """The one that sessions opened from now on take; None without library."""
     library = _load()[0]
-    name: bytes | None = library and library.dvt_operators_in_use()
-    return name and name.decode()
+    return str(library.dvt_operators_in_use().decode()) if library else None
 
 
 def use(instruction_set: str | None) -> None:

@@ -118,7 +118,9 @@ def test_they_are_as_near_to_float_as_the_qdq_graphs(made: Made) -> None:
 
 @needs_operators
 def test_relations_pass_in_a_quarter_of_the_bytes(made: Made) -> None:
-    specs = [native_spec(native, stage_spec(q)) for native, q in zip(made.native, made.qdq)]
+    specs = [
+        native_spec(native, stage_spec(q)) for native, q in zip(made.native, made.qdq, strict=True)
+    ]
     check_handed_on(specs)
     for model, spec in zip(made.qdq, specs, strict=True):
         floats = {t.name: t for t in stage_spec(model).outputs}
@@ -185,7 +187,7 @@ def test_gelu_table(limit: float) -> None:
 def test_what_native_stages_need_to_know(
     tiny_config: Callable[..., CascadeConfig], random_cascade: Callable[..., Cascade]
 ) -> None:
-    """Logits where the next stage reads them, the relation MLP's hidden layer where there is one."""
+    """Logits that the next stage reads, and the hidden layer of the relation MLP."""
     first, last = (
         native_activations(graph)
         for graph in stage_graphs(random_cascade(tiny_config(stages=STAGES[1:3])))
