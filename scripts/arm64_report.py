@@ -60,6 +60,11 @@ def failures(result: Values) -> list[str]:
         failed.append("torch was installed, so this does not show that it is not needed")
     if tests["exit_status"] or not tests["passed"]:
         failed.append(f"tests: {tests['failed']} failed, exit status {tests['exit_status']}")
+    operators = result["operators"]
+    if "neon_dot" not in operators["instruction_sets"]:
+        failed.append("no INT8 dot products on the largest processor")
+    if operators["exit_status"] or not operators["passed"]:
+        failed.append(f"operators: {operators['failed']} tests failed")
     for processor, row in result["preprocess"].items():
         if row["unlike_portable"] or row["unlike_pillow"] or not row["same_as_host"]:
             failed.append(f"preprocessing on {processor} is not the same bit for bit")
@@ -72,7 +77,7 @@ def failures(result: Values) -> list[str]:
 def markdown(result: Values) -> str:
     """The result for readers."""
     installed, tests = result["install"], result["tests"]
-    skipped = sum(tests["skipped"].values())
+    operators, skipped = result["operators"], sum(tests["skipped"].values())
     versions = [f"{m}: {_listed(v)}" for m, v in result["versions"].items()]
     lines = [
         "# 64-bit Arm, emulated",
@@ -85,6 +90,8 @@ def markdown(result: Values) -> str:
         f"{installed['neon_instructions']} NEON instructions in it; torch {installed['torch']}.",
         f"- Tests in {', '.join(tests['folders'])}: {tests['passed']} passed, {tests['failed']} "
         f"failed, {skipped} skipped. Left out, for they need onnx: {', '.join(tests['left_out'])}.",
+        f"- Operators for ONNX Runtime in the sets {', '.join(operators['instruction_sets'])}: "
+        f"{operators['passed']} tests passed, {operators['failed']} failed.",
         "",
         "| emulated processor | preprocessed frames | unlike Pillow and NumPy | same as the host "
         "| scenes | same class | same exit | largest difference of a confidence |",

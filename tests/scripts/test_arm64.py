@@ -35,6 +35,12 @@ def _result(**answers: Any) -> dict[str, Any]:
             "failed": 0,
             "skipped": {"no camera": 2},
         },
+        "operators": {
+            "instruction_sets": ["neon_dot", "plain"],
+            "exit_status": 0,
+            "passed": 9,
+            "failed": 0,
+        },
         "preprocess": {
             "max": {"compared": 4, "unlike_portable": 0, "unlike_pillow": 0, "same_as_host": True}
         },
@@ -83,6 +89,9 @@ def test_scenes_are_not_mixed_up() -> None:
         ("install", {"torch": "there"}, "torch was installed"),
         ("tests", {"failed": 1, "exit_status": 1}, "1 failed"),
         ("tests", {"passed": 0}, "tests: 0 failed"),
+        ("operators", {"instruction_sets": ["plain"]}, "no INT8 dot products"),
+        ("operators", {"failed": 2, "exit_status": 1}, "operators: 2 tests failed"),
+        ("operators", {"passed": 0}, "operators: 0 tests failed"),
     ],
 )
 def test_claims_that_fail(section: str, changes: dict[str, Any], message: str) -> None:
