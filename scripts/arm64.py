@@ -40,7 +40,7 @@ KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEBIAN = "http://deb.debian.org/debian"
 PACKAGES = "ca-certificates,cmake,g++,ninja-build,python3-venv"
 TESTS = ("tests/runtime", "tests/policy", "tests/bundle", "tests/machine", "tests/energy")
-OPERATOR_TESTS = "tests/runtime/native/test_operators.py"
+OPERATOR_TESTS = "tests/runtime/native/operators"
 TEST_PACKAGES = ("hypothesis", "opencv-python-headless", "prometheus-client", "pytest")
 PROCESSORS = ("cortex-a72", "cortex-a76", "max")
 """Without and with INT8 dot products, and with all that qemu knows."""

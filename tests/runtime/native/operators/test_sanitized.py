@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-TESTS = Path(__file__).with_name("test_operators.py")
+ROOT = Path(__file__).resolve().parents[4]
+TESTS = Path(__file__).parent
 RUN = """
 import sys
 from pathlib import Path
