@@ -102,10 +102,12 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
         quantized = replace(quantized, stages=chosen, records=records)
     if profile.engine.runs_on_cpu and profile.engine.precision != "fp32":
         native, tried = _native(profile, config, quantized, calibration, progress)
-        choices = sorted([*choices, *tried], key=lambda row: row.stage)
         if native:
+            instead = {"chosen": False, "remark": "without the operators"}
+            choices = [row.model_copy(update=instead) if row.chosen else row for row in choices]
             records = Chain(native).records(calibration.images, calibration.label)
             quantized = replace(quantized, records=records)
+        choices = sorted([*choices, *tried], key=lambda row: row.stage)
     with replaced_folder(profile.output) as folder:
         stages = tuple(
             _save(folder, f"stage{i + 1}.onnx", model, quantized.float_layers[i])

@@ -132,15 +132,15 @@ def choose_native(
     kinds = (stages, native)
     exits = range(len(stages))
     backends: list[Backend] = []
+    answers, times = [], []
     progress("native operators", 0, 1)
     try:
         for kind in kinds:
             paths, specs = [s.path for s in kind], [s.spec for s in kind]
             backends.append(open_stages(engine, paths, specs, max_batch=1))
-        answers = [_answers(backends[1], k, parity) for k in exits]
-        for k in exits:  # what the later stages of the other kind read while they are timed
-            backends[0].run_stage(k, 1)
-        times = [_median_ms(backends, k) for k in exits]
+        for k in exits:
+            answers.append(_answers(backends[1], k, parity))
+            times.append(_median_ms(backends, k))
     except BackendError as error:
         return False, [not_native(k + 1, str(error)) for k in exits]
     finally:

@@ -39,7 +39,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails raises
     # Each stage has its own pool: threads that spin after one stage would slow the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if shared_scratch and _register_scratch():

@@ -35,8 +35,8 @@ def open_backend(bundle: Bundle, tell: Callable[[str], object] | None = None) ->
     manifest = bundle.manifest
     if manifest.engine.builds_engines and read_driver() is None:
         reason = (
-            "no NVIDIA driver here, so its stages run on the CPU; answers are those of the bundle, "
-            "latency and energy are not the device's"
+            f"{bundle.folder}: no NVIDIA driver here, so its stages run on the CPU; answers are "
+            "those of the bundle, latency and energy are not the device's"
         )
         return _stand_in(bundle, 0, reason, tell)
     if manifest.portable:
@@ -58,8 +58,8 @@ def open_backend(bundle: Bundle, tell: Callable[[str], object] | None = None) ->
         if not (manifest.native and manifest.engine.runs_on_cpu):
             raise
         reason = (
-            f"its stages run without the native operators, slower and now and then with another "
-            f"answer: {error}"
+            f"{bundle.folder}: its stages run without the native operators, slower and seldom with "
+            f"another answer: {error}"
         )
         return _stand_in(bundle, manifest.engine.threads, reason, tell)
 
@@ -102,9 +102,9 @@ def _stand_in(
     paths = [bundle.folder / spec.file for spec in specs]
     batch = max(bundle.manifest.engine.batch_sizes)
     backend = OnnxRuntimeBackend(paths, specs, batch, threads)
-    _LOG.warning("%s: %s", bundle.folder, reason)
+    _LOG.warning("%s", reason)
     if tell is not None:
-        tell(f"{bundle.folder}: {reason}")
+        tell(reason)
     return backend
 
 
