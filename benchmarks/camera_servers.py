@@ -64,6 +64,8 @@ class MjpegServer:
         spoil: Callable[[int, bytes], bytes] = lambda number, jpeg: jpeg,
     ) -> None:
         self._fps, self._size, self._user, self.spoil = fps, size, user, spoil
+        self.slow_start_s = 0.0
+        """How long a viewer waits for an answer."""
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self._ending = threading.Event()
@@ -121,6 +123,7 @@ class MjpegServer:
                         b'WWW-Authenticate: Basic realm="camera"\r\nConnection: close\r\n\r\n'
                     )
                     return
+                time.sleep(self.slow_start_s)
                 viewer.sendall(
                     b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
                     b"Content-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"

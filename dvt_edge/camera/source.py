@@ -51,6 +51,7 @@ class Source:
             "open_s": open_s / 2 if address.is_camera else open_s,
             "transport": transport,
         }
+        self._longest_open_s = self._settings["open_s"]
         self._on_event = on_event
         self._lock = threading.RLock()
         """Held by the thread that takes a frame."""
@@ -164,7 +165,7 @@ class Source:
         self._connected_at = time.monotonic()
         # What opened soon will do so again: an attempt that hangs is no reason to wait long.
         soon_s = max(self._settings["stall_s"], 3 * (self._connected_at - began))
-        self._settings["open_s"] = min(self._settings["open_s"], soon_s)
+        self._settings["open_s"] = min(self._longest_open_s, soon_s)
 
     def _heal(self) -> None:
         """Open again until that succeeds or the source is closed."""
@@ -177,6 +178,9 @@ class Source:
                 self._connect()
             except ReadingError as failure:
                 self._drop()
+                # Or not so soon: with bad luck the next key frame is far away.
+                patience_s = 2 * self._settings["open_s"]
+                self._settings["open_s"] = min(self._longest_open_s, patience_s)
                 if failure.cause is not self._away and not self._closing.is_set():
                     self._away = failure.cause
                     self._tell("retrying", failure.cause, self._reason(failure))
