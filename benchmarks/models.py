@@ -1,7 +1,7 @@
 """The released architectures, stage by stage: PyTorch eager against the stage graphs.
 
     python benchmarks/models.py [NAME ...] [--rounds 15] [--threads 2] [--cpu-time]
-                                [--out benchmarks/results/models]
+                                [--set avx2] [--out benchmarks/results/models]
 
 Random weights, batch 1 and 8. Six variants take turns within one process, so that drifts of the
 machine meet all of them alike; medians are reported:
@@ -16,6 +16,9 @@ native        INT8 on the project's own operators
 noise: they decide accuracy, not speed. Prints tables and writes JSON. `of peak` is what the native
 stages reach of the processor's INT8 peak, counting all multiply-accumulates of the model though
 attention multiplies bfloat16 or floats.
+
+With ``--set`` native stages take that instruction set, and all others are as before: ONNX Runtime
+cannot be kept from the processor's best.
 
 Where other programs use the machine too, two threads that wait for each other are stretched
 unevenly. ``--threads 1 --cpu-time`` then tells more: the processor time of the process.
@@ -187,11 +190,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--cpu-time", action="store_true")
+    arguments.add_argument("--set", help="native operators' instruction set; the fastest if absent")
     arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/models")
     options = arguments.parse_args()
     if (reason := operator_library.unavailable()) is not None:
         sys.exit(f"error: {reason}")
-    instruction_set = operator_library.instruction_sets()[0]
+    operator_library.use(options.set)
+    instruction_set = str(operator_library.instruction_set())
     peak = options.threads * peak_gmac_s(instruction_set)
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
@@ -235,7 +240,8 @@ def main() -> None:
             "native_of_peak": shares,
             "stage_ms": {str(batch): result for batch, result in figures.items()},
         }
-        file = options.out / f"{name}-{kind}-{options.threads}-threads.json"
+        only = f"-{options.set}" if options.set else ""
+        file = options.out / f"{name}-{kind}-{options.threads}-threads{only}.json"
         file.write_text(json.dumps(values, indent=2) + "\n")
 
 
