@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
-NATIVE := $(wildcard runtime/native/*.cpp runtime/native/*.cu runtime/native/*.h)
+NATIVE := $(wildcard $(addprefix runtime/native/,*.cpp *.cu *.h operators/*))
 PROFILE := samples/profiles/demo-cpu.yaml
 
 .PHONY: demo engines arm64 test check clean

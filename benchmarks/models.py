@@ -1,18 +1,24 @@
 """The released architectures, stage by stage: PyTorch eager against the stage graphs.
 
     python benchmarks/models.py [NAME ...] [--rounds 15] [--threads 2] [--cpu-time]
-                                [--out benchmarks/results/models]
+                                [--set avx2] [--out benchmarks/results/models]
 
-Random weights, batch 1 and 8. Five variants take turns within one process, so that drifts of the
+Random weights, batch 1 and 8. Six variants take turns within one process, so that drifts of the
 machine meet all of them alike; medians are reported:
 
 eager         the PyTorch model
 plain FP32    what PyTorch's TorchScript exporter makes of it: none of the algebra is folded
 plain INT8    the same, its Linears quantized as ours are
-FP32, INT8    the graphs of ``dvt_edge.converters``
+FP32, INT8    the graphs of ``dvt_edge.converters``, INT8 with quantize and dequantize nodes
+native        INT8 on the project's own operators
 
 ``plain`` has the model's own operations, with pixel-by-pixel unfolds in T2T. INT8 ranges come from
-noise: they decide accuracy, not speed. Prints tables and writes JSON.
+noise: they decide accuracy, not speed. Prints tables and writes JSON. `of peak` is what the native
+stages reach of the processor's INT8 peak, counting all multiply-accumulates of the model though
+attention multiplies bfloat16 or floats.
+
+With ``--set`` native stages take that instruction set, and all others are as before: ONNX Runtime
+cannot be kept from the processor's best.
 
 Where other programs use the machine too, two threads that wait for each other are stretched
 unevenly. ``--threads 1 --cpu-time`` then tells more: the processor time of the process.
@@ -23,6 +29,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -33,21 +40,27 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from operators import peak_gmac_s
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from dvt_edge.bundle.manifest import handed_on
+from dvt_edge.converters.graphs.chain import open_graph, run_graph
+from dvt_edge.converters.graphs.facts import count_macs
 from dvt_edge.converters.graphs.stage_graph import stage_graph_from_cascade
 from dvt_edge.converters.quantizing.calibration import activation_ranges
 from dvt_edge.converters.quantizing.insert_qdq import ONNXRUNTIME_OPS, quantizable_layers, quantize
+from dvt_edge.converters.quantizing.native_graph import native_activations, native_stages
 from dvt_edge.machine.board import processor_name
 from dvt_edge.models import Cascade, StageOutput, create
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
+from dvt_edge.runtime.native import operator_library
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("dvt_deit_small", "dvt_t2t_vit_12", "dvt_t2t_vit_14")
 BATCHES = (1, 8)
-VARIANTS = ("eager", "plain FP32", "plain INT8", "FP32", "INT8")
+VARIANTS = ("eager", "plain FP32", "plain INT8", "FP32", "INT8", "native")
 Feeds = dict[str, np.ndarray[Any, Any]]
 Call = Callable[[], object]
 
@@ -106,19 +119,23 @@ def stage_calls(cascade: Cascade, batch: int, threads: int) -> list[dict[str, Ca
     )
     with torch.inference_mode():
         outputs = cascade(torch.from_numpy(image))
+    handed: list[Feeds] = [{"image": image}]
+    for upstream in outputs[:-1]:
+        assert upstream.relations is not None
+        reused = {"features": upstream.features, "relations": upstream.relations}
+        handed.append({"image": image} | {name: t.numpy() for name, t in reused.items()})
+    graphs = [stage_graph_from_cascade(cascade, i) for i in range(len(cascade.stages))]
+    native = native_calls(cascade, graphs, handed, threads)
     calls = []
-    for i, stage in enumerate(cascade.stages):
-        feeds: Feeds = {"image": image}
-        upstream = outputs[i - 1] if i else None
-        if upstream is not None:
-            assert upstream.relations is not None
-            feeds["features"] = upstream.features.numpy()
-            feeds["relations"] = upstream.relations.numpy()
-        plain, ours = plain_graph(stage, feeds), stage_graph_from_cascade(cascade, i)
-        models = (plain, int8(plain, feeds), ours, int8(ours, feeds))
+    for i, (stage, feeds) in enumerate(zip(cascade.stages, handed, strict=True)):
+        upstream_output = outputs[i - 1] if i else None
+        plain = plain_graph(stage, feeds)
+        models = (plain, int8(plain, feeds), graphs[i], int8(graphs[i], feeds))
         sessions = [open_session(model.SerializeToString(), threads) for model in models]
 
-        def eager(stage: nn.Module = stage, upstream: StageOutput | None = upstream) -> object:
+        def eager(
+            stage: nn.Module = stage, upstream: StageOutput | None = upstream_output
+        ) -> object:
             with torch.inference_mode():
                 return stage(torch.from_numpy(image), upstream)
 
@@ -126,7 +143,25 @@ def stage_calls(cascade: Cascade, batch: int, threads: int) -> list[dict[str, Ca
             lambda session=session, feeds=feeds: session.run(None, feeds)  # type: ignore[misc]
             for session in sessions
         ]
-        calls.append(dict(zip(VARIANTS, [eager, *runs], strict=True)))
+        calls.append(dict(zip(VARIANTS, [eager, *runs, native[i]], strict=True)))
+    return calls
+
+
+def native_calls(
+    cascade: Cascade, graphs: list[onnx.ModelProto], handed: list[Feeds], threads: int
+) -> list[Call]:
+    """The stages on native operators, which read each other's relations."""
+    ranges = []
+    for graph, feeds in zip(graphs, handed, strict=True):
+        names = quantizable_layers(graph, ONNXRUNTIME_OPS).values()
+        ranges.append(activation_ranges(graph, [*names, *native_activations(graph)], [feeds]))
+    calls: list[Call] = []
+    feeds = handed[0]
+    for model in native_stages(graphs, cascade.config, ranges):
+        given = run_graph(open_graph(model), feeds)
+        session = open_session(model.SerializeToString(), threads, native=True)
+        calls.append(lambda session=session, feeds=feeds: session.run(None, feeds))  # type: ignore[misc]
+        feeds = {"image": handed[0]["image"]} | handed_on(given)
     return calls
 
 
@@ -155,8 +190,14 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--cpu-time", action="store_true")
+    arguments.add_argument("--set", help="native operators' instruction set; the fastest if absent")
     arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/models")
     options = arguments.parse_args()
+    if (reason := operator_library.unavailable()) is not None:
+        sys.exit(f"error: {reason}")
+    operator_library.use(options.set)
+    instruction_set = str(operator_library.instruction_set())
+    peak = options.threads * peak_gmac_s(instruction_set)
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
     kind = "cpu" if options.cpu_time else "wall"
@@ -171,10 +212,21 @@ def main() -> None:
             batch: measure(calls[batch], max(2, options.rounds // batch), clock)
             for batch in BATCHES
         }
+        macs = [
+            count_macs(stage_graph_from_cascade(cascade, i)) for i in range(len(cascade.stages))
+        ]
+        shares = {}
         for batch, result in figures.items():
             console.print(
                 table(f"{name}, batch {batch}, {kind} ms, {options.threads} threads", result)
             )
+            if peak:
+                rates = [
+                    1e-6 * batch * n / ms for n, ms in zip(macs, result["native"], strict=True)
+                ]
+                shares[str(batch)] = [rate / peak for rate in rates]
+                said = ", ".join(f"{share:.2f}" for share in shares[str(batch)])
+                console.print(f"native, of peak ({peak:.0f} GMAC/s, {instruction_set}): {said}\n")
         values = {
             "command": f"python benchmarks/models.py {name} --rounds {options.rounds} --threads "
             f"{options.threads}{' --cpu-time' if options.cpu_time else ''}",
@@ -183,9 +235,13 @@ def main() -> None:
             "threads": options.threads,
             "clock": kind,
             "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+            "instruction_set": instruction_set,
+            "peak_gmac_s": peak,
+            "native_of_peak": shares,
             "stage_ms": {str(batch): result for batch, result in figures.items()},
         }
-        file = options.out / f"{name}-{kind}-{options.threads}-threads.json"
+        only = f"-{options.set}" if options.set else ""
+        file = options.out / f"{name}-{kind}-{options.threads}-threads{only}.json"
         file.write_text(json.dumps(values, indent=2) + "\n")
 
 

@@ -30,58 +30,46 @@ from dvt_edge.bundle.manifest import (
     Manifest,
     StageSpec,
 )
+from dvt_edge.converters.calibration_images import (
+    Calibration,
+    Field,
+    field_digest,
+    field_records,
+    open_field,
+    read_calibration,
+)
 from dvt_edge.converters.graphs.chain import Chain, Images, batches
-from dvt_edge.converters.graphs.facts import stage_spec
+from dvt_edge.converters.graphs.facts import native_spec, stage_spec
 from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.quantizing.native_graph import native_stages
 from dvt_edge.converters.quantizing.quantize_cascade import (
-    Labels,
     QuantizedCascade,
     figures,
     quantize_cascade,
 )
-from dvt_edge.converters.selection import Candidate, Parity, choose_precisions
-from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
-from dvt_edge.files.datasets import (
-    FolderDataset,
-    ImageDataset,
-    image_groups,
-    open_images,
-    spread_rows,
+from dvt_edge.converters.selection import (
+    Candidate,
+    Parity,
+    choose_native,
+    choose_precisions,
+    not_native,
 )
+from dvt_edge.errors import BuildError, BundleError, CheckpointError
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import read_config, read_metadata
 from dvt_edge.models.config import CascadeConfig
-from dvt_edge.policy import Records
 from dvt_edge.profile import ExitsConfig, Profile
 from dvt_edge.progress import Progress
-from dvt_edge.runtime.preprocess import Preprocessor
+from dvt_edge.runtime.native import operator_library
 
 PYTORCH_TOLERANCE = 1e-4
 """Largest difference between a graph's logits and PyTorch's, relative to the largest logit if that
 exceeds one."""
 PYTORCH_IMAGES = 8
-FIELD_BATCH = 256
-"""Unlabelled images in memory at a time."""
-PARITY_IMAGES = 200
-"""Calibration images that precisions are compared on, and that travel with a portable bundle."""
 LEAST_FP16_SAME_CLASS = 0.9
 """Share of the parity images whose class the float16 serialisation must keep; less is a collapse,
 not rounding."""
-
-
-@dataclass(frozen=True)
-class _Calibration:
-    """Calibration images, ready for the stages."""
-
-    images: npt.NDArray[np.float32]
-    label: Labels
-    group: npt.NDArray[np.int32] | None
-    frame_shape: tuple[int, int]
-    digest: str
-    parity_rows: npt.NDArray[np.intp]
-    parity_pixels: npt.NDArray[np.uint8]
-    """[n, crop, crop] or [n, crop, crop, 3]: those rows before normalisation."""
 
 
 def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bundle, bool]:
@@ -92,8 +80,8 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     """
     config = read_config(profile.model)
     _check_fit(profile, config)
-    calibration = _read_calibration(profile, config, progress)
-    field = _open_field(profile, grouped=calibration.group is not None)
+    calibration = read_calibration(profile, config, progress)
+    field = open_field(profile, grouped=calibration.group is not None)
     key = _build_key(profile, calibration.digest, field)
     if not force and (bundle := _existing(profile, key)):
         return bundle, False
@@ -105,16 +93,29 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
     choices: list[PrecisionFigures] = []
     same_class: tuple[float, ...] | None = None
     half: list[list[onnx.ModelProto]] = []
+    native: list[onnx.ModelProto] = []
     if profile.engine.builds_engines:
         half, same_class = _portable(profile, quantized, calibration)
     elif profile.engine.precision == "auto":
         chosen, choices = _faster(profile, quantized, calibration, progress)
         records = Chain(chosen).records(calibration.images, calibration.label)
         quantized = replace(quantized, stages=chosen, records=records)
+    if profile.engine.runs_on_cpu and profile.engine.precision != "fp32":
+        native, tried = _native(profile, config, quantized, calibration, progress)
+        if native:
+            instead = {"chosen": False, "remark": "without the operators"}
+            choices = [row.model_copy(update=instead) if row.chosen else row for row in choices]
+            records = Chain(native).records(calibration.images, calibration.label)
+            quantized = replace(quantized, records=records)
+        choices = sorted([*choices, *tried], key=lambda row: row.stage)
     with replaced_folder(profile.output) as folder:
         stages = tuple(
             _save(folder, f"stage{i + 1}.onnx", model, quantized.float_layers[i])
             for i, model in enumerate(quantized.stages)
+        )
+        on_native = tuple(
+            _save_native(folder, f"stage{i + 1}.native.onnx", model, stages[i])
+            for i, model in enumerate(native)
         )
         in_half = tuple(
             tuple(
@@ -125,7 +126,7 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
         )
         write_records(folder / RECORDS, replace(quantized.records, group=calibration.group))
         if field is not None:
-            answers = _field_records(profile, field, quantized.stages, progress)
+            answers = field_records(profile, field, native or quantized.stages, progress)
             write_records(folder / UNLABELLED, answers)
         if profile.engine.builds_engines:
             np.savez_compressed(
@@ -146,11 +147,11 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
-            stages=stages,
+            stages=on_native or stages,
             quantization=figures(profile, quantized, same_class),
             choices=tuple(choices),
             graphs=in_half,
-            stand_ins=stages if half else (),
+            stand_ins=stages if half or native else (),
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
             versions=_versions(),
         )
@@ -169,8 +170,15 @@ def _save(
     return spec.model_copy(update={"file": file, "float_layers": kept})
 
 
+def _save_native(
+    folder: Path, file: str, model: onnx.ModelProto, reference: StageSpec
+) -> StageSpec:
+    onnx.save(model, folder / file)
+    return native_spec(model, reference).model_copy(update={"file": file})
+
+
 def _portable(
-    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration
+    profile: Profile, quantized: QuantizedCascade, calibration: Calibration
 ) -> tuple[list[list[onnx.ModelProto]], tuple[float, ...]]:
     """Every stage with a float16 body in each precision that the profile leaves open, and the share
     of images that keep their class at each exit."""
@@ -220,16 +228,10 @@ class _Graph(Candidate):
 
 
 def _faster(
-    profile: Profile, quantized: QuantizedCascade, calibration: _Calibration, progress: Progress
+    profile: Profile, quantized: QuantizedCascade, calibration: Calibration, progress: Progress
 ) -> tuple[list[onnx.ModelProto], list[PrecisionFigures]]:
     """Of every stage the precision that is faster here and passes."""
-    rows, reference = calibration.parity_rows, quantized.reference
-    parity = Parity(
-        calibration.images[rows],
-        reference.take(rows),
-        quantized.provisional.thresholds,
-        profile.calibration.tolerance_points,
-    )
+    parity = _parity(profile, quantized, calibration)
     with tempfile.TemporaryDirectory() as name:
         candidates: list[list[_Graph]] = []
         for i, pair in enumerate(zip(quantized.stages, quantized.graphs, strict=True)):
@@ -243,6 +245,47 @@ def _faster(
     return [stage.model for stage in chosen], table
 
 
+def _native(
+    profile: Profile,
+    config: CascadeConfig,
+    quantized: QuantizedCascade,
+    calibration: Calibration,
+    progress: Progress,
+) -> tuple[list[onnx.ModelProto], list[PrecisionFigures]]:
+    """The stages on native operators, if they are faster here than ``quantized`` and pass; and what
+    was tried."""
+    if operator_library.unavailable() is not None:
+        return [], []
+    in_float = [k for k, layers in enumerate(quantized.float_layers) if layers]
+    if in_float:  # operators have no float layers
+        remark = f"{len(quantized.float_layers[in_float[0]])} of its layers stay in float"
+        return [], [not_native(in_float[0] + 1, remark)]
+    models = native_stages(quantized.graphs, config, quantized.ranges)
+    with tempfile.TemporaryDirectory() as name:
+        kinds: tuple[list[Candidate], list[Candidate]] = ([], [])
+        for i, (model, native) in enumerate(zip(quantized.stages, models, strict=True)):
+            spec = stage_spec(model)
+            specs = (spec, native_spec(native, spec))
+            for kind, graph, of in zip(kinds, (model, native), specs, strict=True):
+                path = Path(name) / f"{i}.{of.native}.onnx"
+                onnx.save(graph, path)
+                kind.append(Candidate(path, of))
+        parity = _parity(profile, quantized, calibration)
+        faster, table = choose_native(*kinds, parity, profile.engine, progress)
+    return models if faster else [], table
+
+
+def _parity(profile: Profile, quantized: QuantizedCascade, calibration: Calibration) -> Parity:
+    """The FP32 graphs' answers to the parity images."""
+    rows = calibration.parity_rows
+    return Parity(
+        calibration.images[rows],
+        quantized.reference.take(rows),
+        quantized.provisional.thresholds,
+        profile.calibration.tolerance_points,
+    )
+
+
 def _check_fit(profile: Profile, config: CascadeConfig) -> None:
     found = (profile.input.channels, profile.input.crop)
     if found != (config.channels, config.image_size):
@@ -252,113 +295,7 @@ def _check_fit(profile: Profile, config: CascadeConfig) -> None:
         )
 
 
-def _read_calibration(profile: Profile, config: CascadeConfig, progress: Progress) -> _Calibration:
-    data = open_images(profile.calibration.data, config.class_names)
-    chosen = spread_rows(len(data), profile.calibration.samples)
-    label = _labels(data, chosen, config, profile.calibration.data)
-    group = image_groups(data, chosen, profile.calibration.data, profile.calibration.groups)
-    preprocess = Preprocessor(profile.input)
-    images = np.empty((len(chosen), *preprocess.shape), np.float32)
-    parity_rows = spread_rows(len(chosen), PARITY_IMAGES)
-    parity = set(parity_rows.tolist())
-    kept, sizes = [], []
-    digest = hashlib.sha256()
-    for row, index in enumerate(chosen):
-        image = data.image(int(index))
-        pixels = preprocess.crop(image, "rgb")
-        preprocess.normalise(pixels, images[row])
-        if row in parity:
-            kept.append(pixels)
-        sizes.append(image.shape[:2])
-        digest.update(image.tobytes())
-        progress("calibration images", row + 1, len(chosen))
-    for what, known in ((b"", label), (b"groups", group)):
-        if known is not None:
-            digest.update(what + known.tobytes())
-    height, width = np.median(sizes, axis=0).astype(int)
-    shape = (int(height), int(width))
-    return _Calibration(
-        images, label, group, shape, digest.hexdigest(), parity_rows, np.stack(kept)
-    )
-
-
-@dataclass(frozen=True)
-class _Field:
-    """Images without classes, still to be read."""
-
-    data: ImageDataset
-    group: npt.NDArray[np.int32] | None
-
-
-def _open_field(profile: Profile, *, grouped: bool) -> _Field | None:
-    path, pattern = profile.calibration.unlabelled, profile.calibration.groups
-    if path is None:
-        return None
-    data = open_images(path)
-    if isinstance(data, FolderDataset) and data.labels is not None:
-        data = replace(data, labels=None, class_names=None)  # in folders of whatever kind
-    group = image_groups(data, np.arange(len(data)), path, pattern)
-    if grouped and group is None:
-        raise DataError(
-            f"{path}: calibration.data says which images are alike, and nothing says it of these; "
-            "give calibration.groups for a folder, an array 'groups' for an archive"
-        )
-    return _Field(data, group)
-
-
-def _field_records(
-    profile: Profile, field: _Field, stages: list[onnx.ModelProto], progress: Progress
-) -> Records:
-    """What ``stages`` answer to the field's images, some of which are in memory at a time."""
-    chain, preprocess = Chain(stages), Preprocessor(profile.input)
-    parts = []
-    for start in range(0, len(field.data), FIELD_BATCH):
-        rows = range(start, min(start + FIELD_BATCH, len(field.data)))
-        images = np.empty((len(rows), *preprocess.shape), np.float32)
-        for image, row in zip(images, rows, strict=True):
-            preprocess(field.data.image(row), image, "rgb")
-        parts.append(chain.records(images, None))
-        progress("unlabelled images", rows.stop, len(field.data))
-    return Records(
-        np.concatenate([part.confidence for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
-        group=field.group,
-    )
-
-
-def _labels(
-    data: ImageDataset, chosen: npt.NDArray[np.int64], config: CascadeConfig, path: Path
-) -> npt.NDArray[np.int32] | None:
-    if data.labels is None:
-        return None
-    label = np.asarray(data.labels, np.int32)[chosen]
-    if label.min() < 0 or label.max() >= config.classes:
-        raise DataError(
-            f"{path}: classes run from {label.min()} to {label.max()}, the model has "
-            f"{config.classes}; give calibration data of the model's own classes"
-        )
-    if len(np.unique(label)) == 1:
-        raise DataError(
-            f"{path}: all {len(label)} images are of class {label[0]}; thresholds chosen on one "
-            "class say nothing about the others, so give images of several"
-        )
-    return label
-
-
-def _digest(field: _Field) -> str:
-    """Of the images' bytes and groups; files are not decoded for it."""
-    digest = hashlib.sha256()
-    for row in range(len(field.data)):
-        if isinstance(field.data, FolderDataset):
-            digest.update(file_sha256(field.data.paths[row]).encode())
-        else:
-            digest.update(field.data.image(row).tobytes())
-    if field.group is not None:
-        digest.update(field.group.tobytes())
-    return digest.hexdigest()
-
-
-def _build_key(profile: Profile, calibration_digest: str, field: _Field | None) -> str:
+def _build_key(profile: Profile, calibration_digest: str, field: Field | None) -> str:
     """Hash of all that decides the stages and records. The budget does not: it only chooses
     thresholds, at run time."""
     # Of a build of engines only these two decide the host half.
@@ -366,7 +303,7 @@ def _build_key(profile: Profile, calibration_digest: str, field: _Field | None) 
     parts = {
         "checkpoint": hashlib.sha256(profile.model.read_bytes()).hexdigest(),
         "calibration": calibration_digest,
-        "unlabelled": None if field is None else _digest(field),
+        "unlabelled": None if field is None else field_digest(field),
         "tolerance": profile.calibration.tolerance_points,
         "device": profile.device.name,
         "input": profile.input.model_dump(mode="json"),
@@ -374,6 +311,8 @@ def _build_key(profile: Profile, calibration_digest: str, field: _Field | None) 
         "engine": profile.engine.model_dump(mode="json", include=keys),
         "versions": _versions(),
     }
+    if profile.engine.runs_on_cpu:
+        parts["operators"] = operator_library.instruction_set()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

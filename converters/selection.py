@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dvt_edge.bundle.engine_records import PrecisionFigures
 from dvt_edge.bundle.manifest import Manifest, StageSpec
-from dvt_edge.errors import BuildError
+from dvt_edge.errors import BackendError, BuildError
 from dvt_edge.machine.board import available_cores
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import EngineConfig
@@ -118,6 +118,55 @@ def choose_precisions(
         ]
     progress("precision per stage", len(candidates), len(candidates))
     return chosen, table
+
+
+def choose_native(
+    stages: Sequence[Candidate],
+    native: Sequence[Candidate],
+    parity: Parity,
+    engine: EngineConfig,
+    progress: Progress = silent,
+) -> tuple[bool, list[PrecisionFigures]]:
+    """Whether the whole cascade runs on native operators: where its stages take less time together,
+    and every exit passes. They hand on INT8 relations, so none runs behind another kind."""
+    kinds = (stages, native)
+    exits = range(len(stages))
+    backends: list[Backend] = []
+    answers, times = [], []
+    progress("native operators", 0, 1)
+    try:
+        for kind in kinds:
+            paths, specs = [s.path for s in kind], [s.spec for s in kind]
+            backends.append(open_stages(engine, paths, specs, max_batch=1))
+        for k in exits:
+            answers.append(_answers(backends[1], k, parity))
+            times.append(_median_ms(backends, k))
+    except BackendError as error:
+        return False, [not_native(k + 1, str(error)) for k in exits]
+    finally:
+        for backend in backends:
+            backend.close()
+        progress("native operators", 1, 1)
+    tried = [_figures(k, native[k], answers[k], parity, times[k][1]) for k in exits]
+    passes = not any(row.remark for row in tried)
+    faster = passes and sum(ms[1] for ms in times) < sum(ms[0] for ms in times)
+    otherwise = "faster" if faster else "slower" if passes else "passes, another stage does not"
+    table = [
+        row.model_copy(
+            update={
+                "precision": "native",
+                "chosen": faster,
+                "remark": row.remark or otherwise,
+            }
+        )
+        for row in tried
+    ]
+    return faster, table
+
+
+def not_native(stage: int, remark: str) -> PrecisionFigures:
+    """A row of the table for a stage that could not be tried."""
+    return PrecisionFigures(stage=stage, precision="native", chosen=False, remark=remark)
 
 
 def choose_preprocessing(

@@ -20,6 +20,7 @@ from dvt_edge.machine.conditions import read_conditions
 from dvt_edge.machine.probes import State, probe_driver, probe_library
 from dvt_edge.profile import Profile
 from dvt_edge.requirements import LIBRARIES, Library, is_older, missing
+from dvt_edge.runtime.native import operator_library
 from dvt_edge.runtime.native.library import kernels_unavailable, unavailable
 
 LITTLE_BYTES = 1e9
@@ -84,6 +85,7 @@ def examine(root: str | Path = "/", profile: Profile | None = None) -> list[Find
         _toolkit(folder, board),
         *libraries,
         _native_code(),
+        _native_operators(),
         _memory(board),
         _disk(profile),
         _energy_sensors(folder),
@@ -179,6 +181,17 @@ def _native_code() -> Finding:
         "native code",
         "missing" if absent else "ok",
         absent or (f"CPU only, for GPUs {kernels}" if kernels else "CPU and CUDA kernels"),
+        "sudo apt install g++ && pip install --force-reinstall --no-deps dvt-edge",
+    )
+
+
+def _native_operators() -> Finding:
+    """What ONNX Runtime's stages run on, on a CPU."""
+    absent = operator_library.unavailable()
+    return Finding(
+        "operators",
+        "missing" if absent else "ok",
+        absent or f"for ONNX Runtime on the CPU, with {operator_library.instruction_set()}",
         "sudo apt install g++ && pip install --force-reinstall --no-deps dvt-edge",
     )
 

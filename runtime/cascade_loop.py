@@ -208,11 +208,15 @@ class CascadeLoop:
         return [answers[i] for i in range(count)]
 
 
-def open_loop(bundle: Bundle, backend: Backend | None = None) -> CascadeLoop:
+def open_loop(
+    bundle: Bundle,
+    backend: Backend | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> CascadeLoop:
     """The cascade of ``bundle``, on ``backend`` or, without one, on what ``open_backend`` finds."""
     manifest = bundle.manifest
     return CascadeLoop(
-        backend or open_backend(bundle),
+        backend or open_backend(bundle, tell),
         Preprocessor(manifest.input, manifest.engine.threads or available_cores()),
         manifest.class_names,
     )

@@ -23,6 +23,7 @@ __all__ = [
     "Regrouping",
     "SameConditions",
     "SolvingFailed",
+    "StandInsRun",
     "kind_of",
 ]
 
@@ -81,6 +82,13 @@ class Regrouping:
     reason: str
 
 
+@dataclass(frozen=True)
+class StandInsRun:
+    """The bundle's stages cannot run here; those that run anywhere do, which takes longer."""
+
+    reason: str
+
+
 Event: TypeAlias = (
     Change
     | AuditEvent
@@ -93,11 +101,12 @@ Event: TypeAlias = (
     | FramesStopped
     | SolvingFailed
     | Regrouping
+    | StandInsRun
 )
 """Other thresholds, an audit that failed, a limit that is broken and one that is kept again, a
 stage that broke down, costs that are not used, costs that were measured under other conditions and
 conditions that are back, a camera that stopped, solving again that failed, whether frames wait for
-one another."""
+one another, stages that stand in for the bundle's."""
 
 _NAMED = {"Change": "thresholds_changed", "AuditEvent": "audit_failed"}
 """Where the name of the class says too little."""

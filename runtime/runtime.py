@@ -27,7 +27,7 @@ from dvt_edge.progress import Progress, silent
 from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.conditions_watch import ConditionsWatch
-from dvt_edge.runtime.events import CostsRefused, Event, Regrouping
+from dvt_edge.runtime.events import CostsRefused, Event, Regrouping, StandInsRun
 from dvt_edge.runtime.measuring.measure import (
     QUICK_MEASUREMENT_S,
     costs_here,
@@ -82,7 +82,7 @@ class Runtime:
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         """What happened lately: a limit is broken or kept again, thresholds changed, an audit
         failed, logits were not finite, stored costs were not used, frames came otherwise or not at
-        all."""
+        all, other stages stand in for the bundle's."""
         self._watchers: tuple[tuple[OnAnswer | None, OnEvent | None], ...] = ()
         self._unreported: deque[Event] = deque()
         self._slots: list[Slot] = []
@@ -90,7 +90,9 @@ class Runtime:
         """How frames of several threads run their later stages together, where ``regroup_ms`` asks
         for it: whether that pays here (``most``, ``reason``), and how often it was done."""
         self.bundle, self.budget = open_source(source)
-        self._loop: CascadeLoop | None = open_loop(self.bundle, backend)
+        self._loop: CascadeLoop | None = open_loop(
+            self.bundle, backend, lambda reason: self._report(StandInsRun(reason))
+        )
         try:
             self.records = self.bundle.records()
             """Answers of all exits to the calibration images."""

@@ -57,7 +57,6 @@ def main() -> int:
     answers = {
         "versions": {"python": platform.python_version(), **versions},
         "preprocess": preprocess(),
-        "threshold": THRESHOLD,
         "scenes": classify(given.bundle, given.scenes, given.every),
     }
     json.dump(answers, sys.stdout)

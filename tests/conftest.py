@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 import yaml
 from hypothesis import settings
@@ -31,6 +30,7 @@ from dvt_edge.machine.platform import Platform
 from dvt_edge.models.config import CascadeConfig, StageConfig
 from dvt_edge.policy import Records
 from dvt_edge.profile import ExitsConfig, Profile
+from dvt_edge.runtime.backends.onnxruntime_cpu import backend_name
 
 if TYPE_CHECKING:
     import onnx
@@ -359,10 +359,6 @@ def write_onnx(
     return path
 
 
-MACHINE = f"{processor_name()}, ONNX Runtime {onnxruntime.__version__}"
-"""How costs name this machine, where ONNX Runtime executes the stages on its CPU."""
-
-
 @pytest.fixture(scope="session")
 def known_costs() -> Callable[..., Costs]:
     """A function ``(bundle, mean_ms=(1, 2, 4))`` giving costs as if measured on this machine."""
@@ -382,7 +378,7 @@ def known_costs() -> Callable[..., Costs]:
             for k, ms in enumerate(mean_ms)
         )
         return Costs(
-            machine=MACHINE,
+            machine=f"{processor_name()}, {backend_name(native=bundle.manifest.native)}",
             content_hash=bundle.manifest.content_hash,
             measured_at="2025-01-01T00:00:00+00:00",
             runs_per_exit=900,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from dvt_edge.bundle.manifest import handed_on
+from dvt_edge.bundle.manifest import NATIVE_DOMAIN, handed_on
 from dvt_edge.policy.records import Records
 from dvt_edge.runtime.backends.onnxruntime_cpu import open_session
 
@@ -22,7 +22,8 @@ BATCH = 16
 
 def open_graph(model: onnx.ModelProto) -> ort.InferenceSession:
     """A session that uses all cores."""
-    return open_session(model.SerializeToString(), threads=0)
+    native = any(opset.domain == NATIVE_DOMAIN for opset in model.opset_import)
+    return open_session(model.SerializeToString(), threads=0, native=native)
 
 
 def run_graph(session: ort.InferenceSession, feeds: Tensors) -> Tensors:

@@ -12,10 +12,11 @@ from onnx import shape_inference
 from dvt_edge.bundle.engine_records import Precision
 from dvt_edge.bundle.manifest import StageSpec, TensorSpec
 
-_TYPES: dict[int, Literal["float32", "float16", "int32"]] = {
+_TYPES: dict[int, Literal["float32", "float16", "int32", "int8"]] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT8: "int8",
 }
 _CLASSES = {
     "patch_embed": "tokens",
@@ -50,6 +51,21 @@ def stage_spec(model: onnx.ModelProto, file: str = "") -> StageSpec:
         macs=count_macs(model),
         precision=precision,
         layers=layers,
+    )
+
+
+def native_spec(model: onnx.ModelProto, reference: StageSpec) -> StageSpec:
+    """The same of a stage on native operators; counts are those of ``reference``, its Q/DQ graph,
+    for operators hide their products."""
+    reuse = reference.layers.get("reuse", {})
+    layers = reference.layers | ({"reuse": {"int8": sum(reuse.values())}} if reuse else {})
+    return reference.model_copy(
+        update={
+            "inputs": tuple(_tensor(value) for value in model.graph.input),
+            "outputs": tuple(_tensor(value) for value in model.graph.output),
+            "layers": layers,
+            "native": True,
+        }
     )
 
 

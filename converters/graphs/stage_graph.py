@@ -20,7 +20,8 @@ What differs from the PyTorch model, and changes nothing but rounding:
   projection's (softmax rows sum to one); k's bias is left out where only softmax reads the logits;
 - all layers' feature-reuse MLPs share one normalisation and one first GEMM, their LayerNorm's
   affine part being folded into it, and one upsampling product;
-- a stage whose tokens are not read computes its last layer for the class token only.
+- a stage whose tokens are not read computes its last layer for the class token only, whose
+  context is zero: that layer's feature-reuse MLP is left out.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class _StageGraph:
         last = index + 1 == len(config.stages)
         self.gives_features = config.feature_reuse and not last
         self.gives_relations = config.relation_reuse and not last
+        self.ends_in_class = not (self.gives_features or self.gives_relations)
         self.weights: Weights = {
             name: tensor.detach().float().numpy()
             for name, tensor in cascade.stages[index].state_dict().items()
@@ -107,10 +109,9 @@ class _StageGraph:
             x = self._block(
                 x,
                 layer,
-                contexts[layer] if contexts else None,
+                contexts[layer] if layer < len(contexts) else None,
                 reused[layer] if reused else None,
-                class_only=layer + 1 == stage.depth
-                and not (self.gives_features or self.gives_relations),
+                class_only=self.ends_in_class and layer + 1 == stage.depth,
             )
         self._exit(x)
         if self.gives_features:
@@ -156,10 +157,11 @@ class _StageGraph:
         return g.node("Add", [x, g.constant("start", start)], name="patch_embed/start")
 
     def _reused_features(self) -> list[str]:
-        """Contexts E_l of all layers, each (N, T, reuse_width)."""
-        if self.upstream is None or not self.config.feature_reuse:
+        """Contexts E_l, each (N, T, reuse_width), of all layers whose tokens are all computed."""
+        depth = self.stage.depth - self.ends_in_class  # the class token's context is zero
+        if self.upstream is None or not self.config.feature_reuse or not depth:
             return []
-        g, config, up, depth = self.g, self.config, self.upstream, self.stage.depth
+        g, config, up = self.g, self.config, self.upstream
         features = g.input("features", [BATCH, up.tokens, up.width])
         ones, zeros = np.ones(up.width, np.float32), np.zeros(up.width, np.float32)
         x = g.layer_norm(features, ones, zeros, config.norm_eps, "feature_reuse.norm")
@@ -246,10 +248,12 @@ class _StageGraph:
         )
         if class_only:
             x = g.first_token(x, f"{name}/class_token")
-            context = g.first_token(context, f"{name}/class_context") if context else None
         x = g.node("Add", [x, attended], name=f"{name}/add_attention")
         y = x
-        if context:
+        if class_only and self.upstream is not None and self.config.feature_reuse:
+            pads = np.asarray([0, 0, 0, 0, 0, self.config.reuse_width], np.int64)
+            y = g.node("Pad", [x, g.constant("no_context", pads)], name=f"{name}/no_context")
+        elif context:
             y = g.node("Concat", [x, context], name=f"{name}/with_context", axis=-1)
         y = self._norm(y, f"{name}.norm2")
         y = g.gelu(g.linear(y, *self._linear(f"{name}.mlp.fc1"), f"{name}.mlp.fc1"), f"{name}.gelu")

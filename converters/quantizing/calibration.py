@@ -62,9 +62,9 @@ def activation_ranges(
         tapped.graph.output.add().name = name
     session = open_graph(tapped)
     for feeds in batches:
-        values = dict(feeds)
+        values = {name: value for name, value in feeds.items() if name in given}
         if inner:  # without names, ONNX Runtime computes every output
-            values |= zip(inner, session.run(inner, dict(feeds)), strict=True)
+            values |= zip(inner, session.run(inner, values), strict=True)
         for name, histogram in histograms.items():
             histogram.add(values[name])
     return {name: histogram.clipping_value() for name, histogram in histograms.items()}

@@ -70,8 +70,7 @@ def quantize(
 def _activation_pair(
     graph: onnx.GraphProto, nodes: list[onnx.NodeProto], source: str, limit: float
 ) -> str:
-    exact = np.maximum(exact_scale(limit / INT8_MAX), np.finfo(np.float16).smallest_subnormal)
-    scale = _constant(graph, f"{source}/scale", exact.astype(np.float32))
+    scale = _constant(graph, f"{source}/scale", np.float32(activation_step(limit)))
     zero = _constant(graph, f"{source}/zero_point", np.int8(0))
     levels, back = f"{source}/int8", f"{source}/dequantized"
     nodes.append(
@@ -81,6 +80,12 @@ def _activation_pair(
         helper.make_node("DequantizeLinear", [levels, scale, zero], [back], f"{source}/dequantize")
     )
     return back
+
+
+def activation_step(limit: float) -> float:
+    """The step between codes of an activation that is clipped at ``limit``."""
+    exact = float(exact_scale(limit / INT8_MAX))
+    return max(exact, float(np.finfo(np.float16).smallest_subnormal))
 
 
 def _weight_pair(

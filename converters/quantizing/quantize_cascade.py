@@ -20,6 +20,7 @@ from dvt_edge.converters.quantizing.insert_qdq import (
     quantizable_layers,
     quantize,
 )
+from dvt_edge.converters.quantizing.native_graph import native_activations
 from dvt_edge.errors import BuildError
 from dvt_edge.files.datasets import spread_rows
 from dvt_edge.policy import Records, Solution, solve
@@ -46,6 +47,8 @@ class QuantizedCascade:
     """The FP32 graphs, with fitted temperatures."""
     float_layers: list[tuple[str, ...]]
     """Layers of each stage left in float because INT8 cost its exit too much."""
+    ranges: list[dict[str, float]]
+    """Clipping values of each stage's activations; none of stages in a float precision."""
     records: Records
     """Answers of ``stages``."""
     reference: Records
@@ -90,13 +93,15 @@ def quantize_cascade(
     if profile.engine.precision in ("fp32", "fp16"):
         stages, records = list(graphs), reference
         float_layers: list[tuple[str, ...]] = [()] * len(graphs)
+        ranges: list[dict[str, float]] = [{}] * len(graphs)
     else:
         parts = _quantize_stages(profile.engine, graphs, images, reference, provisional, progress)
         records = _repair(profile, parts, images, label, reference, progress)
         stages = [part.quantized() for part in parts]
         float_layers = [tuple(sorted(part.float_layers)) for part in parts]
+        ranges = [part.ranges for part in parts]
     result = QuantizedCascade(
-        stages, list(graphs), float_layers, records, reference, provisional, None
+        stages, list(graphs), float_layers, ranges, records, reference, provisional, None
     )
     if profile.exits.fit_temperature:
         result = _with_temperatures(result, images, label)
@@ -183,7 +188,8 @@ def _quantize_stages(
         feeds = (upstream.next_feeds(part) for part in batches(chosen))
         progress("quantization", 2 + 2 * i, total)
         layers = quantizable_layers(graph, ops)
-        ranges = activation_ranges(graph, layers.values(), feeds)
+        more = native_activations(graph) if engine.runs_on_cpu else []
+        ranges = activation_ranges(graph, [*layers.values(), *more], feeds)
         parts.append(_Stage(graph, ranges, list(layers)))
         progress("quantization", 3 + 2 * i, total)
         reaching &= records.confidence[:, i] < provisional.thresholds[i]

@@ -31,7 +31,8 @@ class PrecisionFigures(Document):
     """One precision that was tried for one stage."""
 
     stage: int = Field(ge=1)
-    precision: Precision
+    precision: Precision | Literal["native"]
+    """``native`` is INT8 on dvt-edge's own operators, for all stages or none."""
     latency_ms: float | None = None
     """Median of the stage alone at batch 1; None, as the next two, where nothing could run it."""
     same_class: float | None = None

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from dvt_edge.bundle.engine_records import Engines, Precision, PrecisionFigures
@@ -30,6 +31,8 @@ UNLABELLED = "unlabelled.npz"
 COSTS = "costs.json"
 MEASUREMENT = "measurement.json"
 PARITY = "parity.npz"
+NATIVE_DOMAIN = "dvt_edge"
+"""Of the project's own operators in a graph for ONNX Runtime on the CPU."""
 HANDED_ON = "next_"
 """A stage's outputs of this prefix are the next stage's inputs of the name without it."""
 
@@ -40,14 +43,14 @@ class TensorSpec(Document):
     name: str
     shape: tuple[int | str, ...]
     """``"N"`` is the batch."""
-    dtype: Literal["float32", "float16", "int32"]
+    dtype: Literal["float32", "float16", "int32", "int8"]
 
     def shape_at(self, batch: int) -> tuple[int, ...]:
         return tuple(batch if isinstance(size, str) else size for size in self.shape)
 
     @property
     def bytes_per_image(self) -> int:
-        return math.prod(self.shape_at(1)) * (2 if self.dtype == "float16" else 4)
+        return math.prod(self.shape_at(1)) * np.dtype(self.dtype).itemsize
 
 
 def handed_on(tensors: Mapping[str, Value]) -> dict[str, Value]:
@@ -75,6 +78,8 @@ class StageSpec(Document):
     """How many layers of each class compute in each precision."""
     float_layers: tuple[str, ...] = ()
     """Layers left in float because INT8 cost this exit too much."""
+    native: bool = False
+    """Whether the graph has operators of :data:`NATIVE_DOMAIN`."""
 
     @property
     def handed_on_bytes(self) -> int:
@@ -152,8 +157,9 @@ class Manifest(Document):
     graphs: tuple[tuple[StageSpec, ...], ...] = ()
     """For TensorRT: every stage in each precision that its engine may be built in."""
     stand_ins: tuple[StageSpec, ...] = ()
-    """For TensorRT: what ONNX Runtime runs where there is no NVIDIA driver, float32 but for INT8
-    layers. The records are their answers."""
+    """What ONNX Runtime runs where ``stages`` cannot run. For TensorRT, where there is no NVIDIA
+    driver: float32 but for INT8 layers; the records are their answers. For native stages, where the
+    operators are missing: Q/DQ or float graphs."""
     engines: Engines | None = None
     """The device half; None before it, when ``stages`` are ``stand_ins``, and where there are no
     engines."""
@@ -176,9 +182,14 @@ class Manifest(Document):
         for name in (*(stage.file for stage in stages), RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")
-        if self.engine.builds_engines and len(self.stand_ins) != len(self.stages):
+        if (self.engine.builds_engines or self.native) and len(self.stand_ins) != len(self.stages):
             raise ValueError("stand_ins has not one entry for each stage")
         return self
+
+    @property
+    def native(self) -> bool:
+        """Whether its stages run on operators of :data:`NATIVE_DOMAIN`."""
+        return any(stage.native for stage in self.stages)
 
     @property
     def portable(self) -> bool:

@@ -72,6 +72,8 @@ def _inspect_bundle(bundle: Bundle, onnx_ops: bool, as_json: bool) -> None:
         left=["layers"],
     )
     show_choices(manifest.choices)
+    if manifest.native:
+        show("its stages need the native operators; where those are missing, stand-ins run")
     if manifest.engines:
         show_engines(manifest.engines)
     elif manifest.portable:

@@ -20,33 +20,47 @@ from dvt_edge.bundle.manifest import HANDED_ON, StageSpec, check_handed_on, hand
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import available_cores
 from dvt_edge.runtime.backends.protocol import ASIDE, SLOTS, RunWhole, StageAnswer
+from dvt_edge.runtime.native import operator_library
 from dvt_edge.runtime.native.calls import TakeFrame
 
 
 def open_session(
-    model: str | bytes, threads: int, *, shared_scratch: bool = False
+    model: str | bytes, threads: int, *, shared_scratch: bool = False, native: bool = False
 ) -> ort.InferenceSession:
     """A CPU session over a file or a serialised model; 0 threads are one per core.
 
     With ``shared_scratch`` intermediate tensors lie in memory that all such sessions of the process
     use in turn, so a stage finds in the caches what the stage before left there: at batch 64 the
-    demo's cascade takes 14 % less time. Batch 1 fits the caches anyway.
+    demo's cascade takes 14 % less time. Batch 1 fits the caches anyway. ``native``: the graph has
+    operators of the project's own.
 
     Raises :class:`~dvt_edge.errors.BackendError`.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails raises
     # Each stage has its own pool: threads that spin after one stage would slow the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if shared_scratch and _register_scratch():
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False  # one block per session again, which shares nothing
+    if native and (reason := operator_library.unavailable()):
+        raise BackendError(f"a stage needs the native operators: {reason}")
     try:
+        if native:
+            options.register_custom_ops_library(str(operator_library.path()))
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own types derive from RuntimeError and others
         raise BackendError(f"ONNX Runtime {ort.__version__} refused a stage: {error}") from None
+
+
+def backend_name(*, native: bool) -> str:
+    """What executes stages with or without native operators, which costs depend on."""
+    name = f"ONNX Runtime {ort.__version__}"
+    if native:
+        name += f" with native operators ({operator_library.instruction_set()})"
+    return name
 
 
 @functools.cache
@@ -68,7 +82,7 @@ class OnnxRuntimeBackend:
     def __init__(
         self, paths: Sequence[Path], specs: Sequence[StageSpec], max_batch: int, threads: int
     ) -> None:
-        self.name = f"ONNX Runtime {ort.__version__}"
+        self.name = backend_name(native=any(spec.native for spec in specs))
         self.gpu: str | None = None
         self.time_stages = False
         self.stage_ms: float | None = None
@@ -76,7 +90,10 @@ class OnnxRuntimeBackend:
         self.run_whole: RunWhole | None = None
         self.max_batch = max_batch
         batches = max_batch > 1
-        self._sessions = [open_session(str(p), threads, shared_scratch=batches) for p in paths]
+        self._sessions = [
+            open_session(str(path), threads, shared_scratch=batches, native=spec.native)
+            for path, spec in zip(paths, specs, strict=True)
+        ]
         check_handed_on(specs)
         image = specs[0].inputs[0]
         self._images = [np.zeros(image.shape_at(max_batch), image.dtype) for _ in range(SLOTS)]

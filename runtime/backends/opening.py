@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dvt_edge.bundle.bundle import Bundle
@@ -18,21 +18,27 @@ from dvt_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from dvt_edge.runtime.backends.protocol import Backend
 from dvt_edge.runtime.backends.tensorrt_stage import load_module
 
+_LOG = logging.getLogger(__name__)
 FINISH = "dvt-edge build --phase device --profile FILE"
 """The command that turns a portable bundle into engines."""
 
 
-def open_backend(bundle: Bundle) -> Backend:
+def open_backend(bundle: Bundle, tell: Callable[[str], object] | None = None) -> Backend:
     """What executes the stages of ``bundle`` on this machine.
 
-    A bundle for TensorRT runs in ONNX Runtime where no NVIDIA driver is installed, from the graphs
-    that its engines are built from; a warning is logged. Raises
-    :class:`~dvt_edge.errors.BackendError` where nothing here can run it, and
+    Where its stages cannot run but their stand-ins can, those do: of a bundle for TensorRT without
+    an NVIDIA driver, and of one that needs the native operators without them. Why is logged, and
+    ``tell`` is called with it.
+    Raises :class:`~dvt_edge.errors.BackendError` where nothing here can run it, and
     :class:`~dvt_edge.errors.BundleError` for engines of another machine.
     """
     manifest = bundle.manifest
     if manifest.engine.builds_engines and read_driver() is None:
-        return _stand_in(bundle)
+        reason = (
+            f"{bundle.folder}: no NVIDIA driver here, so its stages run on the CPU; answers are "
+            "those of the bundle, latency and energy are not the device's"
+        )
+        return _stand_in(bundle, 0, reason, tell)
     if manifest.portable:
         raise BackendError(
             f"{bundle.folder}: is the portable half of a build for {manifest.engine.backend}; "
@@ -40,14 +46,22 @@ def open_backend(bundle: Bundle) -> Backend:
         )
     if manifest.engines is not None:
         _check_engines(manifest.engines.platform, bundle.folder)
-    paths = [bundle.stage_path(i) for i in range(len(manifest.stages))]
-    return open_stages(
-        manifest.engine,
-        paths,
-        manifest.stages,
-        max_batch=max(manifest.engine.batch_sizes),
-        preprocess=_preprocesses(manifest),
-    )
+    try:
+        return open_stages(
+            manifest.engine,
+            [bundle.stage_path(i) for i in range(len(manifest.stages))],
+            manifest.stages,
+            max_batch=max(manifest.engine.batch_sizes),
+            preprocess=_preprocesses(manifest),
+        )
+    except BackendError as error:
+        if not (manifest.native and manifest.engine.runs_on_cpu):
+            raise
+        reason = (
+            f"{bundle.folder}: its stages run without the native operators, slower and seldom with "
+            f"another answer: {error}"
+        )
+        return _stand_in(bundle, manifest.engine.threads, reason, tell)
 
 
 def open_stages(
@@ -62,7 +76,7 @@ def open_stages(
 
     ``preprocess``: on a GPU, single frames become images there.
     """
-    if engine.backend == "onnxruntime" and engine.provider == "cpu":
+    if engine.runs_on_cpu:
         return OnnxRuntimeBackend(paths, specs, max_batch, engine.threads)
     sizes = tuple(size for size in engine.batch_sizes if size <= max_batch)
     engine = engine.model_copy(update={"batch_sizes": sizes})
@@ -80,17 +94,18 @@ def _preprocesses(manifest: Manifest) -> bool:
     return manifest.engines is not None and manifest.engines.preprocess == "device"
 
 
-def _stand_in(bundle: Bundle) -> Backend:
-    """The graphs of a bundle for TensorRT on the CPU: the same answers, at the CPU's speed."""
-    manifest = bundle.manifest
-    logging.getLogger(__name__).warning(
-        "%s: no NVIDIA driver here, so its stages run on the CPU; answers are those of the bundle, "
-        "latency and energy are not the device's",
-        bundle.folder,
-    )
-    specs = manifest.stand_ins
+def _stand_in(
+    bundle: Bundle, threads: int, reason: str, tell: Callable[[str], object] | None
+) -> Backend:
+    """The stages that ONNX Runtime runs on any CPU."""
+    specs = bundle.manifest.stand_ins
     paths = [bundle.folder / spec.file for spec in specs]
-    return OnnxRuntimeBackend(paths, specs, max(manifest.engine.batch_sizes), threads=0)
+    batch = max(bundle.manifest.engine.batch_sizes)
+    backend = OnnxRuntimeBackend(paths, specs, batch, threads)
+    _LOG.warning("%s", reason)
+    if tell is not None:
+        tell(reason)
+    return backend
 
 
 def _check_engines(built: Platform, folder: Path) -> None:
@@ -103,4 +118,4 @@ def _check_engines(built: Platform, folder: Path) -> None:
             "says what is missing"
         )
     for remark in check_platform(built, found, folder):
-        logging.getLogger(__name__).warning("%s: %s", folder, remark)
+        _LOG.warning("%s: %s", folder, remark)

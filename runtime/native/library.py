@@ -71,13 +71,13 @@ def kernels() -> bytes | None:
 
     Its names are in ``kernels.cu``.
     """
-    path = _find(KERNELS)
+    path = find(KERNELS)
     return path.read_bytes() if path else None
 
 
 def kernels_unavailable() -> str | None:
     """Why there are no CUDA kernels and what to do about it; None where there are."""
-    if _find(KERNELS):
+    if find(KERNELS):
         return None
     return (
         f"{KERNELS} was not built; put nvcc (CUDA 11.8 or later) and g++ on PATH and install "
@@ -87,7 +87,7 @@ def kernels_unavailable() -> str | None:
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    path = _find(LIBRARY)
+    path = find(LIBRARY)
     if path is None:
         return None, (
             f"{LIBRARY} was not built; install a C++ compiler (g++) and then dvt-edge again. "
@@ -128,7 +128,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     return found, None
 
 
-def _find(name: str) -> Path | None:
+def find(name: str) -> Path | None:
     """A built file: beside this one or, for an editable install, where that put it."""
     beside = Path(__file__).with_name(name)
     if beside.is_file():

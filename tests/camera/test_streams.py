@@ -315,12 +315,11 @@ def test_pictures_that_are_cut_off(mjpeg: MjpegServer) -> None:
 def test_a_camera_that_starts_slowly_later(mjpeg: MjpegServer) -> None:
     """As one does that sends a key frame now and then: that the first opening was quick is no
     reason to give up too soon for ever."""
-    with Proxy(mjpeg.port) as proxy:
-        with open_source(through(proxy, mjpeg), stall_s=0.2) as source:
-            before = next(source)
-            mjpeg.slow_start_s = 2.5
-            proxy.set("cut")
-            after = take_until(source, lambda frame: source.counts.reconnects > 0)
+    with Proxy(mjpeg.port) as proxy, open_source(through(proxy, mjpeg), stall_s=0.2) as source:
+        before = next(source)
+        mjpeg.slow_start_s = 2.5
+        proxy.set("cut")
+        after = take_until(source, lambda frame: source.counts.reconnects > 0)
     assert after[-1].seq > before.seq
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from dvt_edge.converters.selection import (
     LEAST_RUNS,
     Candidate,
     Parity,
+    choose_native,
     choose_precisions,
     choose_preprocessing,
 )
@@ -36,9 +37,13 @@ IMAGES = 40
 STAGES = 2
 
 
-def _candidate(stage: int, precision: Precision) -> Candidate:
-    spec = StageSpec(file="", inputs=(), outputs=(), parameters=0, macs=0, precision=precision)
-    return Candidate(Path(f"{stage + 1}.{precision}"), spec)
+def _candidate(stage: int, kind: Precision | Literal["native"]) -> Candidate:
+    spec = StageSpec(file="", inputs=(), outputs=(), parameters=0, macs=0)
+    if kind == "native":
+        spec = spec.model_copy(update={"precision": "int8", "native": True})
+    else:
+        spec = spec.model_copy(update={"precision": kind})
+    return Candidate(Path(f"{stage + 1}.{kind}"), spec)
 
 
 @dataclass
@@ -67,9 +72,8 @@ class Bench:
         self, engine: EngineConfig, paths: Sequence[Path], specs: Any, *, max_batch: int
     ) -> FakeBackend:
         assert max_batch == 1
-        assert [f"{k + 1}.{spec.precision}" for k, spec in enumerate(specs)] == [
-            path.name for path in paths
-        ]
+        kinds = ["native" if spec.native else spec.precision for spec in specs]
+        assert [f"{k + 1}.{kind}" for k, kind in enumerate(kinds)] == [path.name for path in paths]
         names = [path.name for path in paths]
         if self.fails_to_open in names[-1:]:
             raise BuildError("this precision cannot be opened")
@@ -85,6 +89,16 @@ class Bench:
         chosen, table = choose_precisions(candidates, parity, EngineConfig())
         assert all(backend.closed == 1 for backend in self.opened)
         return [candidate.path.name for candidate in chosen], table
+
+    def choose_native(self) -> tuple[bool, list[Any]]:
+        """Whether the native stages are taken, and the table."""
+        images = np.arange(IMAGES, dtype=np.float32).reshape(IMAGES, 1, 1, 1)
+        parity = Parity(images, self.records, np.array([0.5, -np.inf]), 5.0)
+        stages = [_candidate(k, "int8") for k in range(STAGES)]
+        native = [_candidate(k, "native") for k in range(STAGES)]
+        found = choose_native(stages, native, parity, EngineConfig())
+        assert all(backend.closed == 1 for backend in self.opened)
+        return found
 
 
 class FakeBackend:
@@ -397,7 +411,9 @@ def test_auto_with_onnxruntime(
     manifest = Bundle(bundle.folder).manifest
     assert [stage.precision for stage in manifest.stages] == [precision] * 3
     assert manifest.quantization.precision == "auto"
-    assert [row.precision for row in manifest.choices] == ["int8", "fp32"] * 3
+    # Widths that are no multiples of 32 exclude native stages.
+    choices = [row for row in manifest.choices if row.precision != "native"]
+    assert [row.precision for row in choices] == ["int8", "fp32"] * 3
     assert [row.precision for row in manifest.choices if row.chosen] == [precision] * 3
     assert not build(profile).rebuilt
     with np.load(profile.calibration.data) as archive:
@@ -409,3 +425,49 @@ def test_auto_with_onnxruntime(
     np.testing.assert_allclose(found, records.confidence[:10], atol=1e-3)
     if precision == "fp32":
         assert manifest.quantization.changed_decisions == 0
+
+
+class TestNative:
+    """All stages on native operators, or none."""
+
+    @pytest.mark.parametrize(("second_ms", "taken"), [(2.9, True), (3.1, False)])
+    def test_the_sum_decides(self, bench: Bench, second_ms: float, taken: bool) -> None:
+        """One stage may be slower."""
+        bench.stages = {
+            "1.int8": Stage(ms=2),
+            "2.int8": Stage(ms=2),
+            "1.native": Stage(ms=1),
+            "2.native": Stage(ms=second_ms),
+        }
+        found, table = bench.choose_native()
+        assert found == taken
+        remark = "faster" if taken else "slower"
+        assert [(row.stage, row.precision, row.chosen, row.remark) for row in table] == [
+            (1, "native", taken, remark),
+            (2, "native", taken, remark),
+        ]
+        assert [row.latency_ms for row in table] == pytest.approx([1, second_ms])
+
+    def test_one_stage_that_fails_takes_the_others_with_it(self, bench: Bench) -> None:
+        wrong = _some(bench.records.prediction[:, 0], slice(1, 20, 2), 9)
+        bench.stages = {"1.native": Stage(ms=0.1, class_id=wrong), "2.native": Stage(ms=0.1)}
+        found, table = bench.choose_native()
+        assert not found
+        assert [row.chosen for row in table] == [False, False]
+        assert table[0].remark == "loses 25.00 points of top-1"
+        assert table[1].remark == "passes, another stage does not"
+
+    def test_stages_that_cannot_be_opened(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(engine: object, paths: Sequence[Path], *_: object, **__: object) -> FakeBackend:
+            if paths[0].name == "1.native":
+                raise BackendError("w has 5 columns")
+            return bench.open(
+                EngineConfig(), paths, [_candidate(k, "int8").spec for k in (0, 1)], max_batch=1
+            )
+
+        monkeypatch.setattr(selection, "open_stages", refuse)
+        found, table = bench.choose_native()
+        assert not found
+        assert [(row.latency_ms, row.remark) for row in table] == 2 * [(None, "w has 5 columns")]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 
 from dvt_edge import Prediction, Runtime
@@ -23,10 +22,12 @@ from dvt_edge.errors import EnergyError
 from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.policy import Records
 from dvt_edge.profile import InputConfig
+from dvt_edge.runtime.backends.onnxruntime_cpu import backend_name
 from dvt_edge.runtime.backends.protocol import ASIDE, SLOTS, RunWhole, StageAnswer
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.events import Event
 from dvt_edge.runtime.measuring.timing import ForcedExits
+from dvt_edge.runtime.native import operator_library
 from dvt_edge.runtime.native.calls import TakeFrame
 from tests.conftest import HandClock, edit_manifest, made_records
 
@@ -35,6 +36,14 @@ VALUES = 250
 """Records, and gray levels of frames."""
 COLOR = InputConfig(resize=20, crop=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 STAGE_MS = (1.0, 1.0, 2.0)
+
+
+def spoil(folder: Path, *files: str) -> None:
+    """Let the manifest name bytes that are no graph."""
+    for name in files:
+        (folder / name).write_bytes(b"no graph")
+    digests = {name: file_sha256(folder / name) for name in files}
+    edit_manifest(folder, lambda manifest: manifest["files"].update(digests))
 
 
 class FakeBackend:
@@ -58,7 +67,8 @@ class FakeBackend:
         default = (np.arange(values)[:, None] + np.arange(stages)) % CLASSES
         self.class_id = np.asarray(default if class_id is None else class_id, np.int32)
         self.max_batch = max_batch
-        self.name = f"ONNX Runtime {onnxruntime.__version__}"  # as what costs were measured with
+        # As what the demo's costs were measured with.
+        self.name = backend_name(native=operator_library.unavailable() is None)
         self.gpu: str | None = None
         self.stage_ms: float | None = None
         self.time_stages = False

@@ -33,7 +33,7 @@ from dvt_edge.runtime.backends.protocol import SLOTS
 from dvt_edge.runtime.events import CostsRefused, Event
 from dvt_edge.runtime.measuring.measure import FIRST_ROUNDS
 from tests.conftest import edit_manifest
-from tests.runtime.conftest import FakeBackend, spread_scenes
+from tests.runtime.conftest import FakeBackend, spoil, spread_scenes
 
 Frame = npt.NDArray[np.uint8]
 MIDDLE = BudgetConfig(latency_ms=2.0)
@@ -396,9 +396,7 @@ def test_portable_bundle_without_a_driver(
 
 def test_unusable_stage(own_bundle: Path) -> None:
     """A stage that the engine cannot read is our error, in one line."""
-    (own_bundle / "stage1.onnx").write_bytes(b"no graph")
-    digest = file_sha256(own_bundle / "stage1.onnx")
-    edit_manifest(own_bundle, lambda manifest: manifest["files"].update({"stage1.onnx": digest}))
+    spoil(own_bundle, *{path.name for path in own_bundle.glob("stage1*.onnx")})
     with pytest.raises(BackendError, match="refused a stage"):
         Runtime(own_bundle)
 

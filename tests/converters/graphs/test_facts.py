@@ -39,11 +39,8 @@ ONLY = (  # its last layer works for the class token alone
     + 2 * (8 * 16)
     + HEAD
 )
-LAST = (  # 10 tokens; patches of 3x3
+LAST = (  # 10 tokens; patches of 3x3; no reused features, as the class token has none
     9 * 8 * 9
-    + 5 * 8 * 4  # reused features: 8 -> 4 -> 2
-    + 5 * 4 * 2
-    + 10 * 5 * 2  # upsampled
     + 2 * (25 * 2 * 6)  # reused relations: 2 -> 6 -> 2 channels of 5x5
     + 2 * (10 * 5)  # upsampled along the columns, for the class token's row
     + 8 * 8

@@ -69,8 +69,8 @@ def _expected_layers(stage: int, ops: tuple[str, ...]) -> set[str]:
     if stage:
         layers.add("feature_reuse.fc1")
         layers |= {f"feature_reuse.fc2.{i}" for i in range(depth)}
-    if stage == 2:  # the last stage's last layer works for the class token alone
-        layers.remove("blocks.1.attn.qkv")
+    if stage == 2:  # the last stage's last layer works for the class token alone: no context
+        layers -= {"blocks.1.attn.qkv", "feature_reuse.fc2.1"}
         layers |= {"blocks.1.attn.q", "blocks.1.attn.kv"}
     if ops is TENSORRT_OPS:
         layers |= {"patch_embed.stem", "patch_embed.proj"}

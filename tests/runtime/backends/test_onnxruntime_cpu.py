@@ -54,7 +54,8 @@ def _reference(folder: Path, images: npt.NDArray[np.float32]) -> list[dict[str, 
     handed: dict[str, np.ndarray] = {}
     result = []
     for k in range(len(bundle.manifest.stages)):
-        session = open_session(str(bundle.stage_path(k)), threads=1)
+        path, native = str(bundle.stage_path(k)), bundle.manifest.native
+        session = open_session(path, threads=1, native=native)
         names = [output.name for output in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, {"image": images, **handed}), strict=True))
         handed = handed_on(outputs)

@@ -243,7 +243,7 @@ def test_refused_plan_gives_the_device_back(
         def __init__(
             self, trt: Any, runtime: Any, logger: Any, plan: bytes, name: str, spec: Any
         ) -> None:
-            if name.endswith("stage2.onnx"):
+            if Path(name).name.startswith("stage2"):
                 raise BackendError(f"{name}: refused")
 
         def close(self) -> None:
@@ -258,7 +258,7 @@ def test_refused_plan_gives_the_device_back(
     monkeypatch.setattr(gpu_opening, "make_runtime", lambda trt, logger: None)
     bundle = Bundle(own_bundle)
     paths = [bundle.stage_path(i) for i in range(3)]
-    with pytest.raises(BackendError, match=r"stage2\.onnx: refused"):
+    with pytest.raises(BackendError, match=r"stage2\S*\.onnx: refused"):
         gpu_opening.open_tensorrt(
             "tensorrt", paths, bundle.manifest.stages, EngineConfig(backend="tensorrt")
         )
