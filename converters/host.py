@@ -143,7 +143,7 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             temperatures=quantized.temperatures,
             budget=profile.budget,
             camera=profile.camera,
-            class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
+            class_names=config.names,
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
             stages=stages,
@@ -253,7 +253,7 @@ def _check_fit(profile: Profile, config: CascadeConfig) -> None:
 
 
 def _read_calibration(profile: Profile, config: CascadeConfig, progress: Progress) -> _Calibration:
-    data = open_images(profile.calibration.data, config.class_names)
+    data = open_images(profile.calibration.data, config.names)
     chosen = spread_rows(len(data), profile.calibration.samples)
     label = _labels(data, chosen, config, profile.calibration.data)
     group = image_groups(data, chosen, profile.calibration.data, profile.calibration.groups)
