@@ -34,6 +34,7 @@ from dvt_edge.converters.graphs.chain import Chain, Images, batches
 from dvt_edge.converters.graphs.facts import stage_spec
 from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.plausible import check_plausible
 from dvt_edge.converters.quantizing.quantize_cascade import (
     Labels,
     QuantizedCascade,
@@ -111,6 +112,8 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
         chosen, choices = _faster(profile, quantized, calibration, progress)
         records = Chain(chosen).records(calibration.images, calibration.label)
         quantized = replace(quantized, stages=chosen, records=records)
+    changes = figures(profile, quantized, same_class)
+    check_plausible(quantized.records, changes.changed_decisions)
     with replaced_folder(profile.output) as folder:
         stages = tuple(
             _save(folder, f"stage{i + 1}.onnx", model, quantized.float_layers[i])
@@ -147,7 +150,7 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
             stages=stages,
-            quantization=figures(profile, quantized, same_class),
+            quantization=changes,
             choices=tuple(choices),
             graphs=in_half,
             stand_ins=stages if half else (),

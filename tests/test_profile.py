@@ -120,6 +120,13 @@ def _with(old: str, new: str) -> str:
         (_with("crop: 48", "crop: 64"), [":4: input: crop 64 is larger than resize 48"]),
         (_with("crop: 48", "crop: 0"), [":6: input.crop", "found 0"]),
         (_with("std: [0.26]", "std: [0]"), [":8: input.std.0", "greater than 0", "found 0"]),
+        # means and deviations of levels 0..255, and worse
+        (_with("mean: [0.13]", "mean: [33.15]"), [":7: input.mean.0", "divide", "by 255", "33.15"]),
+        (_with("mean: [0.13]", "mean: [-99999]"), [":7: input.mean.0", "(-1 to 2)", "-99999"]),
+        (_with("mean: [0.13]", "mean: [2.01]"), [":7: input.mean.0", "found 2.01"]),
+        (_with("std: [0.26]", "std: [66.3]"), [":8: input.std.0", "divide", "by 255", "66.3"]),
+        (_with("std: [0.26]", "std: [0.0009]"), [":8: input.std.0", "(0.001 to 2)"]),
+        (_with("std: [0.26]", "std: [-1]"), [":8: input.std.0", "greater than 0", "found -1"]),
         (_with("std: [0.26]", "std: [.nan]"), [":8: input.std.0", "finite"]),
         (_with("mean: [0.13]", "mean: [0.1, 0.2, 0.3]"), [":4: input: mean and std need one"]),
         (_with("color_order: gray", "color_order: bgr"), [":4: input: color_order gray goes"]),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dvt_edge.bundle.manifest import QuantizationFigures
 from dvt_edge.converters import host
 from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
@@ -174,6 +175,23 @@ def _damaged_calibration_image(profile: Profile) -> Profile:
     return changed(profile, "calibration", data=folder)
 
 
+def _images_beside_folders(profile: Profile) -> Profile:
+    folder = profile.model.with_name("images")
+    (folder / "zebra").mkdir(parents=True)
+    for path in (folder / "zebra" / "1.png", folder / "2.png"):
+        Image.new("L", (16, 16)).save(path)
+    return changed(profile, "calibration", data=folder)
+
+
+def _a_class_missing(profile: Profile) -> Profile:
+    """Of a model without names: which one, nobody can say."""
+    folder = profile.model.with_name("images")
+    for name in "bcde":
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (16, 16)).save(folder / name / "1.png")
+    return changed(profile, "calibration", data=folder)
+
+
 def _without_checkpoint(profile: Profile) -> Profile:
     profile.model.unlink()
     return profile
@@ -186,6 +204,15 @@ def _truncated_checkpoint(profile: Profile) -> Profile:
 
 def _pickled_checkpoint(profile: Profile) -> Profile:
     torch.save({"weight": torch.zeros(3)}, profile.model)
+    return profile
+
+
+def _one_answer_for_all(profile: Profile) -> Profile:
+    cascade = Cascade.load(profile.model)
+    with torch.no_grad():
+        for stage in cascade.stages:
+            stage.get_parameter("head.bias")[0] += 100
+    cascade.save(profile.model)
     return profile
 
 
@@ -208,6 +235,9 @@ def _another_colour(profile: Profile) -> Profile:
         (_without_checkpoint, CheckpointError, "model.safetensors: no readable checkpoint"),
         (_truncated_checkpoint, CheckpointError, "model.safetensors: truncated"),
         (_pickled_checkpoint, CheckpointError, "model.safetensors: this is a pickle"),
+        (_one_answer_for_all, BuildError, "is 20.0 %, where guessing gives 20.0 %; check input"),
+        (_images_beside_folders, DataError, "images: holds images ('2.png') beside folders"),
+        (_a_class_missing, DataError, "subfolder 'b' is not one of the 5 classes (0, 1, 2, 3, 4)"),
         (_another_size, CheckpointError, "takes 1x16x16, the profile's input gives 1x14x14"),
         (_another_colour, CheckpointError, "takes 1x16x16, the profile's input gives 3x16x16"),
     ],
@@ -233,3 +263,16 @@ def test_labels_of_one_class_are_refused(tiny_profile: Profiles) -> None:
     with pytest.raises(DataError, match="of class 0"):
         build(profile)
     assert not profile.output.exists()
+
+
+def test_decisions_that_do_not_last_are_refused(
+    tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flipped(*given: object) -> QuantizationFigures:
+        return figures(*given).model_copy(update={"changed_decisions": 0.9})
+
+    figures: Callable[..., QuantizationFigures] = host.figures
+    monkeypatch.setattr(host, "figures", flipped)
+    with pytest.raises(BuildError, match=r"sends 90 % of the calibration images to another exit"):
+        build(tiny_profile())
+    assert not tiny_profile().output.exists()
