@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle, check_output
 from dvt_edge.converters.device import build_engines, find_platform
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.profile import Profile
@@ -54,6 +54,7 @@ def build(
             "engine.backend onnxruntime has no device phase: 'dvt-edge build --profile FILE' on "
             "any machine is the whole build"
         )
+    check_output(profile.output)
     rebuilt = False
     if phase == "device" or (phase == "auto" and engines and _host_done_elsewhere(profile)):
         bundle = _portable_there(profile)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 
 from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder
 from dvt_edge.bundle.engine_records import Engines, PlanRecord, PrecisionFigures
-from dvt_edge.bundle.manifest import MANIFEST, PARITY, StageSpec
+from dvt_edge.bundle.manifest import MANIFEST, PARITY, PARITY_IMAGES, StageSpec
+from dvt_edge.bundle.members import MOST_ARRAY_BYTES, read_arrays
 from dvt_edge.converters.engines.cache import EngineCache, engine_key
 from dvt_edge.converters.engines.layer_listing import counts_by_kind, kernels_from_listing
 from dvt_edge.converters.engines.request import Request
@@ -265,12 +264,11 @@ def read_parity(bundle: Bundle) -> Parity:
     """What engines of ``bundle`` must answer; raises :class:`~dvt_edge.errors.BundleError`."""
     records = bundle.records()
     try:
-        with (
-            (bundle.folder / PARITY).open("rb") as file,  # NumPy leaves a damaged one open
-            np.load(file, allow_pickle=False) as archive,
-        ):
-            pixels, rows, thresholds = (archive[n] for n in ("pixels", "rows", "thresholds"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        side = bundle.manifest.input.crop
+        most = MOST_ARRAY_BYTES + PARITY_IMAGES * bundle.manifest.input.channels * side * side
+        arrays = read_arrays(bundle.folder, PARITY, most)
+        pixels, rows, thresholds = (arrays[name] for name in ("pixels", "rows", "thresholds"))
+    except KeyError as error:
         raise BundleError(f"{bundle.folder / PARITY}: unusable ({error}); rebuild") from None
     preprocess = Preprocessor(bundle.manifest.input)
     images = np.empty((len(pixels), *preprocess.shape), np.float32)

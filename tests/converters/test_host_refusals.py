@@ -140,6 +140,17 @@ def test_folder_of_something_else_is_not_replaced(tiny_profile: Profiles) -> Non
     assert os.listdir(profile.output.parent) == ["bundle"]
 
 
+@pytest.mark.parametrize("place", ["/", ".", "model.safetensors", "model.safetensors/bundle"])
+def test_output_is_looked_at_before_any_work(
+    tiny_profile: Profiles, tmp_path: Path, place: str
+) -> None:
+    """The system, the profile's own folder, a file, below a file."""
+    done: list[str] = []
+    with pytest.raises(BundleError, match="choose another output"):
+        build(tiny_profile(output=tmp_path / place), lambda what, *rest: done.append(what))
+    assert not done
+
+
 def _empty_folder(profile: Profile) -> Profile:
     folder = profile.model.with_name("images")
     folder.mkdir()
