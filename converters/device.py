@@ -14,6 +14,7 @@ from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder
 from dvt_edge.bundle.engine_records import Engines, PlanRecord, PrecisionFigures
 from dvt_edge.bundle.manifest import MANIFEST, PARITY, PARITY_IMAGES, StageSpec
 from dvt_edge.bundle.members import MOST_ARRAY_BYTES, read_arrays
+from dvt_edge.bundle.signing import make_key, signed
 from dvt_edge.converters.engines.cache import EngineCache, engine_key
 from dvt_edge.converters.engines.layer_listing import counts_by_kind, kernels_from_listing
 from dvt_edge.converters.engines.request import Request
@@ -100,6 +101,7 @@ def build_engines(
     # Where engines cannot be run, and so not compared, the first precision has to do.
     graphs = manifest.graphs if platform.device else tuple(specs[:1] for specs in manifest.graphs)
     _check_space(bundle, platform, graphs)
+    make_key()  # without one, what takes minutes would be for nothing
     cache = EngineCache(reads=not fresh)
     with replaced_folder(bundle.folder) as folder:
         built = _build_all(bundle, platform, graphs, cache, folder, progress)
@@ -132,7 +134,8 @@ def build_engines(
                 "files": {name: file_sha256(folder / name) for name in files},
             }
         )
-        (folder / MANIFEST).write_text(finished.model_dump_json(indent=2), encoding="utf-8")
+        text = signed(finished).model_dump_json(indent=2)
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
     return Bundle(bundle.folder)
 
 

@@ -382,6 +382,9 @@ class Profile(Document):
     energy: EnergyConfig | None = None
     output: DocumentPath
     """Folder of the bundle."""
+    trust: Literal["foreign-engines"] | None = None
+    """``foreign-engines`` runs TensorRT engines that were built elsewhere. An engine is a program:
+    say this only of bundles from people whose programs you would run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:

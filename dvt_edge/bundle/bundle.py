@@ -66,6 +66,8 @@ class Bundle:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.trusts_foreign_engines = False
+        """Whether the profile that it was opened with says so; a bundle cannot say it of itself."""
         path = self.folder / MANIFEST
         try:
             self.manifest = Manifest.model_validate_json(read_text(self.folder, MANIFEST))
@@ -166,6 +168,7 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
                 "with 'dvt-edge build --profile FILE'"
             )
     bundle.manifest = bundle.manifest.model_copy(update={"camera": source.camera})
+    bundle.trusts_foreign_engines = source.trust == "foreign-engines"
     return bundle, source.budget
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import Manifest, StageSpec
+from dvt_edge.bundle.signing import check_built_here
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import read_board
 from dvt_edge.machine.driver import read_driver
@@ -28,7 +29,7 @@ def open_backend(bundle: Bundle) -> Backend:
     A bundle for TensorRT runs in ONNX Runtime where no NVIDIA driver is installed, from the graphs
     that its engines are built from; a warning is logged. Raises
     :class:`~dvt_edge.errors.BackendError` where nothing here can run it, and
-    :class:`~dvt_edge.errors.BundleError` for engines of another machine.
+    :class:`~dvt_edge.errors.BundleError` for engines of another machine, or of a stranger.
     """
     manifest = bundle.manifest
     if manifest.engine.builds_engines and read_driver() is None:
@@ -40,6 +41,7 @@ def open_backend(bundle: Bundle) -> Backend:
         )
     if manifest.engines is not None:
         _check_engines(manifest.engines.platform, bundle.folder)
+        check_built_here(bundle)
     paths = [bundle.stage_path(i) for i in range(len(manifest.stages))]
     return open_stages(
         manifest.engine,

@@ -127,7 +127,7 @@ def test_replaced_between_looking_and_opening(
     """What is opened is looked at again, and links are not followed in the first place."""
     before = os.lstat(folder / "stage1.onnx")
     make(folder / "stage1.onnx")
-    monkeypatch.setattr(members.os, "lstat", lambda path: before)
+    monkeypatch.setattr(os, "lstat", lambda path: before)
     with pytest.raises((BundleError, OSError)):
         open_member(folder, "stage1.onnx")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dvt_edge.bundle import bundle as bundle_module
 from dvt_edge.bundle.bundle import check_output, replaced_folder
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, MEASUREMENT
 from dvt_edge.errors import BundleError
@@ -162,7 +161,7 @@ def test_the_whole_system() -> None:
 
 def test_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty, but it cannot be renamed."""
-    monkeypatch.setattr(bundle_module.os.path, "ismount", lambda path: path == tmp_path)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
     with pytest.raises(BundleError, match=r"is a mount point, .*; choose a folder in it"):
         check_output(tmp_path)
 

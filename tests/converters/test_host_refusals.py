@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from dvt_edge.bundle.manifest import QuantizationFigures
 from dvt_edge.converters import host
 from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.quantizing.quantize_cascade import figures
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models import Cascade
 from dvt_edge.profile import ExitsConfig, Profile
@@ -279,10 +280,9 @@ def test_labels_of_one_class_are_refused(tiny_profile: Profiles) -> None:
 def test_decisions_that_do_not_last_are_refused(
     tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flipped(*given: object) -> QuantizationFigures:
+    def flipped(*given: Any) -> QuantizationFigures:
         return figures(*given).model_copy(update={"changed_decisions": 0.9})
 
-    figures: Callable[..., QuantizationFigures] = host.figures
     monkeypatch.setattr(host, "figures", flipped)
     with pytest.raises(BuildError, match=r"sends 90 % of the calibration images to another exit"):
         build(tiny_profile())

@@ -145,8 +145,11 @@ def test_load_image_stands_upright(
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     path = tmp_path / f"a.{ending}"
-    kept = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(ending, {})
-    Image.fromarray(TURNED[orientation](upright)).save(path, exif=exif, **kept)
+    options: dict[str, dict[str, Any]] = {
+        "webp": {"lossless": True},
+        "jpg": {"quality": 100, "subsampling": 0},
+    }
+    Image.fromarray(TURNED[orientation](upright)).save(path, exif=exif, **options.get(ending, {}))
     found = load_image(path)
     expected = upright if found.ndim == upright.ndim else np.stack([upright] * 3, 2)  # WebP
     assert found.shape == expected.shape
