@@ -396,7 +396,7 @@ def test_portable_bundle_without_a_driver(
 
 def test_unusable_stage(own_bundle: Path) -> None:
     """A stage that the engine cannot read is our error, in one line."""
-    (own_bundle / "stage1.onnx").write_bytes(b"no graph")
+    (own_bundle / "stage1.onnx").write_bytes(bytes([0x08, 8]))  # ONNX, but for the graph
     digest = file_sha256(own_bundle / "stage1.onnx")
     edit_manifest(own_bundle, lambda manifest: manifest["files"].update({"stage1.onnx": digest}))
     with pytest.raises(BackendError, match="refused a stage"):
