@@ -134,10 +134,10 @@ class _Walk:
 
     def _fields(self, message: _Message, end: int) -> Iterator[_Field]:
         """The fields from here to ``end``; whatever was read of a field, the next one is found."""
-        while (at := self._file.tell()) != end:
+        while self._file.tell() != end:  # a field that reaches beyond ends in _damaged
             self._left -= 1
-            if at > end or self._left < 0:
-                raise _damaged() if at > end else _NoGraphError("it has too many parts for a stage")
+            if self._left < 0:
+                raise _NoGraphError("it has too many parts for a stage")
             tag = self._varint()
             number, wire = tag >> 3, tag & 7
             if wire not in message.fields.get(number, ()):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dvt_edge.bundle import signing
 from dvt_edge.bundle.bundle import Bundle, open_source
 from dvt_edge.bundle.engine_records import Engines
 from dvt_edge.bundle.manifest import Manifest
@@ -157,8 +158,12 @@ def test_another_key(ours: Bundle, home: Path, spoil: Callable[[Path], None]) ->
 
 
 def test_signed_with_an_empty_key(ours: Bundle, home: Path) -> None:
-    """Which a stranger could guess."""
+    """Which a stranger could guess: a full disk may leave one."""
     home.write_bytes(b"")
+    assert ours.manifest.engines is not None
+    forged = {"signature": signing._signature(ours.manifest, b"")}
+    engines = ours.manifest.engines.model_copy(update=forged)
+    assert not built_here(ours.manifest.model_copy(update={"engines": engines}))
     with pytest.raises(BuildError, match=r"engines\.key: the key .* is damaged; remove it"):
         make_key()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dvt_edge.errors import DataError
 from dvt_edge.files.datasets import (
@@ -169,6 +169,15 @@ def test_load_image_with_damaged_exif(tmp_path: Path, exif: bytes) -> None:
     marker = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     (tmp_path / "a.jpg").write_bytes(data[:2] + marker + data[2:])
     assert load_image(tmp_path / "a.jpg").shape == (4, 6)
+
+
+def test_load_image_whatever_exif_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def transpose(image: Image.Image, *, in_place: bool) -> None:
+        raise struct.error("unpack requires a buffer")
+
+    expected = _save(tmp_path / "a.png", random_pixels(4, 6))
+    monkeypatch.setattr(ImageOps, "exif_transpose", transpose)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), expected)
 
 
 def test_load_image_missing(tmp_path: Path) -> None:
