@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dvt_edge.errors import BudgetError
@@ -17,28 +17,9 @@ ColorOrder = Literal["bgr", "rgb", "gray", "nv12", "yuyv"]
 """Layout of a frame in memory: the order of its channels, or how it packs YUV."""
 
 
-LEAST_MEAN, MOST_MEAN = -1.0, 2.0
-LEAST_STD, MOST_STD = 0.001, 2.0
+_BOUNDS = {"mean": (-1.0, 2.0), "std": (0.001, 2.0)}
 """Of pixel values scaled to 0..1, with room for models that scale them otherwise: to -1..1, or back
 to 0..255."""
-
-
-def _mean_of_shares(value: float) -> float:
-    if not LEAST_MEAN <= value <= MOST_MEAN:
-        raise ValueError(
-            f"expected a mean of pixel values scaled to 0..1 ({LEAST_MEAN:g} to {MOST_MEAN:g}); "
-            "divide one of levels 0..255 by 255"
-        )
-    return value
-
-
-def _std_of_shares(value: float) -> float:
-    if not LEAST_STD <= value <= MOST_STD:
-        raise ValueError(
-            "expected a standard deviation of pixel values scaled to 0..1, greater than 0 "
-            f"({LEAST_STD:g} to {MOST_STD:g}); divide one of levels 0..255 by 255"
-        )
-    return value
 
 
 class InputConfig(Document):
@@ -48,14 +29,10 @@ class InputConfig(Document):
     """The short side is resized to this many pixels before the crop."""
     crop: int = Field(ge=4, le=4096)
     """Side of the centre crop in pixels: the model's input size."""
-    mean: tuple[Annotated[float, AfterValidator(_mean_of_shares)], ...] = Field(
-        min_length=1, max_length=3
-    )
+    mean: tuple[float, ...] = Field(min_length=1, max_length=3)
     """Per channel, of pixel values scaled to 0..1, in RGB order. Means of levels 0..255, such as
     123.7, are to be divided by 255."""
-    std: tuple[Annotated[float, AfterValidator(_std_of_shares)], ...] = Field(
-        min_length=1, max_length=3
-    )
+    std: tuple[float, ...] = Field(min_length=1, max_length=3)
     """Per channel, as ``mean``."""
     color_order: ColorOrder = "bgr"
     """Layout of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take [H, W]
@@ -67,6 +44,18 @@ class InputConfig(Document):
     """Where single frames become the model's input: ``device`` on the GPU, ``host`` on the CPU, to
     the same pixels. ``auto`` takes what was faster on the GPU that the engines were built on, and
     ``host`` where none was measured. Batches are always made on the CPU."""
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_shares(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        least, most = _BOUNDS[str(info.field_name)]
+        for value in values:
+            if not least <= value <= most:
+                raise ValueError(
+                    f"expected {least:g} to {most:g}, of pixel values scaled to 0..1, found "
+                    f"{value:g}; divide what is of levels 0..255 by 255"
+                )
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> InputConfig:
