@@ -12,8 +12,8 @@ import numpy as np
 
 from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder
 from dvt_edge.bundle.engine_records import Engines, PlanRecord, PrecisionFigures
-from dvt_edge.bundle.manifest import MANIFEST, PARITY, PARITY_IMAGES, StageSpec
-from dvt_edge.bundle.members import MOST_ARRAY_BYTES, read_arrays
+from dvt_edge.bundle.manifest import MANIFEST, PARITY, StageSpec
+from dvt_edge.bundle.members import read_arrays
 from dvt_edge.bundle.signing import make_key, signed
 from dvt_edge.converters.engines.cache import EngineCache, engine_key
 from dvt_edge.converters.engines.layer_listing import counts_by_kind, kernels_from_listing
@@ -41,6 +41,9 @@ from dvt_edge.runtime.preprocess import Preprocessor
 MEMORY_PER_GRAPH_BYTE = 6
 """What a build takes beside its workspace: the graph read, parsed, and its weights in new layouts,
 in multiples of the ONNX file."""
+
+MOST_PARITY_BYTES = 2 << 30
+"""Of the images that engines are compared on, unpacked: 200 in colour of 1,800 pixels a side."""
 
 
 @dataclass(frozen=True)
@@ -267,9 +270,7 @@ def read_parity(bundle: Bundle) -> Parity:
     """What engines of ``bundle`` must answer; raises :class:`~dvt_edge.errors.BundleError`."""
     records = bundle.records()
     try:
-        side = bundle.manifest.input.crop
-        most = MOST_ARRAY_BYTES + PARITY_IMAGES * bundle.manifest.input.channels * side * side
-        arrays = read_arrays(bundle.folder, PARITY, most)
+        arrays = read_arrays(bundle.folder, PARITY, MOST_PARITY_BYTES)
         pixels, rows, thresholds = (arrays[name] for name in ("pixels", "rows", "thresholds"))
     except KeyError as error:
         raise BundleError(f"{bundle.folder / PARITY}: unusable ({error}); rebuild") from None

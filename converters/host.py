@@ -25,7 +25,6 @@ from dvt_edge.bundle.engine_records import PrecisionFigures
 from dvt_edge.bundle.manifest import (
     MANIFEST,
     PARITY,
-    PARITY_IMAGES,
     RECORDS,
     UNLABELLED,
     Manifest,
@@ -65,6 +64,8 @@ exceeds one."""
 PYTORCH_IMAGES = 8
 FIELD_BATCH = 256
 """Unlabelled images in memory at a time."""
+PARITY_IMAGES = 200
+"""Calibration images that precisions are compared on, and that travel with a portable bundle."""
 LEAST_FP16_SAME_CLASS = 0.9
 """Share of the parity images whose class the float16 serialisation must keep; less is a collapse,
 not rounding."""

@@ -31,8 +31,6 @@ UNLABELLED = "unlabelled.npz"
 COSTS = "costs.json"
 MEASUREMENT = "measurement.json"
 PARITY = "parity.npz"
-PARITY_IMAGES = 200
-"""Calibration images that precisions are compared on, and that travel with a portable bundle."""
 HANDED_ON = "next_"
 """A stage's outputs of this prefix are the next stage's inputs of the name without it."""
 
