@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -12,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dvt_edge.bundle import members
 from dvt_edge.bundle.bundle import Bundle, file_sha256
 from dvt_edge.bundle.costs import load_costs
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS
 from dvt_edge.bundle.members import MOST_FILE_BYTES, MOST_TEXT_BYTES, open_member, read_arrays
-from dvt_edge.errors import BundleError
+from dvt_edge.errors import BundleError, DataError
 from tests.bundle.conftest import GRAPH
 from tests.conftest import edit_manifest
 
@@ -254,3 +257,42 @@ def test_records_of_another_kind(folder: Path, change: dict[str, Any], key: str)
     edit_manifest(folder, lambda m: m["files"].update({RECORDS: file_sha256(folder / RECORDS)}))
     with pytest.raises(BundleError, match=rf"records\.npz: unusable \(no '{key}' as 1 stages have"):
         Bundle(folder).records()
+
+
+def _spoilt(data: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    """``data`` with bytes removed and added, each at a share of its length."""
+    spoilt = bytearray(data)
+    for share, removed, added in changes:
+        at = round(share * len(spoilt))
+        spoilt[at : at + removed] = added
+    return bytes(spoilt)
+
+
+CHANGES = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=8)), min_size=1, max_size=4
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES)
+def test_spoilt_records(folder: Path, changes: list[tuple[float, int, bytes]]) -> None:
+    """Whatever is left of them: arrays as the stages have them, or one of our errors."""
+    whole = (folder / RECORDS).read_bytes()
+    try:
+        (folder / "spoilt.npz").write_bytes(_spoilt(whole, changes))
+        with contextlib.suppress(BundleError, DataError):
+            assert Bundle(folder)._read_records("spoilt.npz").confidence.shape[1:] == (1,)
+    finally:
+        (folder / "spoilt.npz").unlink()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES)
+def test_spoilt_manifest(folder: Path, changes: list[tuple[float, int, bytes]]) -> None:
+    whole = (folder / MANIFEST).read_bytes()
+    try:
+        (folder / MANIFEST).write_bytes(_spoilt(whole, changes))
+        with contextlib.suppress(BundleError):
+            Bundle(folder)
+    finally:
+        (folder / MANIFEST).write_bytes(whole)
