@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.bundle import Bundle, check_output
+from dvt_edge.bundle.signing import built_here
 from dvt_edge.converters.device import build_engines, find_platform
 from dvt_edge.errors import BackendError, BuildError, BundleError
 from dvt_edge.profile import Profile
@@ -54,6 +55,7 @@ def build(
             "engine.backend onnxruntime has no device phase: 'dvt-edge build --profile FILE' on "
             "any machine is the whole build"
         )
+    check_output(profile.output)
     rebuilt = False
     if phase == "device" or (phase == "auto" and engines and _host_done_elsewhere(profile)):
         bundle = _portable_there(profile)
@@ -81,7 +83,8 @@ def build(
         if phase == "device":
             raise
         return BuildResult(bundle, rebuilt, None if done else str(error))
-    if not force and done and done.platform == platform:
+    ours = profile.trust == "foreign-engines" or built_here(bundle.manifest)
+    if not force and done and done.platform == platform and ours:
         return BuildResult(bundle, rebuilt)
     bundle.manifest = bundle.manifest.model_copy(update={"engine": profile.engine})
     return BuildResult(build_engines(bundle, platform, progress, fresh=force), rebuilt=True)

@@ -48,7 +48,7 @@ class Calibration:
 
 
 def read_calibration(profile: Profile, config: CascadeConfig, progress: Progress) -> Calibration:
-    data = open_images(profile.calibration.data, config.class_names)
+    data = open_images(profile.calibration.data, config.names)
     chosen = spread_rows(len(data), profile.calibration.samples)
     label = _labels(data, chosen, config, profile.calibration.data)
     group = image_groups(data, chosen, profile.calibration.data, profile.calibration.groups)

@@ -42,6 +42,7 @@ from dvt_edge.converters.graphs.chain import Chain, Images, batches
 from dvt_edge.converters.graphs.facts import native_spec, stage_spec
 from dvt_edge.converters.graphs.fp16 import fp16_body
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.plausible import check_plausible
 from dvt_edge.converters.quantizing.native_graph import native_stages
 from dvt_edge.converters.quantizing.quantize_cascade import (
     QuantizedCascade,
@@ -108,6 +109,8 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             records = Chain(native).records(calibration.images, calibration.label)
             quantized = replace(quantized, records=records)
         choices = sorted([*choices, *tried], key=lambda row: row.stage)
+    changes = figures(profile, quantized, same_class)
+    check_plausible(quantized.records, changes.changed_decisions)
     with replaced_folder(profile.output) as folder:
         stages = tuple(
             _save(folder, f"stage{i + 1}.onnx", model, quantized.float_layers[i])
@@ -144,11 +147,11 @@ def build_host(profile: Profile, progress: Progress, *, force: bool) -> tuple[Bu
             temperatures=quantized.temperatures,
             budget=profile.budget,
             camera=profile.camera,
-            class_names=config.class_names or tuple(str(i) for i in range(config.classes)),
+            class_names=config.names,
             recorded_thresholds=read_metadata(profile.model).get("dynamic_threshold"),
             frame_shape=calibration.frame_shape,
             stages=on_native or stages,
-            quantization=figures(profile, quantized, same_class),
+            quantization=changes,
             choices=tuple(choices),
             graphs=in_half,
             stand_ins=stages if half or native else (),

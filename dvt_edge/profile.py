@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dvt_edge.errors import BudgetError
@@ -17,6 +17,11 @@ ColorOrder = Literal["bgr", "rgb", "gray", "nv12", "yuyv"]
 """Layout of a frame in memory: the order of its channels, or how it packs YUV."""
 
 
+_BOUNDS = {"mean": (-1.0, 2.0), "std": (0.001, 2.0)}
+"""Of pixel values scaled to 0..1, with room for models that scale them otherwise: to -1..1, or back
+to 0..255."""
+
+
 class InputConfig(Document):
     """How a frame becomes the model's input."""
 
@@ -25,8 +30,9 @@ class InputConfig(Document):
     crop: int = Field(ge=4, le=4096)
     """Side of the centre crop in pixels: the model's input size."""
     mean: tuple[float, ...] = Field(min_length=1, max_length=3)
-    """Per channel, of pixel values scaled to 0..1, in RGB order."""
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
+    """Per channel, of pixel values scaled to 0..1, in RGB order. Means of levels 0..255, such as
+    123.7, are to be divided by 255."""
+    std: tuple[float, ...] = Field(min_length=1, max_length=3)
     """Per channel, as ``mean``."""
     color_order: ColorOrder = "bgr"
     """Layout of the frames given to ``classify``: OpenCV's is ``bgr``; ``gray`` models take [H, W]
@@ -38,6 +44,18 @@ class InputConfig(Document):
     """Where single frames become the model's input: ``device`` on the GPU, ``host`` on the CPU, to
     the same pixels. ``auto`` takes what was faster on the GPU that the engines were built on, and
     ``host`` where none was measured. Batches are always made on the CPU."""
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_shares(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        least, most = _BOUNDS[str(info.field_name)]
+        for value in values:
+            if not least <= value <= most:
+                raise ValueError(
+                    f"expected {least:g} to {most:g}, of pixel values scaled to 0..1, found "
+                    f"{value:g}; divide what is of levels 0..255 by 255"
+                )
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> InputConfig:
@@ -358,6 +376,9 @@ class Profile(Document):
     energy: EnergyConfig | None = None
     output: DocumentPath
     """Folder of the bundle."""
+    trust: Literal["foreign-engines"] | None = None
+    """``foreign-engines`` runs TensorRT engines that were built elsewhere. An engine is a program:
+    say this only of bundles from people whose programs you would run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:

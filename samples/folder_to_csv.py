@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 import dvt_edge
 
@@ -41,8 +41,9 @@ def main() -> int:
         for path in paths:
             try:
                 with Image.open(path) as image:
-                    pixels = np.asarray(image.convert("RGB"))  # uint8 [H, W, 3]
-            except (OSError, SyntaxError, ValueError) as error:
+                    upright = ImageOps.exif_transpose(image)  # as the camera was held
+                    pixels = np.asarray(upright.convert("RGB"))  # uint8 [H, W, 3]
+            except Exception as error:  # decoders raise whatever they like
                 print(f"{path}: left out ({error})", file=sys.stderr)
                 unread += 1
                 continue

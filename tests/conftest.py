@@ -49,10 +49,11 @@ settings.load_profile("dvt-edge")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's engine cache."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's engine cache or key."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
 
 
@@ -187,6 +188,12 @@ def idx_bytes(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
     """``array`` as an IDX file, the format of MNIST; ``kind`` 8 stands for uint8."""
     head = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     return head + array.tobytes()
+
+
+def unknown_dds() -> bytes:
+    """An image whose decoder raises NotImplementedError."""
+    head = struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0) + bytes(44)
+    return b"DDS " + head + struct.pack("<8I", 32, 0x8000_0000, 0, 0, 0, 0, 0, 0) + bytes(20)
 
 
 def _tiny_config(**changes: Any) -> CascadeConfig:

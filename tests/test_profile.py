@@ -89,6 +89,14 @@ def test_defaults(tmp_path: Path) -> None:
     assert profile.calibration.unlabelled is None
 
 
+@pytest.mark.parametrize(("mean", "std"), [(-1, 0.001), (2, 2), (0, 1 / 255), (0.5, 0.5)])
+def test_means_and_deviations(tmp_path: Path, mean: float, std: float) -> None:
+    """As of models that scale to -1..1, 0..255 and others."""
+    text = GOOD.replace("[0.13]", f"[{mean}]").replace("[0.26]", f"[{std}]")
+    found = Profile.from_yaml(_write(tmp_path, text)).input
+    assert (found.mean, found.std) == ((mean,), (std,))
+
+
 def _with(old: str, new: str) -> str:
     assert GOOD.count(old) == 1
     return GOOD.replace(old, new)
@@ -119,7 +127,14 @@ def _with(old: str, new: str) -> str:
         # values that cannot be
         (_with("crop: 48", "crop: 64"), [":4: input: crop 64 is larger than resize 48"]),
         (_with("crop: 48", "crop: 0"), [":6: input.crop", "found 0"]),
-        (_with("std: [0.26]", "std: [0]"), [":8: input.std.0", "greater than 0", "found 0"]),
+        (_with("std: [0.26]", "std: [0]"), [":8: input.std: expected 0.001 to 2", "found 0"]),
+        # means and deviations of levels 0..255, and worse
+        (_with("mean: [0.13]", "mean: [33.15]"), [":7: input.mean", "found 33.15", "by 255"]),
+        (_with("mean: [0.13]", "mean: [-99999]"), [":7: input.mean: expected -1 to 2", "-99999"]),
+        (_with("mean: [0.13]", "mean: [2.01]"), [":7: input.mean", "found 2.01"]),
+        (_with("std: [0.26]", "std: [66.3]"), [":8: input.std", "found 66.3", "by 255"]),
+        (_with("std: [0.26]", "std: [0.0009]"), [":8: input.std", "found 0.0009"]),
+        (_with("std: [0.26]", "std: [-1]"), [":8: input.std", "found -1"]),
         (_with("std: [0.26]", "std: [.nan]"), [":8: input.std.0", "finite"]),
         (_with("mean: [0.13]", "mean: [0.1, 0.2, 0.3]"), [":4: input: mean and std need one"]),
         (_with("color_order: gray", "color_order: bgr"), [":4: input: color_order gray goes"]),

@@ -92,7 +92,7 @@ def _pixels(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             pixels = np.array(image)
-    except OSError as error:
+    except Exception as error:  # decoders raise whatever they like
         raise SourceError(
             f"{path}: cannot be read ({error}); record again", Cause.UNDECODABLE
         ) from None

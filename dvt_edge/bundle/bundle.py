@@ -21,19 +21,34 @@ The device adds stage1.plan ..., raw engines that ``trtexec --loadEngine`` opens
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, UNLABELLED, Manifest
+from dvt_edge.bundle.graph_check import check_graph
+from dvt_edge.bundle.manifest import (
+    COSTS,
+    MANIFEST,
+    MEASUREMENT,
+    RECORDS,
+    SCHEMA_VERSION,
+    UNLABELLED,
+    Manifest,
+)
+from dvt_edge.bundle.members import (
+    check_members,
+    member_sha256,
+    read_arrays,
+    read_text,
+    sha256,
+)
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.files.replacing import write_text
@@ -42,25 +57,28 @@ from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
 
 
 class Bundle:
-    """An opened bundle: checked against its manifest.
+    """An opened bundle: checked against its manifest, and its graphs for what they may hold.
 
-    Raises :class:`~dvt_edge.errors.BundleError` when the folder is not a bundle, was written by
-    another schema version, or a file was changed.
+    Whoever sent it, no file outside its folder is read. Raises
+    :class:`~dvt_edge.errors.BundleError` when the folder is not a bundle, was written by another
+    schema version, a file was changed or is none that a build writes.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.trusts_foreign_engines = False
+        """Whether the profile that it was opened with says so; a bundle cannot say it of itself."""
         path = self.folder / MANIFEST
         try:
-            self.manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+            self.manifest = Manifest.model_validate_json(read_text(self.folder, MANIFEST))
         except FileNotFoundError:
             raise BundleError(
                 f"{self.folder}: no bundle here (no {MANIFEST}); build one with "
                 "'dvt-edge build --profile FILE'"
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
-            written = _schema_version(path)
-            first = str(error).replace("\n", " ")[:200]
+            written = _schema_version(self.folder)
+            first = _first_problem(error)
             if written not in (None, SCHEMA_VERSION):
                 first = f"written as schema {written} by another version of dvt-edge"
             raise BundleError(
@@ -69,13 +87,16 @@ class Bundle:
             ) from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error})") from None
+        check_members(self.folder, self.manifest.files)
         for name, expected in self.manifest.files.items():
-            found = file_sha256(self.folder / name)
+            found = member_sha256(self.folder, name)
             if found != expected:
                 raise BundleError(
                     f"{self.folder / name}: changed since the build (SHA-256 {found[:12]}..., "
                     f"expected {expected[:12]}...); rebuild with 'dvt-edge build'"
                 )
+            if name.endswith(".onnx"):
+                check_graph(self.folder, name)
 
     def stage_path(self, index: int) -> Path:
         """File of stage ``index`` (from 0)."""
@@ -90,13 +111,25 @@ class Bundle:
         return self._read_records(UNLABELLED) if UNLABELLED in self.manifest.files else None
 
     def _read_records(self, name: str) -> Records:
-        path = self.folder / name
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                label, group = (archive.get(key) for key in ("label", "group"))
-                return Records(archive["confidence"], archive["prediction"], label, group)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{path}: unusable ({error}); rebuild") from None
+        arrays = read_arrays(self.folder, name)
+        exits = len(self.manifest.stages)
+        for key, kind, shape in (
+            ("confidence", "f", (exits,)),
+            ("prediction", "i", (exits,)),
+            ("label", "i", ()),
+            ("group", "i", ()),
+        ):
+            array = arrays.get(key)
+            missing = array is None and key in ("confidence", "prediction")
+            if missing or (
+                array is not None and (array.dtype.kind != kind or array.shape[1:] != shape)
+            ):
+                raise BundleError(
+                    f"{self.folder / name}: unusable (no '{key}' as {exits} stages have it); "
+                    "rebuild"
+                )
+        label, group = (arrays.get(key) for key in ("label", "group"))
+        return Records(arrays["confidence"], arrays["prediction"], label, group)
 
     def store(self, name: str, document: Document) -> None:
         """Write ``document`` as the bundle's file ``name``, whole or not at all."""
@@ -135,16 +168,27 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
                 "with 'dvt-edge build --profile FILE'"
             )
     bundle.manifest = bundle.manifest.model_copy(update={"camera": source.camera})
+    bundle.trusts_foreign_engines = source.trust == "foreign-engines"
     return bundle, source.budget
 
 
-def _schema_version(path: Path) -> int | None:
+def _schema_version(folder: Path) -> int | None:
     """What a manifest says of itself, if anything."""
     try:
-        found = json.loads(path.read_bytes())["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(read_text(folder, MANIFEST))["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int) else None
+
+
+def _first_problem(error: ValidationError | UnicodeDecodeError) -> str:
+    """Where a manifest is wrong and how, in one line, whatever was written there."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        text = f"{where}: {first['msg']}" if where else first["msg"]
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
 
 
 def write_records(path: Path, records: Records) -> None:
@@ -162,21 +206,20 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside ``folder`` that takes its place when the block succeeds.
 
     On failure or Ctrl-C the old folder stays as it was. Only bundles and empty folders are
-    replaced.
+    replaced; :func:`check_output` says so beforehand.
     """
-    if folder.exists() and not (
-        (folder / MANIFEST).exists() or (folder.is_dir() and not any(folder.iterdir()))
-    ):
-        raise BundleError(f"{folder}: holds something else than a bundle; choose another output")
+    _check_replaceable(folder)
+    folder = folder.resolve()  # a link to a bundle stays one
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
     except OSError as error:
-        raise BundleError(f"{folder}: cannot be written ({error}); choose another output") from None
+        raise _unwritable(folder, error) from None
     try:
         yield new
         new.chmod(0o755)
         old = new.with_name(new.name.replace(".new-", ".old-"))
+        _check_replaceable(folder)  # somebody may have put a file there meanwhile
         try:
             if folder.exists():
                 folder.rename(old)
@@ -190,13 +233,69 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def check_output(folder: Path) -> None:
+    """Find out whether :func:`replaced_folder` will work, before something long is run for it.
+
+    Raises :class:`~dvt_edge.errors.BundleError`; nothing is left behind.
+    """
+    _check_replaceable(folder)
+    try:
+        folder = folder.resolve()
+        place = next(parent for parent in folder.parents if parent.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=place))
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: Exception) -> BundleError:
+    reason = getattr(error, "strerror", None) or error
+    return BundleError(f"{folder}: cannot be written ({reason}); choose another output")
+
+
+_LEFT_BEHIND = re.compile(r"\.(?:manifest|costs|measurement)\.json\.[a-z0-9_]{8}")
+"""What :meth:`Bundle.store` leaves where it is killed."""
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Whether nothing is lost with ``folder``: it is not there, empty, or all of it is a bundle."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        mounted = os.path.ismount(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise _unwritable(folder, error) from None
+    ours = _written_by_us(folder)
+    for entry in entries:
+        known = entry.name in ours or _LEFT_BEHIND.fullmatch(entry.name)
+        if not known or entry.is_dir(follow_symlinks=False):
+            raise BundleError(
+                f"{folder}: holds something else than a bundle ('{entry.name}'); choose another "
+                "output, or empty the folder"
+            )
+    if mounted:
+        raise BundleError(
+            f"{folder}: is a mount point, which cannot be replaced; choose a folder in it as output"
+        )
+
+
+def _written_by_us(folder: Path) -> set[str]:
+    """Names of the files that a bundle in ``folder`` has, of whatever schema; none where there is
+    no manifest of ours, be it that others call theirs the same."""
+    try:
+        manifest = json.loads(read_text(folder, MANIFEST))
+        ours = isinstance(manifest["schema_version"], int) and isinstance(
+            manifest["build_key"], str
+        )
+        return {MANIFEST, COSTS, MEASUREMENT, *manifest["files"]} if ours else set()
+    except (OSError, BundleError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+            return sha256(file)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); rebuild") from None
-    return digest.hexdigest()

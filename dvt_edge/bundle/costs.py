@@ -12,6 +12,7 @@ from typing_extensions import Self
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import COSTS, Manifest
 from dvt_edge.bundle.measurement import Bounds, EnergyFigures, Measurement, PacedTiming, Spread
+from dvt_edge.bundle.members import read_text
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.policy.exit_costs import ExitCosts, ExitLatency
@@ -291,10 +292,10 @@ def load_costs(
     """
     path = bundle.folder / COSTS
     try:
-        costs = Costs.model_validate_json(path.read_text(encoding="utf-8"))
+        costs = Costs.model_validate_json(read_text(bundle.folder, COSTS))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError, UnicodeDecodeError):
+    except (OSError, BundleError, ValidationError, UnicodeDecodeError):
         problem = "they cannot be read"
     else:
         problem = _misfit(costs, bundle.manifest, machine)

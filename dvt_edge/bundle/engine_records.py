@@ -54,6 +54,8 @@ class Engines(Document):
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     built_at: str
     """UTC, ISO 8601."""
+    signature: str | None = None
+    """Of the engines, by the key of the machine that built them; None where none was made."""
     preprocess: Literal["host", "device"] = "host"
     """Where frames become images, as ``input.preprocess: auto`` found it out."""
     preprocess_ms: dict[str, float] | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dvt_edge.bundle.engine_records import Engines, Precision, PrecisionFigures
+from dvt_edge.bundle.members import FileName
 from dvt_edge.errors import BundleError
 from dvt_edge.files.documents import Document
 from dvt_edge.profile import (
@@ -163,7 +164,7 @@ class Manifest(Document):
     engines: Engines | None = None
     """The device half; None before it, when ``stages`` are ``stand_ins``, and where there are no
     engines."""
-    files: dict[str, str]
+    files: dict[FileName, str] = Field(max_length=64)
     """SHA-256 of every file but the manifest, the costs and the measurement."""
     versions: dict[str, str]
     """Of the programs that built the bundle."""
@@ -178,10 +179,18 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        stages = [*self.stages, *self.stand_ins, *itertools.chain(*self.graphs)]
-        for name in (*(stage.file for stage in stages), RECORDS):
+        graphs = [stage.file for stage in (*self.stand_ins, *itertools.chain(*self.graphs))]
+        graphs += [plan.graph for plan in self.engines.plans] if self.engines else []
+        stages = [stage.file for stage in self.stages]
+        for name in (*stages, *graphs, RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")
+        # The suffix says what is checked before a runtime reads the file.
+        plans = self.engine.builds_engines and self.engines is not None
+        for names, suffix in ((stages, ".plan" if plans else ".onnx"), (graphs, ".onnx")):
+            for name in names:
+                if not name.endswith(suffix):
+                    raise ValueError(f"expected a {suffix} file, found {name}")
         if (self.engine.builds_engines or self.native) and len(self.stand_ins) != len(self.stages):
             raise ValueError("stand_ins has not one entry for each stage")
         return self

@@ -164,8 +164,8 @@ class Source:
             link.kill()
         link.wait_opened()
         self._connected_at = time.monotonic()
-        # What opened soon will do so again: an attempt that hangs is no reason to wait long. But the
-        # quickest opening is luck: the next key frame may be further away.
+        # What opened soon will do so again: an attempt that hangs is no reason to wait long. But a
+        # quick opening may be luck: the next key frame may be further away.
         self._slowest_opening_s = max(self._slowest_opening_s, self._connected_at - began)
         soon_s = max(self._settings["stall_s"], 3 * self._slowest_opening_s)
         self._settings["open_s"] = min(self._longest_open_s, soon_s)

@@ -6,6 +6,7 @@ An image is uint8, RGB ``[H, W, 3]`` or gray ``[H, W]``. A *dataset* is anything
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 import struct
@@ -18,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dvt_edge.errors import DataError
 from dvt_edge.files import imagenet
@@ -86,17 +87,29 @@ class ArrayDataset:
 def load_image(path: Path) -> Pixels:
     """Decode one file to uint8: RGB [H, W, 3], or [H, W] if the file is gray.
 
-    Raises :class:`~dvt_edge.errors.DataError` naming the file.
+    A photograph is turned as its EXIF orientation says, so that it stands upright. Raises
+    :class:`~dvt_edge.errors.DataError` naming the file.
     """
     try:
-        with Image.open(path) as image:
+        # Given a path, Pillow 13 maps turned TIFFs into memory with the wrong width.
+        with path.open("rb") as file, Image.open(file) as image:
             if image.mode.startswith(("I", "F")):  # conversion would saturate
                 raise ValueError("more than 8 bits per channel; convert it to 8 bits")
+            _turn_upright(image)
             return np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from None
+    except Exception as error:  # decoders raise whatever they like, MemoryError too
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from None
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Turn ``image`` as its camera was held; it stays as stored where EXIF does not say, or is
+    damaged."""
+    image.load()
+    with contextlib.suppress(Exception):  # of the EXIF data, which say nothing of the pixels
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -110,22 +123,35 @@ def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> Folde
     """A folder with one subfolder per class, or a flat folder of unlabelled images.
 
     Classes are the sorted subfolder names, unless ``class_names`` gives their order. Then the
-    subfolders are called like the classes (not all need be there), by ImageNet's synsets where
-    there are 1,000 classes, or are as many as the classes under other names, in sorted order.
-    Anything else raises :class:`~dvt_edge.errors.DataError`.
+    subfolders are called like the classes, by their numbers, or by ImageNet's synsets where there
+    are 1,000 classes; not all need be there. Where the names are mere numbers
+    (:func:`class_numbers`), folders of any other names stand for the classes in sorted order, if
+    there are as many. Anything else, and images beside subfolders, raises
+    :class:`~dvt_edge.errors.DataError`.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder with one subfolder per class")
     paths = find_images(folder)
     if not paths:
         raise DataError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    if any(path.parent == folder for path in paths):
-        return FolderDataset([p for p in paths if p.parent == folder], None, None)
-    found = sorted({path.relative_to(folder).parts[0] for path in paths})
+    found = sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+    flat = [path for path in paths if path.parent == folder]
+    if flat and found:
+        raise DataError(
+            f"{folder}: holds images ('{flat[0].name}') beside folders of images ('{found[0]}'); "
+            "move them into the folder of their class, or away"
+        )
+    if flat:
+        return FolderDataset(flat, None, None)
     names = found if class_names is None else _class_order(folder, found, class_names)
     number = {name: i for i, name in enumerate(names)}
     labels = [number[path.relative_to(folder).parts[0]] for path in paths]
     return FolderDataset(paths, labels, names)
+
+
+def class_numbers(classes: int) -> tuple[str, ...]:
+    """What the classes of a model without names are called."""
+    return tuple(str(number) for number in range(classes))
 
 
 def _class_order(folder: Path, found: Sequence[str], class_names: Sequence[str]) -> Sequence[str]:
@@ -136,10 +162,16 @@ def _class_order(folder: Path, found: Sequence[str], class_names: Sequence[str])
     synsets = imagenet.synsets() if len(class_names) == imagenet.CLASSES else None
     if synsets and set(found) <= set(synsets):
         return synsets
-    if len(unknown) == len(found) == len(class_names):
+    numbers = class_numbers(len(class_names))
+    if set(found) <= set(numbers):
+        return numbers
+    # Names of their own can only be told apart by their order, and only if none is missing.
+    if tuple(class_names) == numbers and len(unknown) == len(found) == len(class_names):
         return found
     shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
     hint = "rename or remove it"
+    if tuple(class_names) == numbers:
+        hint = f"the model has no class names, so give all of its classes; {len(found)} are there"
     if all(_SYNSET.fullmatch(name) for name in found) and synsets is None:
         hint = f"for ImageNet's synsets run {LIBRARIES['timm'].install}: timm ships their order"
     raise DataError(

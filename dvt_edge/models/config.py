@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dvt_edge.files.datasets import class_numbers
 from dvt_edge.files.documents import Document
 
 
@@ -76,7 +77,8 @@ class CascadeConfig(Document):
     stem_width: int = Field(default=32, ge=1, le=1024)
     """Channels between the two convolutions of the ``conv`` tokenizer."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes in class order; numbers are shown when absent."""
+    """Names of the classes in class order. Left out for training on folders, they are the folders'
+    names; for other data, numbers are shown."""
 
     @model_validator(mode="after")
     def _tokens_increase(self) -> CascadeConfig:
@@ -99,6 +101,11 @@ class CascadeConfig(Document):
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(f"{len(self.class_names)} class_names for {self.classes} classes")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called, in class order."""
+        return self.class_names or class_numbers(self.classes)
 
     @property
     def patch_input_size(self) -> int:

@@ -26,7 +26,12 @@ from dvt_edge.errors import CheckpointError, ConfigError
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import replaced
 from dvt_edge.models.training_config import TrainingConfig
-from dvt_edge.models.training_data import TrainingImages, epoch_batches, loader
+from dvt_edge.models.training_data import (
+    TrainingImages,
+    epoch_batches,
+    loader,
+    with_class_names,
+)
 from dvt_edge.progress import Progress, silent
 
 
@@ -65,7 +70,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
-        self.config = config
+        self.config = config = with_class_names(config)
         self.rank, self.world = _join_process_group()
         if config.batch_size % self.world:
             raise ConfigError(f"batch_size {config.batch_size} does not divide by {self.world}")

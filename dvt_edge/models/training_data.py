@@ -30,8 +30,8 @@ from dvt_edge.models.training_config import AugmentConfig, SourceConfig, Trainin
 from dvt_edge.runtime.preprocess import check_frame, resize_and_crop, to_channels
 
 
-def open_source(source: SourceConfig, class_names: Sequence[str] | None) -> ImageDataset:
-    """The labelled images of one source.
+def open_source(source: SourceConfig, class_names: Sequence[str]) -> ImageDataset:
+    """The labelled images of one source, of classes called ``class_names``.
 
     Raises :class:`~dvt_edge.errors.DataError` for files that are missing, damaged or unlabelled.
     """
@@ -56,13 +56,36 @@ def open_source(source: SourceConfig, class_names: Sequence[str] | None) -> Imag
     return ArrayDataset(data.images[part], labels)
 
 
+def with_class_names(config: TrainingConfig) -> TrainingConfig:
+    """``config`` with the names of the training folders as the model's class names, where it is
+    trained on folders and names none.
+
+    Raises :class:`~dvt_edge.errors.DataError` where there are not as many folders as classes: which
+    of them is missing nobody could say later.
+    """
+    model, source = config.model, config.data.train
+    if model.class_names is not None or source.format != "folder":
+        return config
+    names = open_folder(source.path).class_names
+    if names is None:
+        return config  # no folders, which open_source says
+    if len(names) != model.classes:
+        raise DataError(
+            f"{source.path}: holds {len(names)} class folders ('{names[0]}' to '{names[-1]}'), the "
+            f"model has {model.classes} classes; set model.classes, or name them all in "
+            "model.class_names"
+        )
+    named = model.model_copy(update={"class_names": tuple(names)})
+    return config.model_copy(update={"model": named})
+
+
 class TrainingImages(Dataset[tuple[Tensor, int]]):
     """Images as uint8 tensors [C, crop, crop], augmented or (``epoch`` None) as in deployment."""
 
     def __init__(
         self, config: TrainingConfig, source: SourceConfig, seed: int, epoch: int | None
     ) -> None:
-        self.data = open_source(source, config.model.class_names)
+        self.data = open_source(source, config.model.names)
         self.config, self.seed, self.epoch = config, seed, epoch
         labels = self.data.labels or ()
         if min(labels) < 0 or max(labels) >= config.model.classes:

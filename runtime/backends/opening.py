@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import Manifest, StageSpec
+from dvt_edge.bundle.signing import check_built_here
 from dvt_edge.errors import BackendError
 from dvt_edge.machine.board import read_board
 from dvt_edge.machine.driver import read_driver
@@ -30,7 +31,7 @@ def open_backend(bundle: Bundle, tell: Callable[[str], object] | None = None) ->
     an NVIDIA driver, and of one that needs the native operators without them. Why is logged, and
     ``tell`` is called with it.
     Raises :class:`~dvt_edge.errors.BackendError` where nothing here can run it, and
-    :class:`~dvt_edge.errors.BundleError` for engines of another machine.
+    :class:`~dvt_edge.errors.BundleError` for engines of another machine, or of a stranger.
     """
     manifest = bundle.manifest
     if manifest.engine.builds_engines and read_driver() is None:
@@ -46,6 +47,7 @@ def open_backend(bundle: Bundle, tell: Callable[[str], object] | None = None) ->
         )
     if manifest.engines is not None:
         _check_engines(manifest.engines.platform, bundle.folder)
+        check_built_here(bundle)
     try:
         return open_stages(
             manifest.engine,

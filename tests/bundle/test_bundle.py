@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -18,55 +17,8 @@ from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION, U
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig
+from tests.bundle.conftest import GRAPH
 from tests.conftest import edit_manifest
-
-TENSOR = {"name": "image", "shape": ["N", 1, 8, 8], "dtype": "float32"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle of one made-up stage."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    (path / "stage1.onnx").write_bytes(b"a graph")
-    write_records(
-        path / RECORDS,
-        Records(
-            np.array([[0.5], [0.9]], np.float32),
-            np.array([[1], [0]], np.int32),
-            np.array([1, 1], np.int32),
-        ),
-    )
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "build_key": "key",
-        "device": "a board",
-        "engine": {"backend": "onnxruntime"},
-        "input": {"resize": 8, "crop": 8, "mean": [0], "std": [1], "color_order": "gray"},
-        "exits": {},
-        "budget": {"latency_ms": 2.0},
-        "class_names": ["cat", "dog"],
-        "frame_shape": [8, 8],
-        "stages": [
-            {
-                "file": "stage1.onnx",
-                "inputs": [TENSOR],
-                "outputs": [TENSOR],
-                "parameters": 1,
-                "macs": 1,
-            }
-        ],
-        "quantization": {
-            "precision": "fp32",
-            "exits": [{"accuracy_before": 0.5, "accuracy_after": 0.5}],
-            "changed_decisions": 0.0,
-            "tolerance_points": 1.0,
-        },
-        "files": {name: file_sha256(path / name) for name in ("stage1.onnx", RECORDS)},
-        "versions": {},
-    }
-    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    return path
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -195,7 +147,7 @@ def test_content_hash_follows_the_stages(folder: Path) -> None:
     before = bundle.manifest.content_hash
     bundle.set_use(BudgetConfig(latency_ms=9), CameraConfig(fps=5))
     assert bundle.manifest.content_hash == before
-    (folder / "stage1.onnx").write_bytes(b"another graph")
+    (folder / "stage1.onnx").write_bytes(GRAPH + GRAPH)
     edit_manifest(
         folder, lambda m: m["files"].update({"stage1.onnx": file_sha256(folder / "stage1.onnx")})
     )

@@ -18,7 +18,7 @@ from dvt_edge.bundle.manifest import MANIFEST
 from dvt_edge.requirements import HOST_MODULES
 from dvt_edge.runtime.runtime import Runtime
 from tests.cli.conftest import Run, Write, error_line
-from tests.conftest import edit_manifest
+from tests.conftest import edit_manifest, unknown_dds
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["classify", "--help"]])
@@ -183,13 +183,14 @@ def test_classify_color_files_are_rgb(
     assert found["confidence"] == pytest.approx(right, abs=1e-5)
 
 
+@pytest.mark.parametrize("data", [b"no image", unknown_dds()], ids=["garbage", "unknown kind"])
 @pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
 def test_corrupt_image_is_reported(
-    dvt_edge: Run, write_profile: Write, images: Path, as_json: bool
+    dvt_edge: Run, write_profile: Write, images: Path, as_json: bool, data: bytes
 ) -> None:
     """The bad image gets one line on standard error, the others are classified, the code is 1."""
     bad = images / "sandal" / "00bad.png"
-    bad.write_bytes(b"no image")
+    bad.write_bytes(data)
     flag = ["--json"] if as_json else []
     result = dvt_edge("classify", *flag, "--profile", write_profile(), images)
     assert result.code == 1

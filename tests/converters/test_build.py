@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.signing import built_here
 from dvt_edge.converters import device
 from dvt_edge.converters.build import build
 from dvt_edge.errors import BackendError, BuildError, BundleError, CheckpointError
@@ -71,6 +73,35 @@ def test_auto_does_both_halves_where_it_can(
         again = build(profile, phase=phase)
         assert (again.rebuilt, again.unfinished) == (False, None)
     assert files_in(profile.output) == before
+
+
+def test_engines_of_another_machine_are_built_again(
+    portable: Portable, jetson: FakeTensorrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it looks the same: that is what the command of the refusal is for. Not where the
+    profile trusts them."""
+    profile = portable()
+    build(profile, phase="device")
+    assert not build(profile, phase="device").rebuilt
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another machine"))
+    trusting = profile.model_copy(update={"trust": "foreign-engines"})
+    assert not build(trusting, phase="device").rebuilt
+    result = build(profile, phase="device")
+    assert result.rebuilt
+    assert built_here(result.bundle.manifest)
+    assert not build(profile, phase="device").rebuilt
+
+
+def test_a_key_that_cannot_be_kept(
+    portable: Portable, jetson: FakeTensorrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the engines are built."""
+    profile = portable()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    with pytest.raises(BuildError, match="set XDG_DATA_HOME to a folder that can be written"):
+        build(profile, phase="device")
+    assert jetson.calls() == []
 
 
 @pytest.mark.usefixtures("no_gpu")

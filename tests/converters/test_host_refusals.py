@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dvt_edge.bundle.manifest import QuantizationFigures
 from dvt_edge.converters import host
 from dvt_edge.converters.build import BuildResult, build
 from dvt_edge.converters.graphs.stage_graph import Target, stage_graph_from_cascade
+from dvt_edge.converters.quantizing.quantize_cascade import figures
 from dvt_edge.errors import BuildError, BundleError, CheckpointError, DataError
 from dvt_edge.models import Cascade
 from dvt_edge.profile import ExitsConfig, Profile
@@ -139,6 +141,17 @@ def test_folder_of_something_else_is_not_replaced(tiny_profile: Profiles) -> Non
     assert os.listdir(profile.output.parent) == ["bundle"]
 
 
+@pytest.mark.parametrize("place", ["/", ".", "model.safetensors", "model.safetensors/bundle"])
+def test_output_is_looked_at_before_any_work(
+    tiny_profile: Profiles, tmp_path: Path, place: str
+) -> None:
+    """The system, the profile's own folder, a file, below a file."""
+    done: list[str] = []
+    with pytest.raises(BundleError, match="choose another output"):
+        build(tiny_profile(output=tmp_path / place), lambda what, *rest: done.append(what))
+    assert not done
+
+
 def _empty_folder(profile: Profile) -> Profile:
     folder = profile.model.with_name("images")
     folder.mkdir()
@@ -174,6 +187,23 @@ def _damaged_calibration_image(profile: Profile) -> Profile:
     return changed(profile, "calibration", data=folder)
 
 
+def _images_beside_folders(profile: Profile) -> Profile:
+    folder = profile.model.with_name("images")
+    (folder / "zebra").mkdir(parents=True)
+    for path in (folder / "zebra" / "1.png", folder / "2.png"):
+        Image.new("L", (16, 16)).save(path)
+    return changed(profile, "calibration", data=folder)
+
+
+def _a_class_missing(profile: Profile) -> Profile:
+    """Of a model without names: which one, nobody can say."""
+    folder = profile.model.with_name("images")
+    for name in "bcde":
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (16, 16)).save(folder / name / "1.png")
+    return changed(profile, "calibration", data=folder)
+
+
 def _without_checkpoint(profile: Profile) -> Profile:
     profile.model.unlink()
     return profile
@@ -186,6 +216,15 @@ def _truncated_checkpoint(profile: Profile) -> Profile:
 
 def _pickled_checkpoint(profile: Profile) -> Profile:
     torch.save({"weight": torch.zeros(3)}, profile.model)
+    return profile
+
+
+def _one_answer_for_all(profile: Profile) -> Profile:
+    cascade = Cascade.load(profile.model)
+    with torch.no_grad():
+        for stage in cascade.stages:
+            stage.get_parameter("head.bias")[0] += 100
+    cascade.save(profile.model)
     return profile
 
 
@@ -208,6 +247,9 @@ def _another_colour(profile: Profile) -> Profile:
         (_without_checkpoint, CheckpointError, "model.safetensors: no readable checkpoint"),
         (_truncated_checkpoint, CheckpointError, "model.safetensors: truncated"),
         (_pickled_checkpoint, CheckpointError, "model.safetensors: this is a pickle"),
+        (_one_answer_for_all, BuildError, "is 20.0 %, where guessing gives 20.0 %; check input"),
+        (_images_beside_folders, DataError, "images: holds images ('2.png') beside folders"),
+        (_a_class_missing, DataError, "subfolder 'b' is not one of the 5 classes (0, 1, 2, 3, 4)"),
         (_another_size, CheckpointError, "takes 1x16x16, the profile's input gives 1x14x14"),
         (_another_colour, CheckpointError, "takes 1x16x16, the profile's input gives 3x16x16"),
     ],
@@ -233,3 +275,15 @@ def test_labels_of_one_class_are_refused(tiny_profile: Profiles) -> None:
     with pytest.raises(DataError, match="of class 0"):
         build(profile)
     assert not profile.output.exists()
+
+
+def test_decisions_that_do_not_last_are_refused(
+    tiny_profile: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flipped(*given: Any) -> QuantizationFigures:
+        return figures(*given).model_copy(update={"changed_decisions": 0.9})
+
+    monkeypatch.setattr(host, "figures", flipped)
+    with pytest.raises(BuildError, match=r"sends 90 % of the calibration images to another exit"):
+        build(tiny_profile())
+    assert not tiny_profile().output.exists()

@@ -5,20 +5,22 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dvt_edge.errors import DataError
 from dvt_edge.files.datasets import (
     ArrayDataset,
     FolderDataset,
+    class_numbers,
     find_images,
     load_image,
     open_folder,
@@ -28,7 +30,7 @@ from dvt_edge.files.datasets import (
     read_idx,
     spread_rows,
 )
-from tests.conftest import idx_bytes, random_pixels
+from tests.conftest import idx_bytes, random_pixels, unknown_dds
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -89,6 +91,95 @@ def test_load_image_refuses(tmp_path: Path, data: bytes) -> None:
         load_image(path)
 
 
+def test_load_image_of_another_kind(tmp_path: Path) -> None:
+    """The ending decides nothing; what its decoder raises does not get out."""
+    (tmp_path / "a.jpg").write_bytes(unknown_dds())
+    with pytest.raises(NotImplementedError):
+        Image.open(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg: not a readable image \(.*pixel.*\); replace"):
+        load_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("Failed\n  to decode"), "Failed to decode"),
+        (IndexError("list index"), "list index"),
+        (Image.DecompressionBombError("too large"), "too large"),
+    ],
+)
+def test_load_image_whatever_a_decoder_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def load(self: ImageFile.ImageFile) -> None:
+        raise error
+
+    _save(tmp_path / "a.png", random_pixels(4, 4))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(DataError, match=rf"a\.png: not a readable image \({reason}\); replace"):
+        load_image(tmp_path / "a.png")
+
+
+TURNED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: np.swapaxes(x, 0, 1),
+    6: np.rot90,
+    7: lambda x: np.swapaxes(np.rot90(x, 2), 0, 1),
+    8: lambda x: np.rot90(x, -1),
+}
+"""EXIF's orientations: what a camera stores of an upright scene."""
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)], ids=["gray", "colour"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_load_image_stands_upright(
+    tmp_path: Path, orientation: int, shape: tuple[int, ...], ending: str
+) -> None:
+    """However the phone was held."""
+    upright = np.kron(random_pixels(*shape), np.ones((8, 8, 1)[: len(shape)], np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"a.{ending}"
+    options: dict[str, dict[str, Any]] = {
+        "webp": {"lossless": True},
+        "jpg": {"quality": 100, "subsampling": 0},
+    }
+    Image.fromarray(TURNED[orientation](upright)).save(path, exif=exif, **options.get(ending, {}))
+    found = load_image(path)
+    expected = upright if found.ndim == upright.ndim else np.stack([upright] * 3, 2)  # WebP
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (8 if ending == "jpg" else 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff"],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_load_image_with_damaged_exif(tmp_path: Path, exif: bytes) -> None:
+    """The pixels are whole: they are taken as they are stored."""
+    file = io.BytesIO()
+    Image.fromarray(random_pixels(4, 6)).save(file, "JPEG")
+    data = file.getvalue()
+    marker = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (tmp_path / "a.jpg").write_bytes(data[:2] + marker + data[2:])
+    assert load_image(tmp_path / "a.jpg").shape == (4, 6)
+
+
+def test_load_image_whatever_exif_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def transpose(image: Image.Image, *, in_place: bool) -> None:
+        raise struct.error("unpack requires a buffer")
+
+    expected = _save(tmp_path / "a.png", random_pixels(4, 6))
+    monkeypatch.setattr(ImageOps, "exif_transpose", transpose)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), expected)
+
+
 def test_load_image_missing(tmp_path: Path) -> None:
     """A missing file is called missing."""
     with pytest.raises(DataError, match=r"gone\.png: no such file"):
@@ -142,6 +233,46 @@ def test_flat_folder(tmp_path: Path) -> None:
     data = open_folder(tmp_path, ["cat", "dog"])
     assert isinstance(data, FolderDataset)
     assert (len(data), data.labels, data.class_names) == (3, None, None)
+
+
+@pytest.mark.parametrize("class_names", [None, ["cat", "dog"]])
+def test_images_beside_folders(tmp_path: Path, class_names: list[str] | None) -> None:
+    """Which of them are meant, nobody can tell; a forgotten one hides all the others otherwise."""
+    for name in ("cat/1.png", "dog/1.png", "preview.png"):
+        _save(tmp_path / name, random_pixels(4, 4))
+    with pytest.raises(
+        DataError, match=r"holds images \('preview\.png'\) beside .*\('cat'\); move"
+    ):
+        open_folder(tmp_path, class_names)
+    (tmp_path / "preview.png").unlink()
+    assert open_folder(tmp_path, class_names).labels == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "labels"),
+    [
+        (["1", "10"], class_numbers(11), [1, 10]),  # by number, not in the order of text
+        (["0", "2"], ["ant", "bee", "cat"], [0, 2]),
+        (["ant", "bee", "cat"], class_numbers(3), [0, 1, 2]),
+    ],
+)
+def test_folders_and_numbers(
+    tmp_path: Path, folders: list[str], classes: Sequence[str], labels: list[int]
+) -> None:
+    """A class's number stands for it, and folders of any name where the model has no names."""
+    for name in folders:
+        _save(tmp_path / name / "1.png", random_pixels(4, 4))
+    assert open_folder(tmp_path, classes).labels == labels
+
+
+def test_missing_folder_of_a_model_without_names(tmp_path: Path) -> None:
+    """All labels after it would be one too low."""
+    for name in ("bee", "cat"):
+        _save(tmp_path / name / "1.png", random_pixels(4, 4))
+    with pytest.raises(
+        DataError, match=r"'bee' is not .*; the model has no class names, .*; 2 are"
+    ):
+        open_folder(tmp_path, class_numbers(3))
 
 
 def test_folder_without_images(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dvt_edge.errors import DataError
 from dvt_edge.files import imagenet
-from dvt_edge.files.datasets import open_folder
+from dvt_edge.files.datasets import class_numbers, open_folder
 
 SYNSETS = [f"n{10_000_000 + 7 * i}" for i in range(1000)]
 CLASSES = [f"class {i}" for i in range(1000)]
@@ -85,7 +85,11 @@ def test_synset_folders_without_timm(tmp_path: Path) -> None:
 
 
 def test_as_many_folders_under_other_names(tmp_path: Path) -> None:
-    """They are the classes in sorted order; one familiar name among them and they are not."""
-    assert open_folder(make_folder(tmp_path / "data", ["b", "a"]), ["x", "y"]).labels == [0, 1]
-    with pytest.raises(DataError, match="'a' is not one of"):
-        open_folder(make_folder(tmp_path / "mixed", ["x", "a"]), ["x", "y"])
+    """They are the classes in sorted order where those are mere numbers, and only then."""
+    found = open_folder(make_folder(tmp_path / "data", ["b", "a"]), class_numbers(2))
+    assert (found.labels, found.class_names) == ([0, 1], ["a", "b"])
+    for number, (names, classes) in enumerate(
+        [(["a", "b"], ("x", "y")), (["x", "a"], ("x", "y")), (["0", "a"], class_numbers(2))]
+    ):
+        with pytest.raises(DataError, match="'a' is not one of the 2 classes"):
+            open_folder(make_folder(tmp_path / f"other{number}", names), classes)

@@ -15,6 +15,7 @@ from fashion_scenes import draw_scene
 from PIL import Image
 
 from dvt_edge.errors import DataError
+from dvt_edge.models.checkpoint import read_config
 from dvt_edge.models.training import Trainer
 from dvt_edge.models.training_config import AugmentConfig, SourceConfig, TrainingConfig
 from dvt_edge.models.training_data import (
@@ -73,6 +74,81 @@ def test_every_format_trains(
     assert np.isfinite(results[0].loss)
 
 
+def _folders(place: Path, data: Labelled, without: str = "") -> dict[str, Any]:
+    """A source of class folders named by :data:`NAMES`, but for one of them."""
+    images, labels = data
+    kept = [NAMES[label] != without for label in labels]
+    place.mkdir()
+    return _write("folder", place, (images[kept], labels[kept]))
+
+
+def test_checkpoint_keeps_the_folders_names(
+    bright_bands: Bands, training_values: Values, tmp_path: Path
+) -> None:
+    """Where none are given; a class without validation images shifts none of the others."""
+    values = training_values(epochs=1)
+    values["data"] |= {
+        "train": _folders(tmp_path / "train", bright_bands(20, 0)),
+        "validation": _folders(tmp_path / "validation", bright_bands(10, 1), without="a"),
+    }
+    trainer = Trainer(TrainingConfig.model_validate(values))
+    assert trainer.validation.labels == [1, 1, 2, 2, 3, 3, 4, 4]
+    trainer.run()
+    assert read_config(tmp_path / "run" / "model.safetensors").class_names == NAMES
+
+
+def test_given_names_stay(bright_bands: Bands, training_values: Values, tmp_path: Path) -> None:
+    """In their own order, and folders may be missing."""
+    values = training_values(epochs=1)
+    values["model"] |= {"class_names": NAMES[::-1]}
+    values["data"] |= {"train": _folders(tmp_path / "train", bright_bands(20, 0), without="e")}
+    trainer = Trainer(TrainingConfig.model_validate(values))
+    assert trainer.config.model.class_names == NAMES[::-1]
+    labels = TrainingImages(trainer.config, trainer.config.data.train, 0, 0).labels
+    assert sorted(set(labels)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("source", "without", "message"),
+    [
+        (
+            "train",
+            "c",
+            r"holds 4 class folders \('a' to 'e'\), the model has 5 classes; set model\.",
+        ),
+        ("validation", "c", r"subfolder 'a' is not one of the 5 classes \(0, 1, .*; 4 are there"),
+    ],
+)
+def test_missing_folders_without_names(
+    bright_bands: Bands,
+    training_values: Values,
+    tmp_path: Path,
+    source: str,
+    without: str,
+    message: str,
+) -> None:
+    """The other source is an archive, whose classes have no names."""
+    values = training_values(epochs=1)
+    values["data"] |= {source: _folders(tmp_path / source, bright_bands(20, 0), without=without)}
+    with pytest.raises(DataError, match=message):
+        Trainer(TrainingConfig.model_validate(values))
+
+
+def test_folders_that_disagree(
+    bright_bands: Bands, training_values: Values, tmp_path: Path
+) -> None:
+    values = training_values(epochs=1)
+    values["data"] |= {
+        "train": _folders(tmp_path / "train", bright_bands(20, 0)),
+        "validation": _folders(tmp_path / "validation", bright_bands(20, 0)),
+    }
+    (tmp_path / "validation/images/a").rename(tmp_path / "validation/images/x")
+    with pytest.raises(
+        DataError, match=r"'x' is not one of the 5 classes \(a, b, c, d, e\); rename"
+    ):
+        Trainer(TrainingConfig.model_validate(values))
+
+
 @pytest.mark.parametrize("kind", ["npz", "idx", "idx.gz", "folder"])
 def test_part_of_a_source(kind: str, bright_bands: Bands, tmp_path: Path) -> None:
     images, labels = bright_bands(20, 0)
@@ -99,14 +175,14 @@ def test_more_images_than_there_are(
 ) -> None:
     values = _write("npz", tmp_path, bright_bands(20, 0))
     with pytest.raises(DataError, match=message):
-        open_source(SourceConfig(**values, **part), None)
+        open_source(SourceConfig(**values, **part), NAMES)
 
 
 def test_unlabelled_source_is_refused(bright_bands: Bands, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=bright_bands(4, 0)[0])
     source = SourceConfig(format="npz", path=tmp_path / "data.npz")
     with pytest.raises(DataError, match=r"data\.npz: has no labels"):
-        open_source(source, None)
+        open_source(source, NAMES)
 
 
 @pytest.mark.parametrize("values", [{"format": "idx"}, {"format": "npz", "labels": "labels"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from dvt_edge import Runtime
 from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.manifest import Manifest
+from dvt_edge.bundle.signing import signed
 from dvt_edge.errors import BackendError, BundleError
 from dvt_edge.machine.board import read_board
 from dvt_edge.machine.driver import Driver
@@ -27,7 +30,8 @@ from tests.conftest import ORIN, edit_manifest, orin_platform
 
 @pytest.fixture
 def finished(own_bundle: Path) -> Callable[..., Bundle]:
-    """A function giving the demo's bundle as if its stages were engines, of ``platform``."""
+    """A function giving the demo's bundle as if its stages were engines, of ``platform``, and
+    signed here."""
 
     def make(platform: Platform | None = None, **engine: Any) -> Bundle:
         plan = {"precision": "int8", "graph": "stage1.onnx", "seconds": 1, "cached": False}
@@ -43,9 +47,33 @@ def finished(own_bundle: Path) -> Callable[..., Bundle]:
                 "built_at": "2025-01-01T00:00:00+00:00",
             }
         edit_manifest(own_bundle, lambda m: m.update(changes, stand_ins=m["stages"]))
+        if platform is not None:
+            _as_plans(own_bundle)
         return Bundle(own_bundle)
 
     return make
+
+
+def _signature(manifest: dict[str, Any]) -> str | None:
+    engines = signed(Manifest.model_validate(manifest)).engines
+    assert engines is not None
+    return engines.signature
+
+
+def _as_plans(folder: Path) -> None:
+    """Copies of the stages' graphs, called engines."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        stages = []
+        for stage in manifest["stages"]:
+            plan = stage["file"].replace(".onnx", ".plan")
+            shutil.copy(folder / stage["file"], folder / plan)
+            manifest["files"][plan] = manifest["files"][stage["file"]]
+            stages.append(stage | {"file": plan})
+        manifest["stages"] = stages
+        manifest["engines"]["signature"] = _signature(manifest)
+
+    edit_manifest(folder, change)
 
 
 @pytest.fixture
@@ -112,6 +140,28 @@ def test_built_elsewhere(
     with pytest.raises(BundleError, match=rf"\({words}\); rebuild .* --phase device"):
         open_backend(finished(orin_platform(**built)))
     assert not orin
+
+
+def test_built_by_a_stranger(
+    finished: Callable[..., Bundle],
+    orin: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A machine that looks the same: refused before TensorRT sees a plan, with the command that
+    rebuilds. The bundle cannot allow it, the profile can."""
+    bundle = finished(orin_platform())
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another machine"))
+    message = r"not built by this user on this machine.* --phase device .*trust: foreign-engines"
+    for source in (bundle, Bundle(bundle.folder)):
+        with pytest.raises(BundleError, match=message):
+            open_backend(source)
+    with pytest.raises(BundleError, match=message):
+        Runtime(bundle.folder)
+    assert not orin
+    bundle.trusts_foreign_engines = True
+    open_backend(bundle)
+    assert len(orin) == 1
 
 
 @pytest.mark.parametrize(
@@ -206,6 +256,7 @@ def test_where_frames_become_images(
     def change(manifest: dict[str, Any]) -> None:
         manifest["input"]["preprocess"] = asked
         manifest["engines"]["preprocess"] = measured
+        manifest["engines"]["signature"] = _signature(manifest)
 
     edit_manifest(bundle.folder, change)
     open_backend(Bundle(bundle.folder))
