@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from dvt_edge.errors import BudgetError
@@ -215,7 +221,20 @@ def _unusable(problem: ErrorDetails) -> str:
     return f"{key}: expected {limits[key]}, found {found!r}"
 
 
-class BatteryConfig(Document):
+class _Limits(Document):
+    """Base of what programs set key by key: a boolean is no number, though Python takes it for
+    one."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError("expected a number, found a boolean (true, false, yes, no, on, off)")
+        return value
+
+
+class BatteryConfig(_Limits):
     """A charge that must last, idle power included."""
 
     wh: float = Field(gt=0, le=1e6)
@@ -226,7 +245,7 @@ class BatteryConfig(Document):
     """Frames per second that are classified meanwhile."""
 
 
-class BudgetConfig(Document):
+class BudgetConfig(_Limits):
     """What must not be exceeded: at least one limit; several are kept at once."""
 
     latency_ms: float | None = Field(default=None, gt=0)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -34,8 +35,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, UNLABELLED, Manifest
-from dvt_edge.errors import BundleError
-from dvt_edge.files.documents import Document
+from dvt_edge.errors import BundleError, ConfigError
+from dvt_edge.files.documents import Document, first_problem
 from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
@@ -60,7 +61,7 @@ class Bundle:
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             written = _schema_version(path)
-            first = str(error).replace("\n", " ")[:200]
+            first = first_problem(error)
             if written not in (None, SCHEMA_VERSION):
                 first = f"written as schema {written} by another version of dvt-edge"
             raise BundleError(
@@ -119,8 +120,14 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
     """The bundle that a profile, its YAML file or a folder stands for, and the budget to keep.
 
     Raises :class:`~dvt_edge.errors.BundleError` for a bundle that was built with another input,
-    engine or exits than the profile has.
+    engine or exits than the profile has, and :class:`~dvt_edge.errors.ConfigError` for anything
+    that is no path and no profile.
     """
+    if not isinstance(source, str | os.PathLike | Profile):
+        raise ConfigError(
+            "expected a profile, the path of its YAML file or a bundle's folder, found "
+            f"{type(source).__name__}"
+        )
     if not isinstance(source, Profile):
         path = Path(source)
         if path.is_dir():

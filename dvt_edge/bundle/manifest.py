@@ -176,6 +176,13 @@ class Manifest(Document):
         for name in (*(stage.file for stage in stages), RECORDS):
             if name not in self.files:
                 raise ValueError(f"files has no SHA-256 of {name}")
+        for stage in stages:
+            for output in stage.outputs:
+                if output.name == "logits" and output.shape[-1] != len(self.class_names):
+                    raise ValueError(
+                        f"class_names has {len(self.class_names)} names, {stage.file} answers with "
+                        f"{output.shape[-1]} classes"
+                    )
         if self.engine.builds_engines and len(self.stand_ins) != len(self.stages):
             raise ValueError("stand_ins has not one entry for each stage")
         return self
