@@ -36,6 +36,7 @@ from pydantic import ValidationError
 
 from dvt_edge.bundle.manifest import MANIFEST, RECORDS, SCHEMA_VERSION, UNLABELLED, Manifest
 from dvt_edge.errors import BundleError, ConfigError
+from dvt_edge.files.datasets import printable
 from dvt_edge.files.documents import Document, first_problem
 from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.records import Records
@@ -51,6 +52,7 @@ class Bundle:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        _check_name(self.folder)
         path = self.folder / MANIFEST
         try:
             self.manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
@@ -145,6 +147,13 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
     return bundle, source.budget
 
 
+def _check_name(folder: Path) -> None:
+    """What runs the stages takes paths as text."""
+    if "\0" in str(folder) or printable(folder) != str(folder):
+        shown = printable(folder).replace("\0", "\\0")
+        raise BundleError(f"{shown}: the path is not text in UTF-8; choose another folder")
+
+
 def _schema_version(path: Path) -> int | None:
     """What a manifest says of itself, if anything."""
     try:
@@ -171,6 +180,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     On failure or Ctrl-C the old folder stays as it was. Only bundles and empty folders are
     replaced.
     """
+    _check_name(folder)
     if folder.exists() and not (
         (folder / MANIFEST).exists() or (folder.is_dir() and not any(folder.iterdir()))
     ):
@@ -193,6 +203,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space, or choose "
+            "another output"
+        ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
