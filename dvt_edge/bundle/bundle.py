@@ -63,12 +63,11 @@ class Bundle:
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             written = _schema_version(path)
-            first = first_problem(error)
             if written not in (None, SCHEMA_VERSION):
-                first = f"written as schema {written} by another version of dvt-edge"
+                raise BundleError(_other_schema(self.folder, written)) from None
             raise BundleError(
-                f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first}); rebuild with "
-                "'dvt-edge build'"
+                f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first_problem(error)}); "
+                "rebuild with 'dvt-edge build --profile FILE'"
             ) from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error})") from None
@@ -152,6 +151,18 @@ def _check_name(folder: Path) -> None:
     if "\0" in str(folder) or printable(folder) != str(folder):
         shown = printable(folder).replace("\0", "\\0")
         raise BundleError(f"{shown}: the path is not text in UTF-8; choose another folder")
+
+
+def _other_schema(folder: Path, written: int) -> str:
+    """What to do with a bundle of another schema; nothing is migrated, because older stages lack
+    what later ones need."""
+    who, first = (
+        ("an older", "") if written < SCHEMA_VERSION else ("a later", "update dvt-edge, or ")
+    )
+    return (
+        f"{folder}: a bundle of schema {written}, which {who} version of dvt-edge wrote; this one "
+        f"reads schema {SCHEMA_VERSION}: {first}rebuild it with 'dvt-edge build --profile FILE'"
+    )
 
 
 def _schema_version(path: Path) -> int | None:
