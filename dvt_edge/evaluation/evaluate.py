@@ -86,7 +86,8 @@ def evaluate(
 
     Answers are kept in ``output`` while it runs; an interrupted evaluation of the same bundle and
     images continues where it stopped. Raises :class:`~dvt_edge.errors.DataError` for a folder
-    without labelled images, or where none can be read.
+    without labelled images, or where none can be read, and :class:`OSError`, which names the file,
+    where ``output`` cannot be written.
     """
     images = open_folder(data, bundle.manifest.class_names)
     if images.labels is None:
