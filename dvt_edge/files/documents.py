@@ -155,6 +155,10 @@ def _parsed(file: Path, text: str) -> tuple[yaml.Node | None, object]:
         if isinstance(error, RecursionError):
             problem = "brackets within brackets, too deep"
         raise ConfigError(f"{where}: not valid YAML: {_short(problem, 200)}") from None
+    except (AttributeError, LookupError, TypeError, ArithmeticError):  # PyYAML's: !!bool perhaps
+        raise ConfigError(
+            f"{file}: not valid YAML: a value does not fit its tag (!!); leave the tag out"
+        ) from None
 
 
 def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
