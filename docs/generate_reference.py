@@ -27,7 +27,8 @@ def reference() -> str:
     parts = [
         "# Every key of the YAML files\n",
         "Written by `docs/generate_reference.py` from the models' docstrings. Unknown keys are",
-        "refused. Relative paths are relative to the folder of the file that they stand in.\n",
+        "refused. Relative paths are relative to the folder of the file that they stand in; `~` is",
+        "the home folder. A file has at most 256 KiB.\n",
         "## Profile (`--profile`)\n",
         *_rows(Profile, ""),
         "\n## Training (`dvt-edge train --config`)\n",

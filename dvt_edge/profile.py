@@ -238,7 +238,20 @@ def _unusable(problem: ErrorDetails) -> str:
     return f"{key}: expected {limits[key]}, found {found!r}"
 
 
-class BatteryConfig(Document):
+class _Limits(Document):
+    """Base of what programs set key by key: a boolean is no number, though Python takes it for
+    one."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError("expected a number, found a boolean (true, false, yes, no, on, off)")
+        return value
+
+
+class BatteryConfig(_Limits):
     """A charge that must last, idle power included."""
 
     wh: float = Field(gt=0, le=1e6)
@@ -249,7 +262,7 @@ class BatteryConfig(Document):
     """Frames per second that are classified meanwhile."""
 
 
-class BudgetConfig(Document):
+class BudgetConfig(_Limits):
     """What must not be exceeded: at least one limit; several are kept at once."""
 
     latency_ms: float | None = Field(default=None, gt=0)

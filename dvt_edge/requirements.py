@@ -35,15 +35,23 @@ def _extra(module: str, name: str, extra: str, minimum: tuple[int, ...], purpose
     return Library(module, name, f"pip install 'dvt-edge[{extra}]'", minimum, purpose)
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+_ORT = "1.30.1" if sys.version_info >= (3, 11) else "1.23.2"
+"""ONNX Runtime: for Python 3.10, which JetPack 6 has, there is no later one."""
 _FROM_CHECKPOINT = "build from a checkpoint"
 _LIVE = "serve the live page"
 LIBRARIES = {
     library.module: library
     for library in (
         Library("numpy", "NumPy", "pip install 'numpy>=1.26'", (1, 26)),
-        Library("onnxruntime", "ONNX Runtime", "pip install 'onnxruntime>=1.18'", (1, 18)),
-        _extra("torch", "torch", "export", (2, 9), "train, import and build from a checkpoint"),
-        _extra("onnx", "onnx", "export", (1, 16), _FROM_CHECKPOINT),
+        Library(
+            "onnxruntime", "ONNX Runtime", f"pip install 'onnxruntime>={_ORT}'", _numbers(_ORT)
+        ),
+        _extra("torch", "torch", "export", (2, 11), "train, import and build from a checkpoint"),
+        _extra("onnx", "onnx", "export", (1, 21), _FROM_CHECKPOINT),
         _extra("safetensors", "safetensors", "export", (0, 4, 3), _FROM_CHECKPOINT),
         Library(
             "tensorrt",
@@ -72,7 +80,7 @@ LIBRARIES = {
         _extra("pynvml", "nvidia-ml-py", "nvml", (12,), "read the energy of an NVIDIA GPU in a PC"),
         _extra("prometheus_client", "prometheus-client", "metrics", (0, 20), "export metrics"),
         _extra("matplotlib", "matplotlib", "plot", (3, 8), "draw the frontier"),
-        _extra("jinja2", "Jinja2", "report", (3, 1), "write reports"),
+        _extra("jinja2", "Jinja2", "report", (3, 1, 6), "write reports"),
         _extra("plotly", "Plotly", "report", (6,), "write reports"),
         _extra("paho", "paho-mqtt", "mqtt", (2,), "publish answers to an MQTT broker"),
         _extra("av", "PyAV", "camera", (15,), "open cameras, streams and video files"),
@@ -83,7 +91,7 @@ LIBRARIES = {
             "and make the virtual environment with python3 -m venv --system-site-packages",
             purpose="open CSI cameras and GStreamer pipelines",
         ),
-        _extra("starlette", "Starlette", "serve", (0, 40), _LIVE),
+        _extra("starlette", "Starlette", "serve", (1, 3, 1), _LIVE),
         _extra("uvicorn", "Uvicorn", "serve", (0, 47), _LIVE),
         _extra("wsproto", "wsproto", "serve", (1, 2), _LIVE),
         _extra("timm", "timm", "imagenet", (1, 0), "name ImageNet's classes"),
@@ -103,7 +111,7 @@ def missing(*modules: str) -> list[Library]:
 def is_older(version: str, minimum: tuple[int, ...]) -> bool:
     """Whether ``version``, such as ``2.9.0+cpu``, is below ``minimum``; not if it has no number."""
     found = re.match(r"[0-9]+(\.[0-9]+)*", version)
-    return found is not None and tuple(map(int, found[0].split("."))) < minimum
+    return found is not None and _numbers(found[0]) < minimum
 
 
 def _is_installed(module: str) -> bool:

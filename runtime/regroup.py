@@ -20,7 +20,7 @@ from time import perf_counter
 import numpy as np
 
 from dvt_edge.bundle.manifest import Manifest
-from dvt_edge.errors import BackendError, ConfigError
+from dvt_edge.errors import BackendError
 from dvt_edge.machine.clock import Clock, RealClock
 from dvt_edge.runtime.backends.protocol import ASIDE, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, MayStart
@@ -74,8 +74,7 @@ class Regroup:
     """Runs frames for the threads that are within ``Runtime.classify``.
 
     ``lock`` is the one that is held while stages run; ``loops`` are two, whose slots hold an image,
-    to measure with. Raises :class:`~dvt_edge.errors.ConfigError` for a ``wait_ms`` that is no
-    positive number.
+    to measure with.
     """
 
     def __init__(
@@ -85,11 +84,6 @@ class Regroup:
         wait_ms: float,
         lock: threading.Lock,
     ) -> None:
-        if not 0 < wait_ms < inf:
-            raise ConfigError(
-                f"regroup_ms is a positive number of milliseconds, found {wait_ms}; leave it out, "
-                "or give 0, to let no frame wait"
-            )
         self.wait_ms = wait_ms
         self.sizes: Counter[int] = Counter()
         """How often so many frames ran their later stages together."""

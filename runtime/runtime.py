@@ -11,19 +11,20 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy.typing as npt
 from typing_extensions import Self
 
 from dvt_edge.bundle.bundle import open_source
 from dvt_edge.bundle.costs import Costs
-from dvt_edge.errors import ClosedError, DataError
+from dvt_edge.errors import ClosedError, ConfigError, DataError
 from dvt_edge.policy.choose import choose_thresholds
 from dvt_edge.policy.live.promise import Promise
 from dvt_edge.policy.solver import Certificate, Solution, replay
 from dvt_edge.profile import BudgetConfig, ColorOrder, Profile
 from dvt_edge.progress import Progress, silent
+from dvt_edge.runtime.arguments import check_budget, check_deadline, check_seconds, check_wait
 from dvt_edge.runtime.backends.protocol import SLOTS, Backend
 from dvt_edge.runtime.cascade_loop import CascadeLoop, open_loop
 from dvt_edge.runtime.conditions_watch import ConditionsWatch
@@ -65,7 +66,8 @@ class Runtime:
     Raises :class:`~dvt_edge.errors.BundleError` for a bundle that is missing, changed or does not
     match the profile, :class:`~dvt_edge.errors.BackendError` where its stages cannot run here,
     :class:`~dvt_edge.errors.BudgetError` for a budget below the first exit's cost, and
-    :class:`~dvt_edge.errors.ConfigError` for a ``regroup_ms`` that is negative or no number.
+    :class:`~dvt_edge.errors.ConfigError` for a ``source`` that is no path and no profile, and for a
+    ``regroup_ms`` that is negative or no number.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Runtime:
             self.bundle, backend, lambda reason: self._report(StandInsRun(reason))
         )
         try:
+            check_wait(regroup_ms)
             self.records = self.bundle.records()
             """Answers of all exits to the calibration images."""
             self._unlabelled_records = self.bundle.unlabelled_records()
@@ -152,15 +155,21 @@ class Runtime:
 
         Give a whole budget, or the keys that change: ``set_budget(latency_ms=5)``. Solved from the
         stored records; nothing is rebuilt. Raises :class:`~dvt_edge.errors.BudgetError`, and keeps
-        the old thresholds, for keys that do not exist and budgets that cannot be kept.
+        the old thresholds, for keys that do not exist and budgets that cannot be kept, and
+        :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
-        config = (budget or self.budget).changed(**changes)
+        self._open_loop()
+        if budget is None:
+            budget = self.budget
+        check_budget(budget)
+        config = budget.changed(**changes)
         self._put_in_force(self.solve(config), config)
         self.budget = config
         return self.solution
 
     def solve(self, budget: BudgetConfig) -> Solution:
         """What :meth:`set_budget` would put in force; nothing changes. Raises as it does."""
+        check_budget(budget)
         recorded = self.bundle.manifest.recorded_thresholds
         return choose_thresholds(
             self.records, self.costs, budget, recorded, self._unlabelled_records
@@ -173,6 +182,7 @@ class Runtime:
 
     def use(self, solution: Solution) -> None:
         """Leave by the thresholds of ``solution``, whatever the budget; from the next frame on."""
+        self._open_loop()
         self._put_in_force(replace(solution, certificate=None), None)
 
     def replay(self, thresholds: Sequence[float], cost: Sequence[float] | None = None) -> Solution:
@@ -204,6 +214,7 @@ class Runtime:
         :class:`~dvt_edge.errors.ClosedError` after :meth:`close`.
         """
         entered = perf_counter()
+        check_deadline(deadline_ms)
         with Lease(self._free, self.regroup) as lease:
             shot = self._prepare(lease.slot, frame, color_order, box)
             return self._answer(lease.slot, shot, deadline_ms, entered, lease)
@@ -223,6 +234,7 @@ class Runtime:
         callers' frames between the two; lying ready is not counted. Raises as :meth:`classify`, at
         the frame in question, and whatever ``frames`` raises.
         """
+        check_deadline(deadline_ms)
         coming = iter(frames)
         if not self._ahead.acquire(blocking=False):
             for frame in coming:
@@ -329,7 +341,11 @@ class Runtime:
         return stop
 
     def measure(self, seconds: float, progress: Progress = silent) -> Costs:
-        """Measure the costs again, for about ``seconds``; thresholds stay as they are."""
+        """Measure the costs again, for about ``seconds``; thresholds stay as they are.
+
+        Raises :class:`~dvt_edge.errors.ConfigError` for anything but a positive number.
+        """
+        check_seconds(seconds)
         slot = self._free.get()
         try:
             with self._lock:
@@ -348,6 +364,10 @@ class Runtime:
                 self._run_waiting()
                 self._loop.backend.close()
                 self._loop = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """A copy would share the backend, and closing one would close the other."""
+        raise ConfigError("a Runtime cannot be copied or pickled; open another one")
 
     def __enter__(self) -> Self:
         return self

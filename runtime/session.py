@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from dvt_edge.bundle.costs import Costs
-from dvt_edge.errors import BudgetError
 from dvt_edge.policy import deadline
 from dvt_edge.policy.budget import allowed_exits
 from dvt_edge.policy.exit_costs import with_audit
@@ -165,11 +164,6 @@ class Session:
         frames may be answered meanwhile.
         """
         limit = self._deadline_ms if deadline_ms is None else deadline_ms
-        if limit is not None and not limit > 0:  # NaN too
-            raise BudgetError(
-                f"a deadline is a positive number of milliseconds, found {limit}; leave it out to "
-                "run without one"
-            )
         audit = self._audit is not None and self._audit.due()
         video = None if audit else self._video
         started, look_ms = perf_counter(), 0.0

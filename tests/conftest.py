@@ -4,9 +4,11 @@ classes are imported from here."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import resource
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +157,17 @@ def made_records(
     return Records(
         confidence.astype(np.float32), prediction.astype(np.int32), label if labelled else None
     )
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Nothing in this process can write a file beyond ``size`` bytes: a full disk, near enough."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @dataclass

@@ -25,10 +25,10 @@ NO_DRIVER = 'print(\'{"state": "missing", "detail": "no libcuda"}\')'
 DRIVER = 'print(\'{"state": "ok", "detail": "for CUDA up to 12.6", "extra": "Orin (8.7)"}\')'
 GOOD = {
     "numpy": "__version__ = '2.0.0'",
-    "onnxruntime": "__version__ = '1.20.0'\n"
+    "onnxruntime": "__version__ = '1.31.0'\n"
     "def get_available_providers():\n    return ['CPUExecutionProvider']",
-    "torch": "class version:\n    cuda = '12.6'\n__version__ = '2.9.1+cu126'",
-    "onnx": "__version__ = '1.17.0'",
+    "torch": "class version:\n    cuda = '12.6'\n__version__ = '2.12.1+cu126'",
+    "onnx": "__version__ = '1.22.0'",
     "tensorrt": "__version__ = '10.3.0'",
     "tensorrt_rtx": "__version__ = '1.7.0.1'",
 }
@@ -92,8 +92,8 @@ def test_pc(board_root: Root) -> None:
     assert _blocking(findings) == set()
     found = _by_name(findings)
     assert [name for name, f in found.items() if f.required] == ["Python", "NumPy", "ONNX Runtime"]
-    assert found["ONNX Runtime"].detail == "1.20.0, CPUExecutionProvider"
-    assert found["torch"].detail == "2.9.1+cu126, CUDA 12.6"
+    assert found["ONNX Runtime"].detail == "1.31.0, CPUExecutionProvider"
+    assert found["torch"].detail == "2.12.1+cu126, CUDA 12.6"
     assert found["pycuda"].detail == "2025.1"
     assert found["NVIDIA driver"].state == "missing"
     assert found["board"].detail == "AMD Ryzen 7 5800X"

@@ -49,8 +49,9 @@ from dvt_edge.bundle.members import (
     read_text,
     sha256,
 )
-from dvt_edge.errors import BundleError
-from dvt_edge.files.documents import Document
+from dvt_edge.errors import BundleError, ConfigError
+from dvt_edge.files.datasets import printable
+from dvt_edge.files.documents import Document, first_problem
 from dvt_edge.files.replacing import write_text
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
@@ -68,6 +69,7 @@ class Bundle:
         self.folder = Path(folder)
         self.trusts_foreign_engines = False
         """Whether the profile that it was opened with says so; a bundle cannot say it of itself."""
+        _check_name(self.folder)
         path = self.folder / MANIFEST
         try:
             self.manifest = Manifest.model_validate_json(read_text(self.folder, MANIFEST))
@@ -78,12 +80,11 @@ class Bundle:
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             written = _schema_version(self.folder)
-            first = _first_problem(error)
             if written not in (None, SCHEMA_VERSION):
-                first = f"written as schema {written} by another version of dvt-edge"
+                raise BundleError(_other_schema(self.folder, written)) from None
             raise BundleError(
-                f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first}); rebuild with "
-                "'dvt-edge build'"
+                f"{path}: not a manifest of schema {SCHEMA_VERSION} ({first_problem(error)}); "
+                "rebuild with 'dvt-edge build --profile FILE'"
             ) from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error})") from None
@@ -152,8 +153,14 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
     """The bundle that a profile, its YAML file or a folder stands for, and the budget to keep.
 
     Raises :class:`~dvt_edge.errors.BundleError` for a bundle that was built with another input,
-    engine or exits than the profile has.
+    engine or exits than the profile has, and :class:`~dvt_edge.errors.ConfigError` for anything
+    that is no path and no profile.
     """
+    if not isinstance(source, str | os.PathLike | Profile):
+        raise ConfigError(
+            "expected a profile, the path of its YAML file or a bundle's folder, found "
+            f"{type(source).__name__}"
+        )
     if not isinstance(source, Profile):
         path = Path(source)
         if path.is_dir():
@@ -172,6 +179,25 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
     return bundle, source.budget
 
 
+def _check_name(folder: Path) -> None:
+    """What runs the stages takes paths as text."""
+    if "\0" in str(folder) or printable(folder) != str(folder):
+        shown = printable(folder).replace("\0", "\\0")
+        raise BundleError(f"{shown}: the path is not text in UTF-8; choose another folder")
+
+
+def _other_schema(folder: Path, written: int) -> str:
+    """What to do with a bundle of another schema; nothing is migrated, because older stages lack
+    what later ones need."""
+    who, first = (
+        ("an older", "") if written < SCHEMA_VERSION else ("a later", "update dvt-edge, or ")
+    )
+    return (
+        f"{folder}: a bundle of schema {written}, which {who} version of dvt-edge wrote; this one "
+        f"reads schema {SCHEMA_VERSION}: {first}rebuild it with 'dvt-edge build --profile FILE'"
+    )
+
+
 def _schema_version(folder: Path) -> int | None:
     """What a manifest says of itself, if anything."""
     try:
@@ -179,16 +205,6 @@ def _schema_version(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int) else None
-
-
-def _first_problem(error: ValidationError | UnicodeDecodeError) -> str:
-    """Where a manifest is wrong and how, in one line, whatever was written there."""
-    text = str(error)
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        text = f"{where}: {first['msg']}" if where else first["msg"]
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
 
 
 def write_records(path: Path, records: Records) -> None:
@@ -208,6 +224,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     On failure or Ctrl-C the old folder stays as it was. Only bundles and empty folders are
     replaced; :func:`check_output` says so beforehand.
     """
+    _check_name(folder)
     _check_replaceable(folder)
     folder = folder.resolve()  # a link to a bundle stays one
     try:
@@ -229,6 +246,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space, or choose "
+            "another output"
+        ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -323,11 +323,13 @@ def _misfit(costs: Costs, manifest: Manifest, machine: str | None) -> str:
     engines = manifest.content_hash
     if machine is not None and costs.machine != machine:
         return f"they were measured on '{costs.machine}', this is '{machine}'"
-    if costs.content_hash != engines or len(costs.exits) != len(manifest.stages):
+    if costs.content_hash != engines:
         return (
             f"they were measured for other engines ({costs.content_hash[:12]}, these are "
             f"{engines[:12]})"
         )
+    if len(costs.exits) != len(manifest.stages):
+        return f"they are of {len(costs.exits)} exits, the bundle has {len(manifest.stages)}"
     return ""
 
 

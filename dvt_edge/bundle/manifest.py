@@ -191,6 +191,13 @@ class Manifest(Document):
             for name in names:
                 if not name.endswith(suffix):
                     raise ValueError(f"expected a {suffix} file, found {name}")
+        for stage in (*self.stages, *self.stand_ins, *itertools.chain(*self.graphs)):
+            for output in stage.outputs:
+                if output.name == "logits" and output.shape[-1] != len(self.class_names):
+                    raise ValueError(
+                        f"class_names has {len(self.class_names)} names, {stage.file} answers with "
+                        f"{output.shape[-1]} classes"
+                    )
         if (self.engine.builds_engines or self.native) and len(self.stand_ins) != len(self.stages):
             raise ValueError("stand_ins has not one entry for each stage")
         return self

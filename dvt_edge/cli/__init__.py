@@ -2,7 +2,8 @@
 
 Each command is a module of its name, with its options; only the one that is run is imported.
 Exit codes: 0 done, 1 an error (one line on stderr) or at least one image failed, 2 a wrong command
-line, 130 interrupted.
+line, 130 interrupted. An error is what the library raises on purpose, or what stops a command from
+outside, such as a full disk (``failures.py``); anything else is a defect, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 import dvt_edge
+from dvt_edge.cli.failures import drop_output, failure, take_any_name
 from dvt_edge.errors import DvtEdgeError
 
 __all__ = ["main"]
@@ -60,18 +62,28 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    take_any_name()
     try:
         result = cli.main(args=None if args is None else list(args), standalone_mode=False)
+        sys.stdout.flush()
     except DvtEdgeError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
+        return _failed(str(error))
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what was there before is unchanged", err=True)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has gone
+        drop_output()
         return 1
+    except (OSError, MemoryError, UnicodeError) as error:
+        drop_output()
+        return _failed(failure(error))
     return result if isinstance(result, int) else 0
+
+
+def _failed(message: str) -> int:
+    """Print an error in one line, whatever is in it."""
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    return 1

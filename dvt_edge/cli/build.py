@@ -8,7 +8,15 @@ import click
 
 from dvt_edge.bundle.manifest import Manifest
 from dvt_edge.cli.options import json_option, profile_option
-from dvt_edge.cli.output import percent, print_json, show, show_choices, show_engines, show_table
+from dvt_edge.cli.output import (
+    note_skipped,
+    percent,
+    print_json,
+    show,
+    show_choices,
+    show_engines,
+    show_table,
+)
 from dvt_edge.cli.progress import shown_progress
 from dvt_edge.converters.build import Phase, build
 from dvt_edge.profile import Profile
@@ -28,6 +36,8 @@ from dvt_edge.profile import Profile
 def command(profile_file: Path, phase: Phase, force: bool, as_json: bool) -> None:
     """Build the bundle: one quantized graph or engine per stage, records, manifest."""
     profile = Profile.from_yaml(profile_file)
+    if phase != "device":
+        note_skipped(profile.calibration.data, profile.calibration.unlabelled)
     with shown_progress() as progress:
         result = build(profile, progress, phase=phase, force=force)
     manifest = result.bundle.manifest

@@ -11,23 +11,25 @@ from typing import Any
 
 import click
 
-from dvt_edge.cli.options import json_option, profile_option
-from dvt_edge.cli.output import print_json, watched
+from dvt_edge.cli.options import PATH, json_option, profile_option
+from dvt_edge.cli.output import note_skipped, print_json, watched
 from dvt_edge.errors import DataError
 from dvt_edge.files.datasets import find_images, load_image
 from dvt_edge.runtime.prediction import Prediction
 from dvt_edge.runtime.runtime import Runtime
 
+STDIN = Path("-")
+
 
 @click.command("classify")
 @profile_option
-@click.argument("paths", nargs=-1, required=True)
+@click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--deadline-ms", type=float, help="Give the best answer within this time, per image.")
 @click.option("--explain", is_flag=True, help="Explain why each image left where it did.")
 @json_option
 def command(
     profile_file: Path,
-    paths: tuple[str, ...],
+    paths: tuple[Path, ...],
     deadline_ms: float | None,
     explain: bool,
     as_json: bool,
@@ -73,18 +75,24 @@ def command(
     return 1 if failed or not answers else 0
 
 
-def _expand(arguments: Sequence[str]) -> Iterator[Path]:
+def _expand(arguments: Sequence[Path]) -> Iterator[Path]:
     for argument in arguments:
-        if argument == "-":
-            lines = (line.strip() for line in sys.stdin)
-            yield from (Path(line) for line in lines if line)
-        elif Path(argument).is_dir():
-            found = find_images(Path(argument))
+        found = 0
+        if argument == STDIN:
+            for line in sys.stdin:
+                if path := line.strip():
+                    found += 1
+                    yield Path(path)
             if not found:
+                click.echo("error: standard input: names no images; give a path a line", err=True)
+        elif argument.is_dir():
+            images = find_images(argument)
+            if not images:
                 click.echo(f"error: {argument}: holds no images", err=True)
-            yield from found
+            note_skipped(argument)
+            yield from images
         else:
-            yield Path(argument)
+            yield argument
 
 
 def _values(path: Path, p: Prediction) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dvt_edge.cli.options import FILE, PATH, duration_option, json_option
 from dvt_edge.cli.output import (
     counted,
     figure,
+    note_skipped,
     percent,
     print_json,
     show,
@@ -103,6 +104,7 @@ def _images(source: Path, runtime: Runtime, data: Path | None) -> tuple[ImageDat
     if data is None:
         return ArrayDataset(noise_frame(manifest)[None], None), NOISE
     images = open_images(data, manifest.class_names)
+    note_skipped(data)
     if not len(images):
         raise DataError(f"{data}: holds no images")
     return images, str(data)

@@ -14,11 +14,11 @@ from typing import Any
 import click
 
 from dvt_edge.bundle.bundle import open_source
-from dvt_edge.cli.options import PATH, json_option, profile_option
-from dvt_edge.cli.output import note, percent, print_json, show, show_table
+from dvt_edge.cli.options import FOLDER, PATH, json_option, profile_option
+from dvt_edge.cli.output import note, note_skipped, percent, print_json, show, show_table
 from dvt_edge.cli.progress import shown_progress
-from dvt_edge.evaluation.evaluate import WORKERS, Evaluation, evaluate
-from dvt_edge.files.replacing import write_text
+from dvt_edge.evaluation.evaluate import FINISHED, WORKERS, Evaluation, evaluate
+from dvt_edge.files.replacing import check_writable, write_text
 from dvt_edge.policy.choose import finite_thresholds
 from dvt_edge.policy.curve import CurvePoint, budgeted_curve
 from dvt_edge.profile import Profile
@@ -36,7 +36,7 @@ CURVE_LINES = 8
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder for the results, and for progress while it runs [default: beside the bundle].",
 )
 @click.option(
@@ -54,6 +54,8 @@ def command(
     profile = Profile.from_yaml(profile_file)
     folder = output or profile.output.with_name(f"{profile.output.name}-eval")
     bundle, _ = open_source(profile)
+    check_writable(folder / FINISHED)
+    note_skipped(data)
     manifest, records = bundle.manifest, bundle.records()
     loop = open_loop(bundle)
     with closing(loop.backend), shown_progress() as progress:

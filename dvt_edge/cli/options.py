@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path that is there: an empty one would be the current folder, and shells leave ``~`` as it
+    is behind an equals sign."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("the path is empty", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+FILE = _Path(dir_okay=False, path_type=Path)
+FOLDER = _Path(file_okay=False, path_type=Path)
+PATH = _Path(path_type=Path)
 
 profile_option = click.option(
     "--profile", "profile_file", type=FILE, required=True, help="The profile (YAML)."

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from dvt_edge.bundle.engine_records import Engines, PrecisionFigures
+from dvt_edge.files.datasets import skipped_pictures
 from dvt_edge.policy import Certificate, Solution
 from dvt_edge.policy.choose import finite_thresholds
 from dvt_edge.policy.statistic import TAIL_SHARE
@@ -59,9 +61,25 @@ def show_table(
     show(table)
 
 
+class Interrupted(click.ClickException):
+    """Ctrl-C, with what to do next."""
+
+    exit_code = 130
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"interrupted; {self.message}", err=True)
+
+
 def note(text: str) -> None:
     """Something that a person should know, on standard error."""
     click.echo(f"note: {text}", err=True)
+
+
+def note_skipped(*places: Path | None) -> None:
+    """Note pictures in those of ``places`` that are folders, of endings that are not read."""
+    for folder in places:
+        if folder is not None and folder.is_dir() and (skipped := skipped_pictures(folder)):
+            note(skipped)
 
 
 def watched(runtime: Runtime) -> Runtime:

@@ -13,7 +13,7 @@ from dvt_edge.bundle.bundle import Bundle, open_source
 from dvt_edge.bundle.costs import Costs, costs_from_measurement, load_costs, with_earlier
 from dvt_edge.bundle.manifest import COSTS, MEASUREMENT
 from dvt_edge.cli.options import FILE, PATH, duration_option, profile_option
-from dvt_edge.cli.output import print_json, show, solution_values
+from dvt_edge.cli.output import note_skipped, print_json, show, solution_values
 from dvt_edge.cli.profile_tables import show_measurement
 from dvt_edge.cli.progress import shown_progress
 from dvt_edge.energy import open_meter
@@ -104,6 +104,7 @@ def command(
     if report_file is not None:
         check_libraries()
     images = open_folder(data, bundle.manifest.class_names) if data else None
+    note_skipped(data)
     watts = idle_watts = None
     if profile.energy is not None:
         watts = declared_watts(profile.energy.watts, len(bundle.manifest.stages))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dvt_edge.cli.options import FILE, json_option
-from dvt_edge.cli.output import print_json
+from dvt_edge.cli.output import Interrupted, note_skipped, print_json
 from dvt_edge.cli.progress import shown_progress
 from dvt_edge.errors import BuildError
 from dvt_edge.progress import silent
@@ -30,6 +30,7 @@ def command(config_file: Path, resume: bool, as_json: bool) -> None:
     from dvt_edge.models.training_config import TrainingConfig
 
     config = TrainingConfig.from_yaml(config_file)
+    note_skipped(config.data.train.path, config.data.validation.path)
     trainer = Trainer(config, resume=resume)
 
     def show(result: EpochResult) -> None:
@@ -42,7 +43,12 @@ def command(config_file: Path, resume: bool, as_json: bool) -> None:
             f"{result.seconds:.0f} s"
         )
 
-    with shown_progress() as progress:
-        trainer.run(progress if trainer.rank == 0 else silent, show)
+    try:
+        with shown_progress() as progress:
+            trainer.run(progress if trainer.rank == 0 else silent, show)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"continue with 'dvt-edge train --config {config_file} --resume'"
+        ) from None
     if trainer.rank == 0 and not as_json:
         click.echo(f"wrote {config.output / 'model.safetensors'}")

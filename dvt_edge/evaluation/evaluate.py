@@ -6,8 +6,10 @@ without running anything again. Images are decoded and cropped by worker process
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import signal
 import time
 import zipfile
 import zlib
@@ -26,7 +28,7 @@ import numpy.typing as npt
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.measurement import DataFigures
 from dvt_edge.errors import DataError
-from dvt_edge.files.datasets import FolderDataset, load_image, open_folder
+from dvt_edge.files.datasets import FolderDataset, load_image, open_folder, printable
 from dvt_edge.files.replacing import replaced_file
 from dvt_edge.policy import Records
 from dvt_edge.profile import InputConfig
@@ -84,13 +86,15 @@ def evaluate(
 
     Answers are kept in ``output`` while it runs; an interrupted evaluation of the same bundle and
     images continues where it stopped. Raises :class:`~dvt_edge.errors.DataError` for a folder
-    without labelled images, or where none can be read.
+    without labelled images, or where none can be read, and :class:`OSError`, which names the file,
+    where ``output`` cannot be written.
     """
     images = open_folder(data, bundle.manifest.class_names)
     if images.labels is None:
         raise DataError(f"{data}: has no subfolders named like classes; evaluation needs labels")
     listing = "\n".join(f"{path} {path.stat().st_size}" for path in images.paths)
-    key = hashlib.sha256((bundle.manifest.content_hash + listing).encode()).hexdigest()
+    text = bundle.manifest.content_hash + listing
+    key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
     output.mkdir(parents=True, exist_ok=True)
     state, saved = _load(output / PARTIAL, key), time.monotonic()
     for _ in _run_stages(state, bundle, backend, images, data, workers, progress):
@@ -127,7 +131,7 @@ def judge(
             for c in np.unique(label)
         }
     return DataFigures(
-        folder=str(folder),
+        folder=printable(folder),
         images=len(records),
         unreadable=len(state.unreadable),
         labelled=label is not None,
@@ -181,14 +185,29 @@ def _prepared(
     # Spawned, not forked: the engine's threads are running already.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting: list[tuple[range, Future[list[Pixels | None]]]] = []
-        while True:
-            for chunk in islice(chunks, _AHEAD * workers - len(waiting)):
-                paths = [images.paths[i] for i in chunk]
-                waiting.append((chunk, pool.submit(_crop_files, paths, config)))
-            if not waiting:
-                return
-            chunk, future = waiting.pop(0)
-            yield chunk, future.result()
+        try:
+            while True:
+                for chunk in islice(chunks, _AHEAD * workers - len(waiting)):
+                    paths = [images.paths[i] for i in chunk]
+                    with _without_interrupts():
+                        waiting.append((chunk, pool.submit(_crop_files, paths, config)))
+                if not waiting:
+                    return
+                chunk, future = waiting.pop(0)
+                yield chunk, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that start here never see Ctrl-C, which is this one's to answer: each would print a
+    traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _crop_files(paths: list[Path], config: InputConfig) -> list[Pixels | None]:

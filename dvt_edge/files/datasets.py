@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,12 @@ Pixels = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 )
+
+OTHER_PICTURES = frozenset(
+    {".arw", ".avif", ".cr2", ".cr3", ".dds", ".dng", ".gif", ".heic", ".heif", ".ico", ".jfif"}
+    | {".jp2", ".jpe", ".jxl", ".nef", ".pbm", ".pnm", ".raw", ".svg", ".tga"}
+)
+"""Endings of pictures that are not read."""
 
 _SYNSET = re.compile(r"n\d{8}")
 
@@ -113,10 +121,36 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below ``folder``, sorted."""
-    return sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
+    """All image files below ``folder``, sorted; hidden files and folders are left out."""
+    return _find(folder, IMAGE_SUFFIXES)
+
+
+def skipped_pictures(folder: Path) -> str:
+    """What :func:`find_images` leaves out of ``folder``, though it is a picture by its ending.
+
+    Empty where there is nothing.
+    """
+    endings = Counter(path.suffix.lower() for path in _find(folder, OTHER_PICTURES))
+    if not endings:
+        return ""
+    shown = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
+    return f"{folder}: pictures of these endings are not read: {shown}; convert them to PNG or JPEG"
+
+
+def printable(name: str | Path) -> str:
+    """``name`` as text that can be written anywhere: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _find(folder: Path, endings: frozenset[str]) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    return sorted(path for path in found if not _is_hidden(path, folder) and path.is_file())
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Whether it is, or is in, what programs keep for themselves: ``._1.png`` of macOS,
+    ``.ipynb_checkpoints``, thumbnails."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> FolderDataset:
@@ -146,7 +180,7 @@ def open_folder(folder: Path, class_names: Sequence[str] | None = None) -> Folde
     names = found if class_names is None else _class_order(folder, found, class_names)
     number = {name: i for i, name in enumerate(names)}
     labels = [number[path.relative_to(folder).parts[0]] for path in paths]
-    return FolderDataset(paths, labels, names)
+    return FolderDataset(paths, labels, [printable(name) for name in names])
 
 
 def class_numbers(classes: int) -> tuple[str, ...]:

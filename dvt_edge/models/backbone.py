@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models.cascade import Cascade, Stage
-from dvt_edge.models.official import misfits
+from dvt_edge.models.official import misfits, refuse_integers
 
 _DISTILLED = ("dist_token", "head_dist.weight", "head_dist.bias")
 _POSITIONS = "pos_embed"
@@ -33,15 +33,18 @@ def start_from_backbone(cascade: Cascade, state: Mapping[str, Tensor]) -> None:
     stays fresh otherwise.
 
     Raises :class:`~dvt_edge.errors.CheckpointError` with every missing, unexpected or misshapen
-    tensor, and for the T2T tokenizer, for which no such backbone exists.
+    tensor, for weights that are integers, and for the T2T tokenizer, for which no such backbone
+    exists.
     """
     if cascade.config.tokenizer != "patch":
         raise CheckpointError(
             f"a ViT backbone has a patch convolution, the cascade the '{cascade.config.tokenizer}' "
             "tokenizer; choose an architecture with tokenizer 'patch' such as dvt_deit_small"
         )
-    backbone = {k: v.float() for k, v in state.items() if k not in _DISTILLED}
+    backbone = {k: v for k, v in state.items() if k not in _DISTILLED}
     _check_names(cascade, backbone)
+    refuse_integers(backbone)
+    backbone = {k: v.float() for k, v in backbone.items()}
     extra = 2 if "dist_token" in state else 1
     for index in range(len(cascade.stages)):
         stage = cascade.stages[index]

@@ -21,7 +21,7 @@ from dvt_edge.errors import CheckpointError
 from dvt_edge.models.architectures import adapted, architecture
 from dvt_edge.models.checkpoint import read_checkpoint, write_checkpoint
 from dvt_edge.models.config import CascadeConfig, StageConfig
-from dvt_edge.models.official import recognise
+from dvt_edge.models.official import recognise, refuse_integers
 from dvt_edge.models.tokenizers import PatchTokenizer, T2TTokenizer, sinusoid
 from dvt_edge.models.upsampling import feature_matrix, relation_matrix
 
@@ -242,7 +242,7 @@ class Cascade(nn.Module):
         """Read a cascade written by :meth:`save`, in float32 and eval mode.
 
         Raises :class:`~dvt_edge.errors.CheckpointError` for a file that is missing, truncated, a
-        pickle, or not a dvt-edge checkpoint.
+        pickle, or not a dvt-edge checkpoint, and for weights that are integers.
         """
         config, tensors = read_checkpoint(Path(path))
         expected = tensor_shapes(config)
@@ -253,7 +253,10 @@ class Cascade(nn.Module):
                 f"{path}: {len(wrong)} tensors are missing, unexpected or misshapen: "
                 f"{', '.join(sorted(wrong)[:8])}"
             )
-        return cls.from_tensors(config, tensors)
+        try:
+            return cls.from_tensors(config, tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
     @classmethod
     def load_official(cls, state: Mapping[str, Tensor], architecture: str | None = None) -> Cascade:
@@ -270,9 +273,14 @@ class Cascade(nn.Module):
 
     @classmethod
     def from_tensors(cls, config: CascadeConfig, tensors: Mapping[str, Tensor]) -> Cascade:
-        """A cascade in float32 and eval mode that takes over ``tensors``, which fit ``config``."""
+        """A cascade in float32 and eval mode that takes over ``tensors``, which fit ``config``.
+
+        Raises :class:`~dvt_edge.errors.CheckpointError` for weights that are integers.
+        """
         with torch.device("meta"):  # no draws for weights that are replaced at once
             cascade = cls(config)
+        expected = cascade.state_dict()
+        refuse_integers({k: t for k, t in tensors.items() if expected[k].is_floating_point()})
         own = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
         cascade.load_state_dict(own, assign=True)
         return cascade.eval()

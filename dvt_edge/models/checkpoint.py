@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
+from dvt_edge.files.documents import first_problem
 from dvt_edge.files.replacing import replaced_file
 from dvt_edge.models.config import CascadeConfig
 
@@ -26,14 +27,17 @@ _PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # torch.save writes a pickle, or a zi
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block succeeds.
 
-    Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written.
+    Raises :class:`~dvt_edge.errors.CheckpointError` if the folder cannot be written or the disk is
+    full.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            temporary = stack.enter_context(replaced_file(path))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error})") from None
-        yield temporary
+    try:
+        with replaced_file(path) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or "writing failed"
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason}); free some space or choose another place"
+        ) from None
 
 
 def write_checkpoint(
@@ -61,8 +65,8 @@ def read_checkpoint(path: Path) -> tuple[CascadeConfig, dict[str, Tensor]]:
     config = read_config(path)
     try:
         return config, safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged ({error}); copy it again") from None
+    except (SafetensorError, OSError):
+        raise CheckpointError(f"{path}: truncated or damaged; copy it again") from None
 
 
 def read_config(path: Path) -> CascadeConfig:
@@ -70,7 +74,10 @@ def read_config(path: Path) -> CascadeConfig:
     try:
         return CascadeConfig.model_validate_json(_read_header(path).get("config", ""))
     except ValidationError as error:
-        raise CheckpointError(f"{path}: unusable configuration in the header: {error}") from None
+        raise CheckpointError(
+            f"{path}: unusable configuration in the header ({first_problem(error)}); write it with "
+            "Cascade.save()"
+        ) from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -83,10 +90,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises as :meth:`Cascade.load`.
     """
     try:
-        values = json.loads(_read_header(path).get(_METADATA, "{}"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: unusable metadata in the header: {error}") from None
-    return dict(values)
+        return dict(json.loads(_read_header(path).get(_METADATA, "{}")))
+    except (ValueError, TypeError, RecursionError):
+        raise CheckpointError(
+            f"{path}: unusable metadata in the header; import or train it again"
+        ) from None
 
 
 def _read_header(path: Path) -> dict[str, str]:
@@ -103,13 +111,13 @@ def _read_header(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError):
         raise CheckpointError(
-            f"{path}: truncated or not a safetensors file ({error}); copy or train it again"
+            f"{path}: truncated or not a safetensors file; copy or train it again"
         ) from None
     if header.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: not a dvt-edge checkpoint (format {header.get('format')!r}, expected "
-            f"{FORMAT!r}); write it with Cascade.save()"
+            f"{path}: not a dvt-edge checkpoint (format {str(header.get('format'))[:40]!r}, "
+            f"expected {FORMAT!r}); write it with Cascade.save()"
         )
     return dict(header)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,11 @@ from dvt_edge.models.cascade import Cascade, tensor_shapes
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.models.official import FIGURES, is_official, recognise, without_prefix
 
+_NEEDED = re.compile(
+    r"GLOBAL ([\w.]{1,200}) (?:was not an allowed|whose module)"
+    r"|``([\w.]{1,200})``.* must be imported"
+)
+"""What a pickle wants to run, in the messages of ``torch.load``."""
 _STATE_KEYS = ("model_state_dict", "state_dict", "model", "model_ema", "net")
 
 
@@ -58,9 +64,9 @@ def import_cascade(path: Path, name: str | None = None) -> Imported:
     file = read_foreign(path)
     try:
         found = recognise(file.state, name, tensor_shapes)
+        cascade = Cascade.from_tensors(found.config, found.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    cascade = Cascade.from_tensors(found.config, found.tensors)
     return Imported(cascade, file.metadata | {"architecture": found.architecture}, file.ignored)
 
 
@@ -99,8 +105,8 @@ def read_foreign(path: Path) -> ForeignCheckpoint:
     if start[8:9] == b"{" and not start.startswith((b"\x80", b"PK")):
         try:
             content = safetensors.torch.load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged ({error}); copy it again") from None
+        except (SafetensorError, OSError):
+            raise CheckpointError(f"{path}: damaged; copy it again") from None
     else:
         content = _load_pickle(path)
     return _taken_apart(path, content)
@@ -108,21 +114,22 @@ def read_foreign(path: Path) -> ForeignCheckpoint:
 
 def _load_pickle(path: Path) -> Any:
     """The file's content, built from tensors, NumPy arrays, numbers and containers only."""
-    with torch.serialization.safe_globals(_numpy_globals()):
+    with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols and storages, for programmers
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            needed = re.findall(r"GLOBAL (\S+)", str(error)) or re.findall(r"`([^`]+)`", str(error))
-            if not needed:
-                raise CheckpointError(f"{path}: damaged pickle; copy it again") from None
+        except Exception as error:  # of a damaged pickle, whatever its bytes stand for
+            needed = _NEEDED.search(str(error))
+            if needed is None or not isinstance(error, pickle.UnpicklingError):
+                raise CheckpointError(
+                    f"{path}: damaged, or no checkpoint; copy it again, or give a state dict that "
+                    "torch.save() wrote"
+                ) from None
             raise CheckpointError(
-                f"{path}: refused, because the pickle wants to run {needed[0]}; only tensors, "
-                "arrays, numbers and containers are read. Where you trust the file, save its "
-                "state dict alone: torch.save(checkpoint['model'], 'weights.pth')"
+                f"{path}: refused, because the pickle wants to run {needed[1] or needed[2]}; only "
+                "tensors, arrays, numbers and containers are read. Where you trust the file, save "
+                "its state dict alone: torch.save(checkpoint['model'], 'weights.pth')"
             ) from None
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from None
 
 
 def _numpy_globals() -> list[Any]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -128,6 +129,22 @@ def misfits(shapes: Shapes, expected: Shapes) -> list[str]:
                 f"misshapen {official_name(key)} {list(shape)}, expected {list(expected[key])}"
             )
     return lines
+
+
+def refuse_integers(weights: StateDict) -> None:
+    """Raise :class:`~dvt_edge.errors.CheckpointError` unless all ``weights`` are dense tensors of
+    floating-point numbers, each with its values."""
+    wrong = [
+        f"{official_name(name)} ({str(tensor.dtype).removeprefix('torch.')})"
+        for name, tensor in weights.items()
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise CheckpointError(
+            f"{len(wrong)} tensors are no dense floating-point weights: {', '.join(wrong[:6])}"
+            f"{more}; save the weights as float32 or float16, not quantized"
+        )
 
 
 def without_prefix(state: StateDict) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ so does this. Launched by ``torchrun`` it trains on several devices with Distrib
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dvt_edge.errors import CheckpointError, ConfigError
+from dvt_edge.files.replacing import check_writable
 from dvt_edge.models.cascade import Cascade
 from dvt_edge.models.checkpoint import replaced
 from dvt_edge.models.training_config import TrainingConfig
@@ -66,11 +68,13 @@ class Trainer:
     """One training run of one cascade.
 
     Raises :class:`~dvt_edge.errors.ConfigError` when ``config.output`` holds another run, or an
-    unfinished one and ``resume`` is false.
+    unfinished one and ``resume`` is false, and where it cannot be written.
     """
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
         self.config = config = with_class_names(config)
+        self._state_path = config.output / "state.pt"
+        self._check_output(resume)
         self.rank, self.world = _join_process_group()
         if config.batch_size % self.world:
             raise ConfigError(f"batch_size {config.batch_size} does not divide by {self.world}")
@@ -91,8 +95,8 @@ class Trainer:
         self.model = self._wrap()
         self.optimizers = _make_optimizers(self.cascade, config)
         self.state = _State()
-        self._state_path = config.output / "state.pt"
-        self._open_output(resume)
+        if self._state_path.exists():
+            self._resume()
 
     def run(
         self,
@@ -227,31 +231,37 @@ class Trainer:
             model, device_ids=[self.device.index] if self.device.type == "cuda" else None
         )
 
-    def _open_output(self, resume: bool) -> None:
-        if not self._state_path.exists():
-            self.config.output.mkdir(parents=True, exist_ok=True)
-            return
-        if not resume:
+    def _check_output(self, resume: bool) -> None:
+        """Before the images are read, which takes long."""
+        check_writable(self._state_path)
+        if self._state_path.exists() and not resume:
             raise ConfigError(
                 f"{self.config.output}: holds a training run; continue it with --resume, or choose "
                 "another output"
             )
+
+    def _resume(self) -> None:
+        damaged = CheckpointError(
+            f"{self._state_path}: cannot be resumed from, because it is damaged or of another "
+            "program; remove it to start again"
+        )
         try:
             saved = torch.load(self._state_path, map_location=self.device, weights_only=True)
             fingerprint = saved["config"]
-        except Exception as error:
-            raise CheckpointError(
-                f"{self._state_path}: cannot be resumed from ({error}); remove it to start again"
-            ) from None
+        except Exception:  # of a damaged pickle, whatever its bytes stand for
+            raise damaged from None
         if fingerprint != _fingerprint(self.config):
             raise ConfigError(
                 f"{self.config.output}: was trained with another configuration; restore that one, "
                 "or choose another output"
             )
-        self.cascade.load_state_dict(saved["model"])
-        for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        self.state = _State(**saved["state"])
+        try:
+            self.cascade.load_state_dict(saved["model"])
+            for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            self.state = _State(**saved["state"])
+        except Exception:
+            raise damaged from None
 
     def _save_state(self) -> None:
         if self.rank:
@@ -263,7 +273,10 @@ class Trainer:
             "state": asdict(self.state),
         }
         with replaced(self._state_path) as temporary:
-            torch.save(values, temporary)
+            try:
+                torch.save(values, temporary)
+            except RuntimeError as error:  # its own words for a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         with replaced(self.config.output / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.state.log))
 
@@ -335,8 +348,9 @@ def _join_process_group() -> tuple[int, int]:
 def _fingerprint(config: TrainingConfig) -> str:
     """Hash of all that decides the weights; folders and worker counts do not."""
     elsewhere = {"output": True, "checkpoint_minutes": True, "save_dtype": True}
-    values = config.model_dump(mode="json", exclude=elsewhere)
+    values = config.model_dump(exclude=elsewhere)
     if values.pop("start") is not None and config.start is not None:
         values["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
     values["data"].pop("workers")
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    # Not as pydantic writes JSON, which has no paths that are not UTF-8.
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

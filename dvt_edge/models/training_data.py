@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dvt_edge.errors import DataError
 from dvt_edge.files.datasets import (
@@ -178,12 +178,39 @@ def epoch_batches(
 
 def loader(
     images: TrainingImages, batches: Sequence[npt.NDArray[np.int64]], workers: int
-) -> DataLoader[tuple[Tensor, int]]:
-    """A loader over fixed ``batches`` of indices."""
-    return DataLoader(
-        images,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images uint8 [B, C, crop, crop] and labels [B] of fixed ``batches`` of indices.
+
+    Raises :class:`~dvt_edge.errors.DataError` for an image that cannot be read.
+    """
+    loaded: DataLoader[Any] = DataLoader(
+        _Caught(images),
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        collate_fn=_collate,
     )
+    for batch in loaded:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+class _Caught(Dataset[tuple[Tensor, int] | DataError]):
+    """``images``, with the error in place of one that cannot be read: of one that a worker raises,
+    the loader would put the whole traceback into the message."""
+
+    def __init__(self, images: TrainingImages) -> None:
+        self._images = images
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
+        try:
+            return self._images[index]
+        except DataError as error:
+            return error
+
+
+def _collate(samples: list[tuple[Tensor, int] | DataError]) -> Any:
+    """A batch, or the first error in it."""
+    return next((s for s in samples if isinstance(s, DataError)), None) or default_collate(samples)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
-from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, SCHEMA_VERSION, UNLABELLED
+from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, UNLABELLED
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig
@@ -105,19 +105,22 @@ def test_file_instead_of_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"garbage", b"[]", b"\xff\xfe\x00", b'{"schema_version": 1}', b'{"schema'],
+    "data", [b"", b"garbage", b"[]", b"\xff\xfe\x00", b'{"schema_version": 3}', b'{"schema'],
 )  # fmt: skip
 def test_garbage_manifest(folder: Path, data: bytes) -> None:
     """Whatever the manifest holds, the answer is one line with the remedy."""
     (folder / MANIFEST).write_bytes(data)
-    with pytest.raises(BundleError, match=r"manifest\.json: not a manifest of schema 3 .*rebuild"):
+    with pytest.raises(
+        BundleError, match=r"manifest\.json: not a manifest of schema 3 .*re"
+    ) as caught:
         Bundle(folder)
+    assert "\n" not in str(caught.value)
+    assert "http" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.update(schema_version=SCHEMA_VERSION + 1),
         lambda m: m.pop("schema_version") and m.update(schema_version="1"),
         lambda m: m.update(new_key=1),
         lambda m: m.update(stages=[]),
@@ -125,7 +128,7 @@ def test_garbage_manifest(folder: Path, data: bytes) -> None:
         lambda m: m["files"].pop("stage1.onnx"),
         lambda m: m["files"].pop(RECORDS),
     ],
-    ids=["newer", "text", "unknown key", "no stages", "no budget", "stage hash", "records hash"],
+    ids=["text", "unknown key", "no stages", "no budget", "stage hash", "records hash"],
 )
 def test_other_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Another schema, or a manifest that was edited, is refused."""
@@ -217,7 +220,8 @@ def test_replaced_folder_interrupted_between_renames(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(error), replaced_folder(folder) as new:
+    expected = BundleError if error is OSError else error
+    with pytest.raises(expected), replaced_folder(folder) as new:
         (new / MANIFEST).write_text("new", encoding="utf-8")
     assert _files(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]

@@ -59,7 +59,7 @@ def test_none_measured(own_bundle: Path) -> None:
             {"content_hash": "0" * 64},
             "they were measured for other engines (000000000000, these are ",
         ),
-        ({"exits": []}, "they were measured for other engines"),
+        ({"exits": []}, "they are of 0 exits, the bundle has 3"),
         ({"exits": "x"}, "they cannot be read"),
         ({"unknown": 1}, "they cannot be read"),
     ],

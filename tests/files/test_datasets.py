@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import struct
 import zipfile
@@ -28,6 +29,7 @@ from dvt_edge.files.datasets import (
     open_images,
     open_npz,
     read_idx,
+    skipped_pictures,
     spread_rows,
 )
 from tests.conftest import idx_bytes, random_pixels, unknown_dds
@@ -194,6 +196,39 @@ def test_find_images(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert found == ["a/deep/3.jpg", "b/1.png", "b/2.PNG"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a/._1.png", ".ipynb_checkpoints/1.png", "a/.thumbnails/deep/1.png", ".1.jpg"]
+)
+def test_hidden_files_are_left_out(tmp_path: Path, name: str) -> None:
+    """What macOS, notebooks and file managers leave behind is no image, and no class."""
+    _save(tmp_path / ".kept" / "a" / "1.png", random_pixels(4, 4))  # the folder itself may be
+    _save(tmp_path / ".kept" / name, random_pixels(4, 4))
+    data = open_folder(tmp_path / ".kept")
+    assert [path.name for path in data.paths] == ["1.png"]
+    assert data.class_names == ["a"]
+
+
+def test_pictures_that_are_not_read(tmp_path: Path) -> None:
+    """Counted by ending, the most frequent first; other files are no pictures."""
+    assert skipped_pictures(tmp_path) == ""
+    for name in ("1.heic", "a/2.HEIC", "3.gif", "4.png", "notes.txt", "._5.gif", ".x/6.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert skipped_pictures(tmp_path) == (
+        f"{tmp_path}: pictures of these endings are not read: 2 .heic, 1 .gif; convert them to PNG "
+        "or JPEG"
+    )
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Files are read; what is shown of a class can be written anywhere."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    _save(folder / os.fsdecode(b"\xff.png"), random_pixels(4, 4))
+    data = open_folder(tmp_path)
+    assert data.class_names == ["caf\\xe9"]
+    assert data.image(0).shape == (4, 4)
 
 
 def test_folder_per_class(tmp_path: Path) -> None:

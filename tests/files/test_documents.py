@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from dvt_edge.errors import ConfigError
-from dvt_edge.files.documents import Document, DocumentPath
+from dvt_edge.files.documents import MOST_BYTES, MOST_CHARACTERS, Document, DocumentPath
 
 
 class Pet(Document):
@@ -41,7 +42,22 @@ def _error(folder: Path, text: str) -> str:
         Home.from_yaml(_write(folder, text))
     message = str(caught.value)
     assert "\n" not in message
+    assert len(message) < 2000
     return message
+
+
+def _merged(keys: int, times: int) -> str:
+    """A mapping of ``keys``, merged into ``times`` others."""
+    shared = ", ".join(f"k{i}: 0" for i in range(keys))
+    return f"pet: &pet {{{shared}}}\nfriends:\n" + "- {<<: *pet}\n" * times
+
+
+def _merged_deep(levels: int, width: int) -> str:
+    """Mappings of which each merges the one before ``width`` times."""
+    lines = [
+        f"x{k}: &x{k} {{<<: [{', '.join([f'*x{k - 1}'] * width)}]}}\n" for k in range(1, levels)
+    ]
+    return "".join(["x0: &x0 {a: 1}\n", *lines])
 
 
 def test_valid(tmp_path: Path) -> None:
@@ -96,8 +112,32 @@ def test_scientific_notation(tmp_path: Path) -> None:
         ("rooms:\n\t- 1\n", ["home.yaml:2: not valid YAML: "]),
         ("door: !!python/object:os.system {}\n", ["home.yaml:1: not valid YAML: "]),
         ("door: 2024-13-45\n", ["home.yaml: not valid YAML: month must be in 1..12"]),
+        ("door: !!timestamp soon\n", ["home.yaml: not valid YAML: a value does not fit its tag"]),
+        ("heated: !!bool perhaps\n", ["home.yaml: not valid YAML: a value does not fit its tag"]),
+        ("rooms: !!int ''\n", ["home.yaml: not valid YAML: "]),
         ("door: \x00\n", ["home.yaml: not valid YAML: unacceptable character"]),
-        ("[" * 3000, ["home.yaml: not valid YAML: "]),
+        ("[" * 3000, ["home.yaml: not valid YAML: brackets within brackets, too deep"]),
+        (_merged(200, 60), ["not valid YAML: merge keys (<<) add too many keys; write them out"]),
+        ("".join(f"k{i}: 0\n" for i in range(15000)), ["home.yaml:1: k0: unknown key; ", "14992"]),
+        (_merged_deep(9, 10), ["home.yaml:"]),  # at once; PyYAML before 6.0.4 took a minute
+        (
+            f"door: {'x' * (MOST_CHARACTERS + 1)}\n",
+            ["home.yaml:1: not valid YAML: a value of 4097"],
+        ),
+        (
+            f"? {'x' * (MOST_CHARACTERS + 1)}\n: 1\n",
+            ["home.yaml:1: not valid YAML: a value of 4097"],
+        ),
+        (f"rooms: {'x' * 4000}\n", ["home.yaml:1: rooms: ", ", found 'xxx", "..."]),
+        (f"{'x' * 1000}: 1\n", ["home.yaml:1: xxx", "...: unknown key"]),
+        (f"door: !{'x' * 4000} 1\n", ["home.yaml:1: not valid YAML: ", "..."]),
+        (f"{'x' * 1000}: 1\n{'x' * 1000}: 2\n", ["home.yaml:2: xxx", "...: given twice"]),
+        (f"rooms: 0x{'f' * 4000}\n", ["home.yaml:1: rooms: ", "found a number of thousands of"]),
+        ("rooms: " + "1" * 4301 + "\n", ["home.yaml:1: not valid YAML: a value of 4301"]),
+        (f"rooms: [{'x, ' * 200}x]\n", ["home.yaml:1: rooms.0: ", "; and 193 more"]),
+        (f"# {'x' * MOST_BYTES}\n", ["home.yaml: larger than the 256 KiB that a YAML file may"]),
+        ('door: "a\\0b"\n', ["home.yaml:1: door: a path cannot hold a NUL character"]),
+        ("door: ~nobody-of-this-name/x\n", ["home.yaml:1: door: nobody's home folder; write"]),
         ("", ["home.yaml: expected a mapping of keys, found an empty file"]),
         ("# only a comment\n", ["found an empty file"]),
         ("- 1\n", ["expected a mapping of keys, found a list"]),
@@ -109,6 +149,39 @@ def test_bad_documents(tmp_path: Path, text: str, expected: list[str]) -> None:
     message = _error(tmp_path, text)
     for part in expected:
         assert part in message
+
+
+def test_a_few_merge_keys_are_fine(tmp_path: Path) -> None:
+    """They are for what several mappings share."""
+    text = "pet: &pet {kind: dog, whiskers: 8}\nfriends:\n- {<<: *pet, whiskers: 7}\n- *pet\n"
+    home = Home.from_yaml(_write(tmp_path, text))
+    assert home.friends == (Pet(kind="dog", whiskers=7), Pet(kind="dog", whiskers=8))
+
+
+def test_many_aliases_of_lists_are_soon_refused(tmp_path: Path) -> None:
+    """A billion values in a few lines: nothing spells them out."""
+    lists = "".join(f"- &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 10))
+    assert "rooms.0" in _error(tmp_path, f"rooms:\n- &a0 [1]\n{lists}")
+
+
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is not the name of a folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert Home.from_yaml(_write(tmp_path, "door: ~/red\n")).door == tmp_path / "me" / "red"
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "/dev", "fifo"])
+def test_only_regular_files(tmp_path: Path, name: str) -> None:
+    """Devices never end, and a FIFO waits for its writer."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match=f"{name}: not a regular file; give the path of a YAML"):
+        Home.from_yaml(tmp_path / name)
+
+
+def test_nul_in_the_documents_own_path() -> None:
+    """Nothing on a command line can hold one, a program can."""
+    with pytest.raises(ConfigError, match=r"'a\\x00b': a path cannot hold a NUL character"):
+        Home.from_yaml("a\0b")
 
 
 def test_booleans_where_they_belong(tmp_path: Path) -> None:
@@ -131,7 +204,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_folder(tmp_path: Path) -> None:
     """A folder is not a document."""
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         Home.from_yaml(tmp_path)
 
 

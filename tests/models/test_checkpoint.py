@@ -16,7 +16,8 @@ import torch
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models import Cascade, CascadeConfig
-from dvt_edge.models.checkpoint import FORMAT, read_config, replaced
+from dvt_edge.models.checkpoint import FORMAT, read_config, read_metadata, replaced
+from tests.conftest import largest_file
 
 Cascades = Callable[..., Cascade]
 
@@ -127,8 +128,39 @@ def test_unusable_configuration_in_the_header(tmp_path: Path, config: str | None
     path = tmp_path / "model.safetensors"
     header = {"format": FORMAT} | ({} if config is None else {"config": config})
     safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, path, metadata=header)
-    with pytest.raises(CheckpointError, match="unusable configuration"):
+    with pytest.raises(CheckpointError, match="unusable configuration") as caught:
         Cascade.load(path)
+    assert "\n" not in str(caught.value)
+    assert "http" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", ["{", "[1, 2]", "3", "null", "[" * 100_000])
+def test_unusable_metadata_in_the_header(cascade: Cascade, tmp_path: Path, metadata: str) -> None:
+    path = tmp_path / "model.safetensors"
+    header = {"format": FORMAT, "config": cascade.config.model_dump_json(), "metadata": metadata}
+    safetensors.torch.save_file(cascade.state_dict(), path, metadata=header)
+    with pytest.raises(CheckpointError, match=r"unusable metadata in the header; import or train"):
+        read_metadata(path)
+
+
+def test_integers_are_no_weights(cascade: Cascade, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {name: tensor.to(torch.int8) for name, tensor in cascade.state_dict().items()}
+    header = {"format": FORMAT, "config": cascade.config.model_dump_json()}
+    safetensors.torch.save_file(tensors, path, metadata=header)
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: .* no dense floating-point wei"
+    ):
+        Cascade.load(path)
+
+
+def test_full_disk(cascade: Cascade, saved: Path) -> None:
+    """As a limit on the size of files stands for it; the old file stays."""
+    before = saved.read_bytes()
+    with largest_file(1000), pytest.raises(CheckpointError, match=r"cannot be written .*free some"):
+        cascade.save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
 
 
 def test_configuration_with_an_unknown_field_is_refused(cascade: Cascade, tmp_path: Path) -> None:
@@ -177,7 +209,8 @@ def test_failed_write_leaves_the_old_file(
         raise error
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    with pytest.raises(type(error)):
+    expected = CheckpointError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected):
         cascade.save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dvt_edge.errors import CheckpointError
 from dvt_edge.models import Cascade, CascadeConfig
@@ -88,17 +91,78 @@ def test_code_is_refused(state: State, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"", "damaged or no checkpoint"),
-        (b"PK\x03\x04" + bytes(40), "damaged or no checkpoint"),
-        (b"hello, this is no pickle", "damaged"),
+        b"",
+        b"PK\x03\x04" + bytes(40),
+        b"hello, this is no pickle",
+        b"\x80\x02.",  # IndexError in torch, as those below
+        b"\x80\x02h\x00.",  # KeyError
+        b"\x80\x02}(K\x01u.",
+        b"\x80\x02U\x01\xff.",
+        b"\x80\x02X\x05\x00\x00\x00ab.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",  # TypeError
+        b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00.",  # a protocol that torch warns of
+        b"\x10\x00\x00\x00\x00\x00\x00\x00{" + b" " * 40,  # as safetensors begin
     ],
 )
-def test_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:
+def test_damaged_files(tmp_path: Path, content: bytes) -> None:
+    """One line, whatever torch raises, and none of its words."""
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=r"a\.pth: damaged.*; copy it again") as caught:
         read_foreign(tmp_path / "a.pth")
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 800), value=st.integers(0, 255), cut=st.booleans())
+def test_damaged_legacy_pickles(tmp_path: Path, at: int, value: int, cut: bool) -> None:
+    """A byte that flipped, or an end that is missing: read, or refused in one line."""
+    buffer = io.BytesIO()
+    state = {"a": torch.ones(3), "b": {"c": [1, 2.0, None, "text"]}}
+    torch.save(state, buffer, _use_new_zipfile_serialization=False)
+    content = bytearray(buffer.getvalue())
+    at %= len(content)
+    content[at] = value
+    (tmp_path / "a.pth").write_bytes(content[:at] if cut else content)
+    try:
+        read_foreign(tmp_path / "a.pth")
+    except CheckpointError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert "weights_only" not in str(error)  # noqa: PT017
+
+
+def test_pickle_of_another_kind_is_no_code(tmp_path: Path) -> None:
+    """Torch's advice, whose words are in backquotes, is not what the pickle wants to run."""
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02]q\x00K\x01s.")
+    with pytest.raises(CheckpointError, match="damaged, or no checkpoint"):
+        read_foreign(tmp_path / "a.pth")
+
+
+def test_blocked_module_is_named(tmp_path: Path) -> None:
+    """Of those that torch never allows."""
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02cos\nsystem\n(U\x04trueR.")
+    with pytest.raises(CheckpointError, match=r"wants to run os\.system; only tensors"):
+        read_foreign(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_integers_are_no_weights(state: State, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Of a quantized model."""
+    state["less_token.norm.bias"] = state["less_token.norm.bias"].to(dtype)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: 1 tensors are no .*less_token\.norm\.bias"):
+        import_cascade(tmp_path / "a.pth")
+
+
+def test_sparse_weights(state: State, tmp_path: Path) -> None:
+    """Refused as integers are."""
+    name = "less_token.head.weight"
+    state[name] = state[name].to_sparse()
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no dense floating-point weights: less_token"):
+        import_cascade(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dvt_edge.models.training import EpochResult, Trainer, schedule
 from dvt_edge.models.training_config import TrainingConfig
 from dvt_edge.models.training_data import TrainingImages, loader
 from dvt_edge.progress import Progress
-from tests.conftest import write_yaml
+from tests.conftest import largest_file, write_yaml
 
 Configs = Callable[..., TrainingConfig]
 OFTEN = 1e-9
@@ -224,6 +224,36 @@ def test_damaged_state_is_refused(
     with pytest.raises(CheckpointError, match="cannot be resumed from") as caught:
         Trainer(config, resume=True)
     assert str(state) in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"model": {}}, {"optimizers": [{}]}, {"state": {"a": 1}}])
+def test_incomplete_state_is_refused(training_config: Configs, change: dict[str, Any]) -> None:
+    """Of the right run, with something else inside."""
+    config = training_config()
+    Trainer(config).run()
+    state = config.output / "state.pt"
+    torch.save(torch.load(state, weights_only=True) | change, state)
+    with pytest.raises(CheckpointError, match=r"state\.pt: cannot be resumed from, because it is"):
+        Trainer(config, resume=True)
+
+
+def test_place_that_cannot_be_written(training_config: Configs, tmp_path: Path) -> None:
+    """Known before any image is read."""
+    (tmp_path / "file").write_text("")
+    config = training_config(output=tmp_path / "file" / "run")
+    (tmp_path / "train.npz").unlink()
+    with pytest.raises(ConfigError, match=r"cannot be written .*make its folder writable"):
+        Trainer(config)
+
+
+def test_full_disk(training_config: Configs) -> None:
+    """The first state that is saved does not fit."""
+    trainer = Trainer(training_config())
+    with largest_file(1000), pytest.raises(CheckpointError, match=r"state\.pt: cannot be written"):
+        trainer.run()
+    assert os.listdir(trainer.config.output) == []
 
 
 def test_file_of_another_program_is_refused(training_config: Configs) -> None:

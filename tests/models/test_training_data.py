@@ -358,6 +358,26 @@ def test_loader_keeps_the_batches(config: TrainingConfig) -> None:
         assert all(torch.equal(p, images[int(i)][0]) for p, i in zip(pixels, batch, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_image_is_told_in_one_line(
+    training_values: Callable[..., dict[str, Any]], tmp_path: Path, workers: int
+) -> None:
+    """Not with the traceback of the worker that found it."""
+    for name in "abcde":
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        path = tmp_path / "folder" / name / "1.png"
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:40])
+    source = {"format": "folder", "path": tmp_path / "folder"}
+    data = {"train": source, "validation": source, "workers": workers}
+    config = TrainingConfig.model_validate(training_values(data=data))
+    images = TrainingImages(config, config.data.train, 0, None)
+    loaded = loader(images, [np.array([0, 1]), np.array([2, 4, 3])], workers)
+    assert next(loaded)[1].tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"^[^\n]*1\.png: not a readable image [^\n]*$"):
+        next(loaded)
+
+
 def _gradient() -> npt.NDArray[np.uint8]:
     """Every column another level, 40 to 163."""
     return np.tile(np.arange(40, 164, 4, dtype=np.uint8), (24, 1))

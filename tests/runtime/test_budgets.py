@@ -50,6 +50,14 @@ def test_set_budget_whole(live: Live) -> None:
         ({"latency_ms": 0}, "^latency_ms: expected a positive number of milliseconds, found 0$"),
         ({"latency_ms": -2}, "^latency_ms: expected a positive number of milliseconds"),
         ({"latency_ms": np.nan}, "^latency_ms: expected a positive number of milliseconds"),
+        (
+            {"latency_ms": True},
+            "^latency_ms: expected a positive number of milliseconds, found True",
+        ),
+        (
+            {"battery": {"wh": True, "hours": 1, "fps": 1}},
+            "^battery.wh: expected a positive number",
+        ),
         ({"latency_ms": 0.5}, "the smallest possible is 1 ms"),
         (
             {"latency_ms": None},
@@ -76,6 +84,17 @@ def test_budgets_that_cannot_be(live: Live, changes: dict[str, Any], message: st
     assert live.runtime.solution is solution
     assert live.runtime.budget is budget
     assert live.classify(0).thresholds == tuple(solution.thresholds)
+
+
+@pytest.mark.parametrize("budget", [5, "fast", {"latency_ms": 5.0}, True, BudgetConfig])
+def test_budgets_that_are_none(live: Live, budget: Any) -> None:
+    """A number could be of anything: keys say of what."""
+    solution = live.runtime.solution
+    with pytest.raises(BudgetError, match=r"a budget is a BudgetConfig, or keys such as set_budg"):
+        live.runtime.set_budget(budget)
+    with pytest.raises(BudgetError, match="a budget is a BudgetConfig"):
+        live.runtime.solve(budget)
+    assert live.runtime.solution is solution
 
 
 def test_budget_on_a_percentile(live: Live) -> None:

@@ -488,8 +488,8 @@ def test_off(live_bundle: Path, live_records: Records, regroup_ms: float | None)
         assert not any(isinstance(event, Regrouping) for event in runtime.events)
 
 
-@pytest.mark.parametrize("regroup_ms", [-1.0, math.nan, math.inf])
-def test_no_time(live_bundle: Path, live_records: Records, regroup_ms: float) -> None:
+@pytest.mark.parametrize("regroup_ms", [-1.0, math.nan, math.inf, True, "5", []])
+def test_no_time(live_bundle: Path, live_records: Records, regroup_ms: Any) -> None:
     backend = FakeBackend(live_records.confidence, live_records.prediction)
     with pytest.raises(ConfigError, match="regroup_ms is a positive number of milliseconds"):
         Runtime(live_bundle, backend=backend, regroup_ms=regroup_ms)

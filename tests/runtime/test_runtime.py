@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -305,6 +307,8 @@ def test_closed(costed_bundle: Path, frames: list[Frame]) -> None:
         lambda: opened.classify_batch(frames),
         lambda: opened.classify_batch([]),
         lambda: opened.measure(0.01),
+        lambda: opened.set_budget(latency_ms=5.0),
+        lambda: opened.use(opened.solution),
     ]
     for use in uses:
         with pytest.raises(ClosedError, match="closed; open another one"):
@@ -354,6 +358,37 @@ def test_source_that_is_nothing(tmp_path: Path) -> None:
         Runtime(tmp_path / "gone.yaml")
     with pytest.raises(BundleError, match="no bundle here"):
         Runtime(tmp_path)
+
+
+@pytest.mark.parametrize("source", [None, 5, b"bundle", True, {"output": "bundle"}])
+def test_source_of_another_type(source: Any) -> None:
+    """Neither a path nor a profile."""
+    with pytest.raises(ConfigError, match=r"expected a profile, the path of its YAML file or a"):
+        Runtime(source)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, np.nan, np.inf, "1", None, True])
+def test_measure_needs_time(runtime: Runtime, seconds: Any) -> None:
+    """Nothing can be measured in no time, and nobody waits for ever."""
+    with pytest.raises(ConfigError, match=r"measure\(\) takes a positive number of seconds, found"):
+        runtime.measure(seconds)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_no_copies(
+    runtime: Runtime, frames: list[Frame], copied: Callable[[Runtime], object]
+) -> None:
+    """Closing a copy would close the original."""
+    with pytest.raises(ConfigError, match="a Runtime cannot be copied or pickled; open another"):
+        copied(runtime)
+    runtime.classify(frames[0])
+
+
+def test_class_names_do_not_fit(own_bundle: Path) -> None:
+    """A manifest that was edited: seen when it opens, not at the first frame of that class."""
+    edit_manifest(own_bundle, lambda m: m["class_names"].pop())
+    with pytest.raises(BundleError, match=r"class_names has 9 names, stage1\.onnx answers"):
+        Runtime(own_bundle)
 
 
 def test_changed_stage(own_bundle: Path, write_profile: Callable[..., Path]) -> None:

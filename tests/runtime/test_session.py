@@ -94,12 +94,14 @@ def test_frames_that_leave_in_time_are_not_truncated(live: Live) -> None:
         assert (answer.exit_stage, answer.truncated, answer.reason) == (stage, False, None)
 
 
-@pytest.mark.parametrize("deadline_ms", [0, -1.0, np.nan, -np.inf])
-def test_deadline_that_is_no_time(live: Live, deadline_ms: float) -> None:
+@pytest.mark.parametrize("deadline_ms", [0, -1.0, np.nan, -np.inf, "3", True, [3], 3j])
+def test_deadline_that_is_no_time(live: Live, deadline_ms: Any) -> None:
     """Refused before anything runs; the Runtime goes on."""
     live.backend.inner.runs.clear()
     with pytest.raises(BudgetError, match="a deadline is a positive number of milliseconds"):
         live.classify(0, deadline_ms=deadline_ms)
+    with pytest.raises(BudgetError, match="a deadline is a positive number of milliseconds"):
+        next(live.runtime.classify_each([], deadline_ms=deadline_ms))
     assert live.backend.inner.runs == []
     assert live.classify(live.value(1)).exit_stage == 1
 
