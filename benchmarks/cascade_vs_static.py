@@ -26,7 +26,7 @@ from dvt_edge import Profile, Runtime
 from dvt_edge.bundle.manifest import COSTS
 from dvt_edge.converters.build import build
 from dvt_edge.machine.board import processor_name
-from dvt_edge.profile import BudgetConfig
+from dvt_edge.profile import BudgetConfig, CameraConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "samples" / "demo"))
@@ -37,9 +37,11 @@ MEASURE_S = 5.0
 
 
 def open_runtime(profile: Profile, model: Path, output: Path) -> Runtime:
-    """A Runtime over ``model``, built by the demo profile and measured for some seconds."""
-    budget = BudgetConfig(latency_ms=1e6)
-    changed = profile.model_copy(update={"model": model, "output": output, "budget": budget})
+    """A Runtime over ``model``, built by the demo profile and measured for some seconds, with
+    frames back to back as they come here."""
+    budget, camera = BudgetConfig(latency_ms=1e6), CameraConfig(fps=10_000)
+    use = {"model": model, "output": output, "budget": budget, "camera": camera}
+    changed = profile.model_copy(update=use)
     build(changed)
     with Runtime(changed) as runtime:
         runtime.bundle.store(COSTS, runtime.measure(MEASURE_S))
