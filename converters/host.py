@@ -6,10 +6,12 @@ For ONNX Runtime that is the whole build; for TensorRT the bundle is portable, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -235,13 +237,13 @@ def _faster(
 ) -> tuple[list[onnx.ModelProto], list[PrecisionFigures]]:
     """Of every stage the precision that is faster here and passes."""
     parity = _parity(profile, quantized, calibration)
-    with tempfile.TemporaryDirectory() as name:
+    with _scratch() as folder:
         candidates: list[list[_Graph]] = []
         for i, pair in enumerate(zip(quantized.stages, quantized.graphs, strict=True)):
             candidates.append([])
             for model in pair:
                 spec = stage_spec(model)
-                path = Path(name) / f"stage{i + 1}.{spec.precision}.onnx"
+                path = folder / f"stage{i + 1}.{spec.precision}.onnx"
                 onnx.save(model, path)
                 candidates[-1].append(_Graph(path, spec, model))
         chosen, table = choose_precisions(candidates, parity, profile.engine, progress)
@@ -264,18 +266,31 @@ def _native(
         remark = f"{len(quantized.float_layers[in_float[0]])} of its layers stay in float"
         return [], [not_native(in_float[0] + 1, remark)]
     models = native_stages(quantized.graphs, config, quantized.ranges)
-    with tempfile.TemporaryDirectory() as name:
+    with _scratch() as folder:
         kinds: tuple[list[Candidate], list[Candidate]] = ([], [])
         for i, (model, native) in enumerate(zip(quantized.stages, models, strict=True)):
             spec = stage_spec(model)
             specs = (spec, native_spec(native, spec))
             for kind, graph, of in zip(kinds, (model, native), specs, strict=True):
-                path = Path(name) / f"{i}.{of.native}.onnx"
+                path = folder / f"{i}.{of.native}.onnx"
                 onnx.save(graph, path)
                 kind.append(Candidate(path, of))
         parity = _parity(profile, quantized, calibration)
         faster, table = choose_native(*kinds, parity, profile.engine, progress)
     return models if faster else [], table
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+    except OSError as error:
+        raise BuildError(
+            f"{tempfile.gettempdir()}: cannot be written ({error.strerror or error}); free some "
+            "space, or name another folder in TMPDIR"
+        ) from None
 
 
 def _parity(profile: Profile, quantized: QuantizedCascade, calibration: Calibration) -> Parity:

@@ -172,7 +172,8 @@ def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
 
 
 def _short(text: str, most: int = _SHOWN_CHARACTERS) -> str:
-    """The beginning of ``text``, which may be of any length."""
+    """The beginning of ``text``, which may be of any length and move a terminal's cursor."""
+    text = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
     return text if len(text) <= most else f"{text[:most]}..."
 
 
