@@ -187,12 +187,14 @@ def _native_code() -> Finding:
 
 def _native_operators() -> Finding:
     """What ONNX Runtime's stages run on, on a CPU."""
-    absent = operator_library.unavailable()
+    absent, library = operator_library.unavailable(), operator_library.path()
     return Finding(
         "operators",
         "missing" if absent else "ok",
         absent or f"for ONNX Runtime on the CPU, with {operator_library.instruction_set()}",
-        "sudo apt install g++ && pip install --force-reinstall --no-deps dvt-edge",
+        ""
+        if library
+        else "sudo apt install g++ && pip install --force-reinstall --no-deps dvt-edge",
     )
 
 

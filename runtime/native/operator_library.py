@@ -26,7 +26,12 @@ def path() -> Path | None:
 
 
 def unavailable() -> str | None:
-    """Why sessions cannot have the operators, and what to do about it; None where they can."""
+    """Why stages are not to run on the operators, and what to do about it; None where they are."""
+    if instruction_sets() == [PLAIN]:
+        return (
+            "this processor has none of the instructions that they are made for (AVX2, AVX-512 "
+            "VNNI, Arm's dot products); ONNX Runtime's own are faster here"
+        )
     return _load()[2]
 
 

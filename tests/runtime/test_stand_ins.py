@@ -15,7 +15,7 @@ from tests.conftest import edit_manifest
 from tests.runtime.conftest import spoil, spread_scenes
 
 pytestmark = pytest.mark.skipif(
-    operator_library.path() is None, reason=str(operator_library.unavailable())
+    operator_library.unavailable() is not None, reason=str(operator_library.unavailable())
 )
 
 
@@ -39,6 +39,17 @@ def test_no_library(
     assert len(caplog.records) == 1
     same = np.mean([a.class_id == b.class_id for a, b in zip(expected, found, strict=True)])
     assert same > 0.9
+
+
+def test_a_processor_without_any_of_the_sets(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain C++ would be slower than ONNX Runtime's own operators."""
+    monkeypatch.setattr(operator_library, "instruction_sets", lambda: [operator_library.PLAIN])
+    with Runtime(own_bundle) as runtime:
+        assert isinstance(runtime.events[0], StandInsRun)
+        assert "this processor has none of the instructions" in runtime.events[0].reason
+        assert "native" not in runtime.backend.name
 
 
 def test_a_graph_that_is_refused(own_bundle: Path) -> None:

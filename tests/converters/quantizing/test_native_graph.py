@@ -34,7 +34,7 @@ from dvt_edge.runtime.native import operator_library
 from tests.conftest import stage_graphs
 
 needs_operators = pytest.mark.skipif(
-    operator_library.path() is None, reason=str(operator_library.unavailable())
+    operator_library.unavailable() is not None, reason=str(operator_library.unavailable())
 )
 
 STAGES = (
