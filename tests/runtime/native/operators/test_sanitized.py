@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from dvt_edge.runtime.native import operator_library
 operator_library.find = lambda name: Path(sys.argv[1])
-options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
+options = ["-q", "-s", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
 sys.exit(pytest.main([*options, "--rootdir", sys.argv[2], sys.argv[3]]))
 """
 
