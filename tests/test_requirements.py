@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 PACKAGES = {
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "paho": "paho-mqtt",
+    "OpenSSL": "pyopenssl",
     "pynvml": "nvidia-ml-py",
     "pycuda.driver": "pycuda",
 }

@@ -6,6 +6,7 @@ records.npz     answers of every exit to every calibration image
 unlabelled.npz  the same for images from the field, where the profile has some
 costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
 measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
+model.sig       signature of all but the last two, where ``dvt-edge sign`` wrote one
 
 For TensorRT it is written in two halves. The portable one, made on any host, also holds each stage
 in the precisions that engines may be built in and a few calibration images; stage1.onnx ... run
@@ -23,10 +24,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +39,19 @@ from dvt_edge.bundle.manifest import (
     MEASUREMENT,
     RECORDS,
     SCHEMA_VERSION,
+    SIGNATURE,
     UNLABELLED,
     Manifest,
 )
 from dvt_edge.bundle.members import (
+    LEFT_BEHIND,
     check_members,
     member_sha256,
     read_arrays,
     read_text,
     sha256,
 )
+from dvt_edge.bundle.signature import check_signed
 from dvt_edge.errors import BundleError, ConfigError
 from dvt_edge.files.datasets import printable
 from dvt_edge.files.documents import Document, first_problem
@@ -62,15 +65,18 @@ class Bundle:
 
     Whoever sent it, no file outside its folder is read. Raises
     :class:`~dvt_edge.errors.BundleError` when the folder is not a bundle, was written by another
-    schema version, a file was changed or is none that a build writes.
+    schema version, a file was changed or is none that a build writes. With ``trusted_keys``, files
+    of public keys, one of them has to have signed it; nothing in it is parsed before that is known.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, trusted_keys: Sequence[Path] = ()) -> None:
         self.folder = Path(folder)
         self.trusts_foreign_engines = False
         """Whether the profile that it was opened with says so; a bundle cannot say it of itself."""
         _check_name(self.folder)
         path = self.folder / MANIFEST
+        if trusted_keys and os.path.lexists(path):
+            check_signed(self.folder, trusted_keys)
         try:
             self.manifest = Manifest.model_validate_json(read_text(self.folder, MANIFEST))
         except FileNotFoundError:
@@ -143,10 +149,12 @@ class Bundle:
             ) from None
 
     def set_use(self, budget: BudgetConfig, camera: CameraConfig) -> None:
-        """Store another budget and camera in the manifest; nothing else changes."""
+        """Store another budget and camera in the manifest, which ends a signature; nothing else
+        changes."""
         manifest = self.manifest.model_copy(update={"budget": budget, "camera": camera})
         self.store(MANIFEST, manifest)
         self.manifest = manifest
+        (self.folder / SIGNATURE).unlink(missing_ok=True)
 
 
 def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
@@ -167,7 +175,7 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
             bundle = Bundle(path)
             return bundle, bundle.manifest.budget
         source = Profile.from_yaml(path)
-    bundle = Bundle(source.output)
+    bundle = Bundle(source.output, source.trusted_keys)
     for name in ("input", "engine", "exits"):
         if getattr(bundle.manifest, name) != getattr(source, name):
             raise BundleError(
@@ -274,10 +282,6 @@ def _unwritable(folder: Path, error: Exception) -> BundleError:
     return BundleError(f"{folder}: cannot be written ({reason}); choose another output")
 
 
-_LEFT_BEHIND = re.compile(r"\.(?:manifest|costs|measurement)\.json\.[a-z0-9_]{8}")
-"""What :meth:`Bundle.store` leaves where it is killed."""
-
-
 def _check_replaceable(folder: Path) -> None:
     """Whether nothing is lost with ``folder``: it is not there, empty, or all of it is a bundle."""
     try:
@@ -289,7 +293,7 @@ def _check_replaceable(folder: Path) -> None:
         raise _unwritable(folder, error) from None
     ours = _written_by_us(folder)
     for entry in entries:
-        known = entry.name in ours or _LEFT_BEHIND.fullmatch(entry.name)
+        known = entry.name in ours or LEFT_BEHIND.fullmatch(entry.name)
         if not known or entry.is_dir(follow_symlinks=False):
             raise BundleError(
                 f"{folder}: holds something else than a bundle ('{entry.name}'); choose another "
@@ -309,7 +313,7 @@ def _written_by_us(folder: Path) -> set[str]:
         ours = isinstance(manifest["schema_version"], int) and isinstance(
             manifest["build_key"], str
         )
-        return {MANIFEST, COSTS, MEASUREMENT, *manifest["files"]} if ours else set()
+        return {MANIFEST, COSTS, MEASUREMENT, SIGNATURE, *manifest["files"]} if ours else set()
     except (OSError, BundleError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 
