@@ -9,7 +9,7 @@ BIN := .venv/bin
 NATIVE := $(wildcard $(addprefix runtime/native/,*.cpp *.cu *.h operators/*))
 PROFILE := samples/profiles/demo-cpu.yaml
 
-.PHONY: demo engines arm64 test check lock release sbom audit clean
+.PHONY: demo engines arm64 test check lock release sbom audit faults clean
 
 .venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,10 @@ build/typing/.made: .venv/installed
 	sed -i -e 's/ in: list/ in_: list/' -e 's/, channel_axis: int)/, channel_axis: int = ...)/' \
 		build/typing/tensorrt_bindings/tensorrt.pyi
 	touch $@
+
+# Builds killed at 200 random moments: half an hour.
+faults: .venv/installed
+	nice $(BIN)/python scripts/kill_builds.py --times 200
 
 # Tools of a release, apart from the environment that is tested.
 TOOLS := build/tools

@@ -22,8 +22,10 @@ The device adds stage1.plan ..., raw engines that ``trtexec --loadEngine`` opens
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -55,7 +57,7 @@ from dvt_edge.bundle.signature import check_signed
 from dvt_edge.errors import BundleError, ConfigError
 from dvt_edge.files.datasets import printable
 from dvt_edge.files.documents import Document, first_problem
-from dvt_edge.files.replacing import write_text
+from dvt_edge.files.replacing import exchange, flush, write_text
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
 
@@ -229,31 +231,28 @@ def write_records(path: Path, records: Records) -> None:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside ``folder`` that takes its place when the block succeeds.
 
-    On failure or Ctrl-C the old folder stays as it was. Only bundles and empty folders are
-    replaced; :func:`check_output` says so beforehand.
+    On failure, Ctrl-C, ``kill -9`` or a power cut the old folder stays as it was, or the new one is
+    complete. Only bundles and empty folders are replaced; :func:`check_output` says so beforehand.
     """
     _check_name(folder)
     _check_replaceable(folder)
     folder = folder.resolve()  # a link to a bundle stays one
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
     except OSError as error:
         raise _unwritable(folder, error) from None
+    old = new.with_name(new.name.replace(".new-", ".old-"))
     try:
-        yield new
-        new.chmod(0o755)
-        old = new.with_name(new.name.replace(".new-", ".old-"))
-        _check_replaceable(folder)  # somebody may have put a file there meanwhile
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with _claimed(new):
+            yield new
+            new.chmod(0o755)
+            for path in (*new.iterdir(), new):
+                flush(path)
+            _check_replaceable(folder)  # somebody may have put a file there meanwhile
+            _swap(new, folder, old)
+            flush(folder.parent)
     except OSError as error:
         raise BundleError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space, or choose "
@@ -261,6 +260,64 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``folder``; what was there is ``new`` or ``old`` then."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    try:
+        exchange(new, folder)
+    except OSError:
+        # FAT and some network file systems cannot; killed between these two,
+        # _remove_abandoned puts the old one back.
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+
+
+@contextlib.contextmanager
+def _claimed(new: Path) -> Iterator[None]:
+    """While a build works in ``new``, no other one removes it as abandoned."""
+    descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed builds left beside ``folder``, or put it back where it is the bundle."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-[a-z0-9_]{{8}}")
+    for entry in sorted(os.scandir(folder.parent), key=lambda entry: entry.name):
+        found = name.fullmatch(entry.name)
+        if not found or not entry.is_dir(follow_symlinks=False):
+            continue
+        if found[1] == "old" and not folder.exists():
+            os.rename(entry.path, folder)
+            continue
+        with contextlib.suppress(OSError), _claimed_by_none(Path(entry.path)):
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _claimed_by_none(folder: Path) -> Iterator[None]:
+    """Raises :class:`OSError` where a build works in ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_output(folder: Path) -> None:
