@@ -60,3 +60,39 @@ def test_every_command_refuses(
     }
     result = dvt_edge(command, *arguments.get(command, ["--profile", profile]))
     assert "is not signed" in error_line(result)
+
+
+@pytest.mark.slow
+def test_build_reuses_only_what_is_signed(
+    dvt_edge: Run, demo_profile_values: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """An unsigned or altered bundle is built anew; another budget ends a signature."""
+    private, _ = make_keys(tmp_path, "own")
+    output = tmp_path / "bundle"
+    values = demo_profile_values(output=str(output), bundle={"trusted_keys": ["own.pub"]})
+    values["engine"] = {"backend": "onnxruntime", "precision": "fp32"}
+    values["budget"] = {"max_stage": 3}
+    profile = write_yaml(tmp_path / "trusting.yaml", values)
+
+    def build() -> str:
+        result = dvt_edge("build", "--profile", profile)
+        assert result.code == 0, result.err
+        return " ".join(result.out.split())  # lines break anywhere
+
+    reused, unsigned = "unchanged inputs", "Not signed yet"
+    out = build()
+    assert reused not in out
+    assert unsigned in out
+    assert reused not in build()
+    assert dvt_edge("sign", output, "--key", private).code == 0
+    out = build()
+    assert reused in out
+    assert unsigned not in out
+    write_yaml(profile, values | {"budget": {"max_stage": 2}})
+    out = build()
+    assert reused in out
+    assert unsigned in out
+    assert dvt_edge("sign", output, "--key", private).code == 0
+    (output / "stage1.onnx").write_bytes(b"")
+    assert reused not in build()
+    assert not (output / SIGNATURE).exists()
