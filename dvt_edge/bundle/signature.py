@@ -107,9 +107,8 @@ def check_signed(folder: Path, keys: Sequence[Path]) -> Path:
         except Exception as error:  # whatever a forged file provokes
             if not files.hashed:
                 continue
-            reason = re.sub(r"^Signature mismatch: |: Expected '\w+', Actual '\w+'", "", str(error))
             raise BundleError(
-                f"{folder}: is not as it was signed ({' '.join(reason.split())[:200]}); get it "
+                f"{folder}: is not as it was signed ({_difference(error)}); get it "
                 "again from whoever built it"
             ) from None
         return key
@@ -117,6 +116,22 @@ def check_signed(folder: Path, keys: Sequence[Path]) -> Path:
         f"{signature}: no signature by {shown}; name the public key of whoever signed it, or get "
         "the bundle again"
     )
+
+
+def _difference(error: Exception) -> str:
+    """The files that model-signing names; its text has their hashes as well, as Python prints
+    them."""
+    names = r"\w[\w.-]*(?:, \w[\w.-]*)*"
+    found = [
+        f"{what} {', '.join(files)}"
+        for what, pattern in (
+            ("altered:", rf"Hash mismatch for \\?'({names})"),
+            ("added:", rf"Extra files found in model [^:]*: ({names})"),
+            ("missing:", rf"Missing files in model [^:]*: ({names})"),
+        )
+        if (files := re.findall(pattern, str(error)))
+    ]
+    return "; ".join(found)[:200] or "its files differ"
 
 
 class _Files:

@@ -409,6 +409,17 @@ def test_runtime(own_bundle: Path, demo: Callable[[Path], Path], keys: tuple[Pat
         open_source(profile)
 
 
+def test_what_differs_is_said_plainly(signed: Path, keys: tuple[Path, Path]) -> None:
+    (signed / "stage1.onnx").write_bytes(b"")
+    (signed / RECORDS).rename(signed / "other.npz")
+    with pytest.raises(BundleError) as caught:
+        Bundle(signed, [keys[1]])
+    assert str(caught.value) == (
+        f"{signed}: is not as it was signed (altered: stage1.onnx; added: other.npz; missing: "
+        "records.npz); get it again from whoever built it"
+    )
+
+
 def test_no_keys_are_no_choice(demo: Callable[[Path], Path], tmp_path: Path) -> None:
     """An empty list might mean anything."""
     path = demo(tmp_path / "own.pub")
