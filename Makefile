@@ -9,7 +9,7 @@ BIN := .venv/bin
 NATIVE := $(wildcard $(addprefix runtime/native/,*.cpp *.cu *.h operators/*))
 PROFILE := samples/profiles/demo-cpu.yaml
 
-.PHONY: demo engines arm64 test check clean
+.PHONY: demo engines arm64 test check lock release sbom audit faults clean
 
 .venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,44 @@ build/typing/.made: .venv/installed
 	sed -i -e 's/ in: list/ in_: list/' -e 's/, channel_axis: int)/, channel_axis: int = ...)/' \
 		build/typing/tensorrt_bindings/tensorrt.pyi
 	touch $@
+
+# Builds killed at 200 random moments: half an hour.
+faults: .venv/installed
+	nice $(BIN)/python scripts/kill_builds.py --times 200
+
+# Tools of a release, apart from the environment that is tested.
+TOOLS := build/tools
+$(TOOLS)/.made:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet "build>=1.2" "cyclonedx-bom>=7" "pip-audit>=2.9" "pip-licenses>=5" "uv>=0.8"
+	touch $@
+
+# What CI is known to work with, with hashes: renew it after a change of pyproject.toml.
+lock: $(TOOLS)/.made
+	echo "$(TORCH)" | $(TOOLS)/bin/uv pip compile - pyproject.toml --quiet --upgrade --universal \
+		--python-version 3.10 --extra export --extra dev --extra signing --generate-hashes \
+		--custom-compile-command "make lock" --output-file requirements/ci.txt
+
+# Source distribution, the wheel made of it, and what that wheel does alone.
+release: $(TOOLS)/.made demo
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist
+	$(BIN)/python scripts/check_release.py dist/*.whl
+	$(MAKE) sbom
+
+# Of the environment in which that wheel was checked: what somebody who installs it gets.
+sbom: $(TOOLS)/.made
+	test -d build/wheel-env || { echo "run 'make release' first" >&2; exit 1; }
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file dist/sbom.cdx.json build/wheel-env
+	$(TOOLS)/bin/pip-licenses --python build/wheel-env/bin/python --format markdown --with-urls \
+		--output-file dist/licences.md
+
+# Known holes in what the lock file names. Needs the network: pip-audit asks a service for each
+# package, and fails where one cannot be asked for.
+audit: $(TOOLS)/.made
+	$(TOOLS)/bin/pip-audit --progress-spinner off --strict --disable-pip --no-deps \
+		--requirement requirements/ci.txt
 
 clean:
 	rm -rf .venv build out

@@ -95,7 +95,7 @@ def _host_done_elsewhere(profile: Profile) -> bool:
     if not missing(*HOST_MODULES) and profile.model.exists():
         return False
     try:
-        Bundle(profile.output)
+        Bundle(profile.output, profile.trusted_keys)
     except BundleError:
         return False
     return True
@@ -103,7 +103,7 @@ def _host_done_elsewhere(profile: Profile) -> bool:
 
 def _portable_there(profile: Profile) -> Bundle:
     try:
-        bundle = Bundle(profile.output)
+        bundle = Bundle(profile.output, profile.trusted_keys)
     except BundleError as error:
         raise BundleError(
             f"{error}; the device phase starts from the portable bundle that 'dvt-edge build "

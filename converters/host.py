@@ -346,7 +346,7 @@ def _versions() -> dict[str, str]:
 
 def _existing(profile: Profile, key: str) -> Bundle | None:
     try:
-        bundle = Bundle(profile.output)
+        bundle = Bundle(profile.output, profile.trusted_keys)
     except BundleError:
         return None
     return bundle if bundle.manifest.build_key == key else None

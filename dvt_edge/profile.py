@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -371,6 +372,15 @@ class EnergyConfig(Document):
     """Power in watts at rest, which a ``battery`` has to feed as well."""
 
 
+class BundleConfig(Document):
+    """Whose bundles are opened."""
+
+    trusted_keys: tuple[DocumentPath, ...] = Field(min_length=1, max_length=100)
+    """Files of public keys (PEM, elliptic curve). A bundle that none of them signed with
+    ``dvt-edge sign``, or that was changed since, is refused before anything in it is parsed. Needs
+    the extra ``signing``."""
+
+
 class Profile(Document):
     """One YAML file that says what to build and which budget to keep.
 
@@ -389,9 +399,15 @@ class Profile(Document):
     energy: EnergyConfig | None = None
     output: DocumentPath
     """Folder of the bundle."""
+    bundle: BundleConfig | None = None
     trust: Literal["foreign-engines"] | None = None
     """``foreign-engines`` runs TensorRT engines that were built elsewhere. An engine is a program:
     say this only of bundles from people whose programs you would run."""
+
+    @property
+    def trusted_keys(self) -> tuple[Path, ...]:
+        """One of these has to have signed the bundle; none where every bundle is opened."""
+        return self.bundle.trusted_keys if self.bundle else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:

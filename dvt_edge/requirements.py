@@ -42,6 +42,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 _ORT = "1.30.1" if sys.version_info >= (3, 11) else "1.23.2"
 """ONNX Runtime: for Python 3.10, which JetPack 6 has, there is no later one."""
 _FROM_CHECKPOINT = "build from a checkpoint"
+_SIGN = "sign bundles and check signatures"
 _LIVE = "serve the live page"
 LIBRARIES = {
     library.module: library
@@ -94,6 +95,8 @@ LIBRARIES = {
         _extra("starlette", "Starlette", "serve", (1, 3, 1), _LIVE),
         _extra("uvicorn", "Uvicorn", "serve", (0, 47), _LIVE),
         _extra("wsproto", "wsproto", "serve", (1, 2), _LIVE),
+        _extra("model_signing", "model-signing", "signing", (1, 1), _SIGN),
+        _extra("OpenSSL", "pyOpenSSL", "signing", (24,), _SIGN),
         _extra("timm", "timm", "imagenet", (1, 0), "name ImageNet's classes"),
     )
 }

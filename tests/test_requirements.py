@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 PACKAGES = {
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "paho": "paho-mqtt",
+    "OpenSSL": "pyopenssl",
     "pynvml": "nvidia-ml-py",
     "pycuda.driver": "pycuda",
 }
@@ -71,6 +72,26 @@ def test_onnxruntime_stays_in_the_models_folder() -> None:
     """1.27 and 1.28 refuse external data elsewhere in every kind of tensor, 1.30.1 graphs that
     overflow a buffer."""
     assert _demanded()["onnxruntime"] >= (1, 30, 1)
+
+
+def test_lock_file() -> None:
+    """It has a hash for everything, names all that is demanded in releases that are allowed, and
+    no place to get them from."""
+    text = (REPOSITORY / "requirements" / "ci.txt").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "--index" not in text
+    locked: dict[str, list[str]] = {}
+    for entry in re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n?", "", text)):
+        found = re.match(r"([a-z0-9-]+)==(\S+)", entry)
+        assert found is not None, entry
+        assert "--hash=sha256:" in entry, entry
+        locked.setdefault(found[1], []).append(found[2])
+    # Built on the device, by hand, or for models of elsewhere.
+    left_out = {"pycuda", "nvidia-ml-py", "timm"}
+    for name, minimum in _demanded().items():
+        if name not in left_out and name != "scikit-build-core":
+            versions = locked[name.replace("_", "-")]
+            assert not all(is_older(version, minimum) for version in versions), name
 
 
 def _unpickling(tree: ast.AST) -> Iterator[int]:

@@ -6,6 +6,7 @@ records.npz     answers of every exit to every calibration image
 unlabelled.npz  the same for images from the field, where the profile has some
 costs.json      measured by ``dvt-edge profile``; belongs to the machine, not to the build
 measurement.json    all that ``dvt-edge profile`` measured, for reports and comparisons
+model.sig       signature of all but the last two, where ``dvt-edge sign`` wrote one
 
 For TensorRT it is written in two halves. The portable one, made on any host, also holds each stage
 in the precisions that engines may be built in and a few calibration images; stage1.onnx ... run
@@ -21,12 +22,13 @@ The device adds stage1.plan ..., raw engines that ``trtexec --loadEngine`` opens
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,20 +41,23 @@ from dvt_edge.bundle.manifest import (
     MEASUREMENT,
     RECORDS,
     SCHEMA_VERSION,
+    SIGNATURE,
     UNLABELLED,
     Manifest,
 )
 from dvt_edge.bundle.members import (
+    LEFT_BEHIND,
     check_members,
     member_sha256,
     read_arrays,
     read_text,
     sha256,
 )
+from dvt_edge.bundle.signature import check_signed
 from dvt_edge.errors import BundleError, ConfigError
 from dvt_edge.files.datasets import printable
 from dvt_edge.files.documents import Document, first_problem
-from dvt_edge.files.replacing import write_text
+from dvt_edge.files.replacing import exchange, flush, write_text
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
 
@@ -62,15 +67,18 @@ class Bundle:
 
     Whoever sent it, no file outside its folder is read. Raises
     :class:`~dvt_edge.errors.BundleError` when the folder is not a bundle, was written by another
-    schema version, a file was changed or is none that a build writes.
+    schema version, a file was changed or is none that a build writes. With ``trusted_keys``, files
+    of public keys, one of them has to have signed it; nothing in it is parsed before that is known.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, trusted_keys: Sequence[Path] = ()) -> None:
         self.folder = Path(folder)
         self.trusts_foreign_engines = False
         """Whether the profile that it was opened with says so; a bundle cannot say it of itself."""
         _check_name(self.folder)
         path = self.folder / MANIFEST
+        if trusted_keys and os.path.lexists(path):
+            check_signed(self.folder, trusted_keys)
         try:
             self.manifest = Manifest.model_validate_json(read_text(self.folder, MANIFEST))
         except FileNotFoundError:
@@ -143,10 +151,12 @@ class Bundle:
             ) from None
 
     def set_use(self, budget: BudgetConfig, camera: CameraConfig) -> None:
-        """Store another budget and camera in the manifest; nothing else changes."""
+        """Store another budget and camera in the manifest, which ends a signature; nothing else
+        changes."""
         manifest = self.manifest.model_copy(update={"budget": budget, "camera": camera})
         self.store(MANIFEST, manifest)
         self.manifest = manifest
+        (self.folder / SIGNATURE).unlink(missing_ok=True)
 
 
 def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
@@ -167,7 +177,7 @@ def open_source(source: str | Path | Profile) -> tuple[Bundle, BudgetConfig]:
             bundle = Bundle(path)
             return bundle, bundle.manifest.budget
         source = Profile.from_yaml(path)
-    bundle = Bundle(source.output)
+    bundle = Bundle(source.output, source.trusted_keys)
     for name in ("input", "engine", "exits"):
         if getattr(bundle.manifest, name) != getattr(source, name):
             raise BundleError(
@@ -221,31 +231,28 @@ def write_records(path: Path, records: Records) -> None:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside ``folder`` that takes its place when the block succeeds.
 
-    On failure or Ctrl-C the old folder stays as it was. Only bundles and empty folders are
-    replaced; :func:`check_output` says so beforehand.
+    On failure, Ctrl-C, ``kill -9`` or a power cut the old folder stays as it was, or the new one is
+    complete. Only bundles and empty folders are replaced; :func:`check_output` says so beforehand.
     """
     _check_name(folder)
     _check_replaceable(folder)
     folder = folder.resolve()  # a link to a bundle stays one
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
     except OSError as error:
         raise _unwritable(folder, error) from None
+    old = new.with_name(new.name.replace(".new-", ".old-"))
     try:
-        yield new
-        new.chmod(0o755)
-        old = new.with_name(new.name.replace(".new-", ".old-"))
-        _check_replaceable(folder)  # somebody may have put a file there meanwhile
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with _claimed(new):
+            yield new
+            new.chmod(0o755)
+            for path in (*new.iterdir(), new):
+                flush(path)
+            _check_replaceable(folder)  # somebody may have put a file there meanwhile
+            _swap(new, folder, old)
+            flush(folder.parent)
     except OSError as error:
         raise BundleError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space, or choose "
@@ -253,6 +260,64 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``folder``; what was there is ``new`` or ``old`` then."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    try:
+        exchange(new, folder)
+    except OSError:
+        # FAT and some network file systems cannot; killed between these two,
+        # _remove_abandoned puts the old one back.
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+
+
+@contextlib.contextmanager
+def _claimed(new: Path) -> Iterator[None]:
+    """While a build works in ``new``, no other one removes it as abandoned."""
+    descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed builds left beside ``folder``, or put it back where it is the bundle."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-[a-z0-9_]{{8}}")
+    for entry in sorted(os.scandir(folder.parent), key=lambda entry: entry.name):
+        found = name.fullmatch(entry.name)
+        if not found or not entry.is_dir(follow_symlinks=False):
+            continue
+        if found[1] == "old" and not folder.exists():
+            os.rename(entry.path, folder)
+            continue
+        with contextlib.suppress(OSError), _claimed_by_none(Path(entry.path)):
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _claimed_by_none(folder: Path) -> Iterator[None]:
+    """Raises :class:`OSError` where a build works in ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_output(folder: Path) -> None:
@@ -274,10 +339,6 @@ def _unwritable(folder: Path, error: Exception) -> BundleError:
     return BundleError(f"{folder}: cannot be written ({reason}); choose another output")
 
 
-_LEFT_BEHIND = re.compile(r"\.(?:manifest|costs|measurement)\.json\.[a-z0-9_]{8}")
-"""What :meth:`Bundle.store` leaves where it is killed."""
-
-
 def _check_replaceable(folder: Path) -> None:
     """Whether nothing is lost with ``folder``: it is not there, empty, or all of it is a bundle."""
     try:
@@ -289,7 +350,7 @@ def _check_replaceable(folder: Path) -> None:
         raise _unwritable(folder, error) from None
     ours = _written_by_us(folder)
     for entry in entries:
-        known = entry.name in ours or _LEFT_BEHIND.fullmatch(entry.name)
+        known = entry.name in ours or LEFT_BEHIND.fullmatch(entry.name)
         if not known or entry.is_dir(follow_symlinks=False):
             raise BundleError(
                 f"{folder}: holds something else than a bundle ('{entry.name}'); choose another "
@@ -309,7 +370,7 @@ def _written_by_us(folder: Path) -> set[str]:
         ours = isinstance(manifest["schema_version"], int) and isinstance(
             manifest["build_key"], str
         )
-        return {MANIFEST, COSTS, MEASUREMENT, *manifest["files"]} if ours else set()
+        return {MANIFEST, COSTS, MEASUREMENT, SIGNATURE, *manifest["files"]} if ours else set()
     except (OSError, BundleError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 

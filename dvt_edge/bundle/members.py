@@ -26,16 +26,20 @@ MOST_BYTES = 16 << 30
 MOST_ARRAY_BYTES = 512 << 20
 """Of the arrays in one archive, unpacked: over ten million images at four exits."""
 
+LEFT_BEHIND = re.compile(r"\.(?:(?:manifest|costs|measurement)\.json|model\.sig)\.[a-z0-9_]{8}")
+"""Names of what is left where a file of a bundle was being replaced when the power went."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """``name``, which a file of a bundle may have; raises :class:`ValueError`."""
     if not _NAME.fullmatch(name):
         raise ValueError("a file of a bundle is named by letters, digits and . _ -, without folder")
     return name
 
 
-FileName = Annotated[str, AfterValidator(_check_name)]
+FileName = Annotated[str, AfterValidator(check_name)]
 """Name of a file in the bundle's folder."""
 
 

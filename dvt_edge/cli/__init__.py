@@ -32,6 +32,8 @@ _MODULES = {
     "budget": "budget",
     "compare": "compare",
     "inspect": "inspect",
+    "sign": "sign",
+    "verify": "verify",
     "doctor": "doctor",
 }
 """Command -> module, in the order in which one comes to need them."""

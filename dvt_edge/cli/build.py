@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dvt_edge.bundle.manifest import Manifest
+from dvt_edge.bundle.manifest import SIGNATURE, Manifest
 from dvt_edge.cli.options import json_option, profile_option
 from dvt_edge.cli.output import (
     note_skipped,
@@ -67,6 +67,12 @@ def command(profile_file: Path, phase: Phase, force: bool, as_json: bool) -> Non
     else:
         show(f"{result.bundle.folder}: unchanged inputs, nothing rebuilt")
     show(f"Bundle: {result.bundle.folder}")
+    if profile.trusted_keys and not (result.bundle.folder / SIGNATURE).exists():
+        show(
+            "Not signed yet, and this profile opens only what its bundle.trusted_keys signed: "
+            f"'dvt-edge sign {result.bundle.folder} --key FILE'",
+            soft_wrap=True,
+        )
     if result.unfinished:
         what = "Portable." if manifest.portable else "Engines of other settings."
         show(

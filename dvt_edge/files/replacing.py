@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +17,8 @@ from dvt_edge.errors import ConfigError
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block succeeds.
 
-    On failure or Ctrl-C the old file stays as it was. Raises :class:`OSError`, which names
-    ``path``, if the folder cannot be written or the disk is full.
+    On failure, Ctrl-C or a power cut the old file stays as it was. Raises :class:`OSError`, which
+    names ``path``, if the folder cannot be written or the disk is full.
     """
     temporary: Path | None = None
     try:
@@ -26,7 +28,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o644)
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     except OSError as error:
         if temporary is None or error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -34,6 +38,32 @@ def replaced_file(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder, before anything relies on them.
+
+    Without that a power cut may leave the new name with nothing in it. Raises :class:`OSError`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Give each of two folders of one file system the other's name, at one stroke.
+
+    Raises :class:`OSError`, also where the file system cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):  # not Linux, or a C library from before 2018
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), swap):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(first))
 
 
 def write_text(path: Path, text: str) -> None:

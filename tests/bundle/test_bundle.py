@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dvt_edge.bundle import bundle as bundle_module
 from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, UNLABELLED
 from dvt_edge.errors import BundleError
@@ -219,6 +220,10 @@ def test_replaced_folder_interrupted_between_renames(
             raise error
         return rename(self, target)
 
+    def cannot(first: Path, second: Path) -> None:
+        raise OSError("not on this file system")
+
+    monkeypatch.setattr(bundle_module, "exchange", cannot)
     monkeypatch.setattr(Path, "rename", failing)
     expected = BundleError if error is OSError else error
     with pytest.raises(expected), replaced_folder(folder) as new:
