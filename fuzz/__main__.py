@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def main() -> int:
     for name in arguments.target or names:
         print(f"{name}: {arguments.seconds:g} s of processor time ...", flush=True)
         rows.append(_fuzzed(name, arguments.seconds))
+        _write(rows)
         for finding in rows[-1]["findings"]:
             print(f"  found: {finding}", flush=True)
-    _write(rows)
     print(f"\n{'target':<12} {'executions':>12} {'processor s':>12} {'findings':>9}")
     for row in rows:
         count = len(row["findings"])
@@ -91,8 +92,6 @@ def _made(folder: Path) -> Path:
 
 def _write(rows: list[dict[str, Any]]) -> None:
     """Put ``rows`` into the results; targets that were not run keep theirs."""
-    import atheris
-
     kept = {}
     if RESULT.exists():
         kept = {row["target"]: row for row in json.loads(RESULT.read_text())["targets"]}
@@ -101,16 +100,10 @@ def _write(rows: list[dict[str, Any]]) -> None:
     values = {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "fuzzer": f"atheris {_version(atheris)}",
+        "fuzzer": f"atheris {version('atheris')}",
         "targets": [kept[name] for name in order if name in kept],
     }
     RESULT.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def _version(module: Any) -> str:
-    from importlib.metadata import version
-
-    return version(module.__name__)
 
 
 if __name__ == "__main__":

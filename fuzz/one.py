@@ -17,7 +17,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped]
 
 from fuzz.targets import CORPUS, TARGETS
 

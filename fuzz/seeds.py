@@ -105,6 +105,20 @@ def _bundle() -> None:
     plain = io.BytesIO()
     np.savez(plain, confidence=confidence, prediction=prediction, label=label, group=group)
     _put("records", "stored.npz", plain.getvalue())
+    wild = io.BytesIO()
+    np.savez(wild, confidence=1e30 * confidence, prediction=prediction - 9)
+    _put("records", "wild.npz", wild.getvalue())
+    for name, change in (("scalar", {"outputs"}), ("blind", {"inputs"})):
+        manifest = json.loads(text)
+        stage = manifest["stages"][0]
+        for key in change:
+            stage[key] = [stage[key][0] | {"shape": []}] if key == "outputs" else []
+        _put("manifest", f"{name}.json", json.dumps(manifest))
+    model = onnx.load_model_from_string(_graph())
+    weight = model.graph.initializer[0]
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../outside")
+    _put("onnx", "external.onnx", model.SerializeToString())
 
 
 def _yaml() -> None:
@@ -146,6 +160,13 @@ def _checkpoints() -> None:
     small = {"module.normal_token.head.bias": torch.zeros(2)}
     torch.save(small, buffer, _use_new_zipfile_serialization=False)
     _put("checkpoint", "small.pth", buffer.getvalue())
+    repeated: list[Any] = [1.0, 2.0]
+    for _ in range(40):
+        repeated = [repeated, repeated]
+    buffer = io.BytesIO()
+    content = {"model": {"a": torch.zeros(1)}, "flops": repeated}
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    _put("checkpoint", "repeated.pth", buffer.getvalue())
 
 
 def _images() -> None:
@@ -182,6 +203,9 @@ def _texts() -> None:
         )
     ):
         _put("uri", f"uri{at}", uri)
+    for name, uri in (("digits", "9" * 5000), ("nul", "file://~a%00b"), ("long", "y" * 300)):
+        _put("uri", name, uri)
+    _put("uri", "lines", "a\nb?foo=1")
     _put("message", "next", '{"type": "next"}')
     _put("message", "budget", '{"type": "budget", "latency_ms": 1.2}')
     _put("message", "free", '{"type": "budget", "latency_ms": null}')

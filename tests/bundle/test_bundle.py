@@ -269,3 +269,17 @@ def test_odd_stages(folder: Path, change: Callable[[dict[str, Any]], object]) ->
     with pytest.raises(BundleError, match="not a manifest of schema") as error:
         Bundle(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("confidence", 1.1), ("confidence", -1e30), ("prediction", 2), ("label", 1 << 20)],
+)
+def test_records_out_of_range(folder: Path, key: str, value: float) -> None:
+    """They would be taken for probabilities, and for numbers of classes."""
+    bundle = Bundle(folder)
+    arrays = dict(np.load(folder / RECORDS))
+    arrays[key].flat[0] = value
+    np.savez(folder / RECORDS, **arrays)
+    with pytest.raises(BundleError, match=f"a '{key}' is out of its range"):
+        bundle.records()

@@ -21,7 +21,7 @@ from tests.confidence_reference import confidence
 from tests.conftest import stage_graphs
 
 HUGE = float(np.finfo(np.float32).max)
-ROWS = {
+ROWS: dict[str, list[float]] = {
     "NaN": [np.nan, 0, 0, 0, 0],
     "infinity": [0, np.inf, 0, 0, 0],
     "minus infinity": [0, 1, -np.inf, 0, 0],
