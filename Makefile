@@ -6,10 +6,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+# Processor time that `make fuzz` gives to each target.
+SECONDS ?= 600
 NATIVE := $(wildcard $(addprefix runtime/native/,*.cpp *.cu *.h operators/*))
 PROFILE := samples/profiles/demo-cpu.yaml
 
-.PHONY: demo engines arm64 test check lock release sbom audit faults clean
+.PHONY: demo engines arm64 test check lock release sbom audit faults fuzz clean
 
 .venv/installed: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -37,6 +39,11 @@ arm64: .venv/installed
 # The quick ones, side by side; `make check` runs all.
 test: .venv/installed
 	$(BIN)/pytest -n auto -m "not slow"
+
+# All that reads files, messages and addresses of strangers; two hours. A short run is in `make test`.
+fuzz: .venv/installed
+	$(BIN)/pip install --quiet "atheris>=3"
+	nice $(BIN)/python -m fuzz --seconds $(SECONDS)
 
 check: .venv/installed build/typing/.made
 	$(BIN)/ruff format --check .

@@ -30,8 +30,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from dvt_edge.bundle.graph_check import check_graph
@@ -60,6 +62,9 @@ from dvt_edge.files.documents import Document, first_problem
 from dvt_edge.files.replacing import exchange, flush, write_text
 from dvt_edge.policy.records import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig, Profile
+
+_ROUNDED = 1e-3
+"""How far a confidence may be rounded beyond 0 and 1."""
 
 
 class Bundle:
@@ -138,7 +143,20 @@ class Bundle:
                     "rebuild"
                 )
         label, group = (arrays.get(key) for key in ("label", "group"))
+        self._check_range(name, "confidence", arrays["confidence"], -_ROUNDED, 1 + _ROUNDED)
+        last = len(self.manifest.class_names) - 1
+        for key in {"prediction", "label"} & arrays.keys():
+            self._check_range(name, key, arrays[key], 0, last)
         return Records(arrays["confidence"], arrays["prediction"], label, group)
+
+    def _check_range(
+        self, name: str, key: str, array: npt.NDArray[Any], low: float, high: float
+    ) -> None:
+        """Records are indices and probabilities; NaN is left to :class:`Records`."""
+        if ((array < low) | (array > high)).any():
+            raise BundleError(
+                f"{self.folder / name}: unusable (a '{key}' is out of its range); rebuild"
+            )
 
     def store(self, name: str, document: Document) -> None:
         """Write ``document`` as the bundle's file ``name``, whole or not at all."""

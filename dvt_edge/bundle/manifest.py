@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -44,7 +44,7 @@ class TensorSpec(Document):
     """One input or output of a stage."""
 
     name: str
-    shape: tuple[int | str, ...]
+    shape: tuple[Annotated[int, Field(ge=1, le=1 << 31)] | str, ...] = Field(min_length=1)
     """``"N"`` is the batch."""
     dtype: Literal["float32", "float16", "int32", "int8"]
 
@@ -69,7 +69,7 @@ class StageSpec(Document):
     """One stage file."""
 
     file: str
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...]
     parameters: int = Field(ge=0)
     """Weights and biases in the graph, upsampling constants included."""

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import parse_qsl, quote, unquote
 
 from dvt_edge.errors import ConfigError
+from dvt_edge.files.documents import one_line
 
 Kind = Literal["v4l2", "csi", "rtsp", "http", "file", "images", "gst", "test"]
 _SCHEMES: dict[str, Kind] = {name: name for name in get_args(Kind)} | {
@@ -27,6 +27,8 @@ _OPTIONS: dict[Kind, tuple[str, ...]] = {
 }
 _SECRET_KEY = re.compile(r"user|usr|login|pass|pwd|psw|pw$|token|key|secret|auth|sig|session", re.I)
 HIDDEN = "***"
+MOST_CHARACTERS = 4096
+"""Of a URI; hiding credentials takes time that grows with the square."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ def parse(uri: str, environment: Mapping[str, str] | None = None) -> Address:
     Raises :class:`~dvt_edge.errors.ConfigError`, which holds no credentials.
     """
     environment = os.environ if environment is None else environment
+    _check_text(uri)
     if re.fullmatch(r"\$\{\w+\}", uri):  # all of it; it may hold variables itself
         uri = _expanded(uri, environment)
+        _check_text(uri)
     scheme, rest = _split_scheme(uri)
     if scheme is None:
         return _bare(_expanded(uri, environment))
@@ -89,7 +93,11 @@ def parse(uri: str, environment: Mapping[str, str] | None = None) -> Address:
 
 
 def redacted(uri: str) -> str:
-    """``uri`` without user, password and what its query calls such; never raises."""
+    """``uri`` in one line, without user, password and what its query calls such; never raises."""
+    return one_line(_without_credentials(uri))
+
+
+def _without_credentials(uri: str) -> str:
     scheme, rest = _split_scheme(uri)
     if scheme == "gst":
         text = re.sub(r"(\w+://)[^\s!]*@", rf"\1{HIDDEN}@", rest)
@@ -115,6 +123,22 @@ def scrubbed(text: str, address: Address) -> str:
         if len(word) > 2:
             text = text.replace(word, HIDDEN)
     return re.sub(r"(\w+://)[^\s/@]+@", rf"\1{HIDDEN}@", text)
+
+
+def _check_text(uri: str) -> None:
+    """Whether ``uri`` can be a path or an argument of a system call."""
+    if len(uri) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"the source's URI has {len(uri)} characters, the most is {MOST_CHARACTERS}; shorten it"
+        )
+    try:
+        os.fsencode(uri)
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "the source's URI holds characters that no text has; remove them"
+        ) from None
+    if "\0" in uri:
+        raise ConfigError("the source's URI holds a NUL character; remove it")
 
 
 def _hide_property(found: re.Match[str]) -> str:
@@ -150,7 +174,7 @@ def _url(scheme: str, rest: str, environment: Mapping[str, str]) -> str:
         user, after = _split_user(_expanded(rest, environment))
         if user is None:
             return f"{scheme}://{after}"
-        parts = [quote(unquote(part), safe="") for part in user.split(":", 1)]
+        parts = [_quoted(unquote(part)) for part in user.split(":", 1)]
     else:
         after = _expanded(after, environment)
         parts = [_encoded(part, environment) for part in user.split(":", 1)]
@@ -161,9 +185,14 @@ def _encoded(part: str, environment: Mapping[str, str]) -> str:
     """Percent-encoded, whether it was or not; values of variables are taken as they are."""
     pieces = re.split(r"(\$\{\w+\})", part)
     return "".join(
-        quote(_expanded(piece, environment) if at % 2 else unquote(piece), safe="")
+        _quoted(_expanded(piece, environment) if at % 2 else unquote(piece))
         for at, piece in enumerate(pieces)
     )
+
+
+def _quoted(text: str) -> str:
+    """Percent-encoded; bytes of a command line that are not UTF-8 are kept."""
+    return quote(text, safe="", errors="surrogateescape")
 
 
 def _expanded(text: str, environment: Mapping[str, str]) -> str:
@@ -182,19 +211,23 @@ def _expanded(text: str, environment: Mapping[str, str]) -> str:
 def _bare(text: str) -> Address:
     """A number or a path."""
     if text.isdecimal():
-        return Address("v4l2", f"/dev/video{int(text)}", f"v4l2:///dev/video{int(text)}")
+        device = f"/dev/video{_number(text)}"
+        return Address("v4l2", device, f"v4l2://{device}")
     if not text.strip():
         raise ConfigError("the source is empty; expected a URI such as v4l2:///dev/video0")
-    path, _, query = (text, "", "") if Path(text).exists() else text.partition("?")
+    shown = one_line(text)
+    path, _, query = (text, "", "") if os.path.exists(text) else text.partition("?")
     if re.match(r"/dev/video\d", path):
-        return _local("v4l2", path, query, text)
-    return _local("images" if Path(path).is_dir() else "file", path, query, text)
+        return _local("v4l2", path, query, shown)
+    return _local("images" if os.path.isdir(path) else "file", path, query, shown)
 
 
 def _local(kind: Kind, path: str, query: str, shown: str) -> Address:
     """A device, sensor, file or folder with our own options."""
+    if "\0" in path:
+        raise ConfigError(f"{shown}: a path cannot hold a NUL character; remove it")
     if kind == "v4l2":
-        path = f"/dev/video{int(path)}" if path.isdecimal() else path
+        path = f"/dev/video{_number(path)}" if path.isdecimal() else path
         if not path.startswith("/"):
             raise ConfigError(f"{shown} names no device; expected v4l2:///dev/video0")
     if kind == "csi":
@@ -213,6 +246,13 @@ def _local(kind: Kind, path: str, query: str, shown: str) -> Address:
             )
         values[name] = _option(shown, name, text)
     return Address(kind, path, shown, **values)  # type: ignore[arg-type]
+
+
+def _number(digits: str) -> int:
+    """Of a device."""
+    if len(digits) > 9:
+        raise ConfigError("no device has a number of so many digits; expected 0, for /dev/video0")
+    return int(digits)
 
 
 def _option(shown: str, name: str, text: str) -> object:

@@ -39,6 +39,10 @@ OTHER_PICTURES = frozenset(
 )
 """Endings of pictures that are not read."""
 
+MOST_PIXELS = 80_000_000
+"""Of one image. While it is decoded a pixel takes up to eleven bytes, and a file of a few kilobytes
+can promise a billion of them."""
+
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -103,6 +107,10 @@ def load_image(path: Path) -> Pixels:
         with path.open("rb") as file, Image.open(file) as image:
             if image.mode.startswith(("I", "F")):  # conversion would saturate
                 raise ValueError("more than 8 bits per channel; convert it to 8 bits")
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels, the most is {MOST_PIXELS:,}; shrink it"
+                )
             _turn_upright(image)
             return np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except FileNotFoundError:

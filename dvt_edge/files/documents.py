@@ -171,10 +171,16 @@ def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
     return f"{key}: {message}" if key else message
 
 
+def one_line(text: str) -> str:
+    """``text`` for a message: what would end the line, or cannot be shown, is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def _short(text: str, most: int = _SHOWN_CHARACTERS) -> str:
-    """The beginning of ``text``, which may be of any length and move a terminal's cursor."""
-    text = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
-    return text if len(text) <= most else f"{text[:most]}..."
+    """The beginning of ``text``, which may be of any length, in one line."""
+    return one_line(text if len(text) <= most else f"{text[:most]}...")
 
 
 def _shown(value: object) -> str:

@@ -64,9 +64,19 @@ def read_checkpoint(path: Path) -> tuple[CascadeConfig, dict[str, Tensor]]:
     """Configuration and tensors, which need not fit together; raises as :meth:`Cascade.load`."""
     config = read_config(path)
     try:
-        return config, safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError):
         raise CheckpointError(f"{path}: truncated or damaged; copy it again") from None
+    refuse_odd_names(path, tensors)
+    return config, tensors
+
+
+def refuse_odd_names(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`~dvt_edge.errors.CheckpointError` for names that no line of text can show."""
+    if not all(name.isprintable() for name in tensors):
+        raise CheckpointError(
+            f"{path}: names of tensors hold control characters; save the state dict again"
+        )
 
 
 def read_config(path: Path) -> CascadeConfig:

@@ -14,7 +14,7 @@ from dvt_edge.files.documents import Document
 class StageConfig(Document):
     """One Vision Transformer of the cascade."""
 
-    grid: int = Field(ge=1, le=256)
+    grid: int = Field(ge=1, le=64)
     """Tokens along each side: the stage sees ``grid * grid`` patches and one class token."""
     width: int = Field(ge=8, le=4096)
     """Embedding width D; a multiple of ``heads``."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
+from dvt_edge.files.documents import one_line
 from dvt_edge.models.backbone import start_from_backbone
 from dvt_edge.models.cascade import Cascade, tensor_shapes
+from dvt_edge.models.checkpoint import refuse_odd_names
 from dvt_edge.models.config import CascadeConfig
 from dvt_edge.models.official import FIGURES, is_official, recognise, without_prefix
 
@@ -27,6 +30,8 @@ _NEEDED = re.compile(
     r"|``([\w.]{1,200})``.* must be imported"
 )
 """What a pickle wants to run, in the messages of ``torch.load``."""
+_MOST_FIGURES = 100_000
+"""Numbers in the figures of a checkpoint; a pickle can repeat few bytes without end."""
 _STATE_KEYS = ("model_state_dict", "state_dict", "model", "model_ema", "net")
 
 
@@ -158,22 +163,31 @@ def _taken_apart(path: Path, content: Any) -> ForeignCheckpoint:
             f"{path}: no tensors; expected a state dict, alone or under one of "
             f"{', '.join(_STATE_KEYS)}"
         )
+    refuse_odd_names(path, tensors)
     around = {} if inside is None else {k: v for k, v in content.items() if k != inside}
     metadata = {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    metadata |= {k: _plain(path, k, around[k]) for k in FIGURES if k in around}
-    ignored = [str(k) for k in around if k not in FIGURES]
-    ignored += [str(k) for k in state if k not in tensors]
+    for key in FIGURES:
+        if key in around:
+            metadata[key] = _plain(path, key, around[key], itertools.count())
+    others = [k for k in around if k not in FIGURES] + [k for k in state if k not in tensors]
+    ignored = [one_line(k) if isinstance(k, str) else type(k).__name__ for k in others]
     return ForeignCheckpoint(without_prefix(tensors), metadata, tuple(ignored))
 
 
-def _plain(path: Path, key: str, value: Any) -> Any:
-    """``value`` as numbers and nested lists."""
+def _plain(path: Path, key: str, value: Any, taken: Iterator[int], depth: int = 0) -> Any:
+    """``value`` as numbers and nested lists; ``taken`` counts them."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        return _plain(path, key, value.tolist())
+        size = value.numel() if isinstance(value, Tensor) else value.size
+        value = value.tolist() if size <= _MOST_FIGURES else value
+    if next(taken) >= _MOST_FIGURES or depth > 16:
+        raise CheckpointError(
+            f"{path}: '{key}' holds too many numbers, or lists in lists; save the state dict alone"
+        )
     if isinstance(value, list | tuple):
-        return [_plain(path, key, item) for item in value]
+        return [_plain(path, key, item, taken, depth + 1) for item in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(path, key, item) for k, item in value.items()}
+        plain = {k: v for k, v in value.items() if isinstance(k, str | int | float)}
+        return {str(k): _plain(path, key, v, taken, depth + 1) for k, v in plain.items()}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):  # the last threshold is minus infinity, which JSON does not know

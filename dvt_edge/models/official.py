@@ -137,7 +137,10 @@ def refuse_integers(weights: StateDict) -> None:
     wrong = [
         f"{official_name(name)} ({str(tensor.dtype).removeprefix('torch.')})"
         for name, tensor in weights.items()
-        if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta
+        if not tensor.is_floating_point()
+        or tensor.layout is not torch.strided
+        or tensor.is_meta
+        or tensor.nbytes > tensor.untyped_storage().nbytes()  # a few values stand for many
     ]
     if wrong:
         more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
@@ -199,7 +202,8 @@ def _inferred(shapes: Shapes) -> CascadeConfig | None:
     What shapes do not show is the release's choice: heads of width 64 where no relations are
     reused, LayerNorm's epsilon, 3 channels for T2T, and the image size nearest to 224.
     """
-    count = 1 + max(int(found[1]) for key in shapes if (found := re.match(r"stages\.(\d+)\.", key)))
+    numbers = (re.match(r"stages\.(\d{1,3})\.", key) for key in shapes)
+    count = 1 + max((int(found[1]) for found in numbers if found), default=0)
     try:
         t2t = "stages.0.patch_embed.project.weight" in shapes
         relations = f"stages.{count - 1}.relation_reuse.conv2.weight" in shapes
@@ -230,7 +234,7 @@ def _inferred(shapes: Shapes) -> CascadeConfig | None:
         }
         if reuse is not None:
             values |= {"reuse_width": reuse[0], "reuse_hidden": reuse[1]}
-    except (KeyError, IndexError, ValidationError, ZeroDivisionError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):  # no shapes of a cascade
         return None
     for size in sorted(range(16, 1025), key=lambda s: abs(s - _USUAL_SIZE)):
         try:
@@ -243,7 +247,7 @@ def _inferred(shapes: Shapes) -> CascadeConfig | None:
 
 
 def _depth(shapes: Shapes, stage: int) -> int:
-    pattern = re.compile(rf"stages\.{stage}\.blocks\.(\d+)\.")
+    pattern = re.compile(rf"stages\.{stage}\.blocks\.(\d{{1,3}})\.")
     return 1 + max((int(m[1]) for key in shapes if (m := pattern.match(key))), default=-1)
 
 
@@ -251,6 +255,7 @@ def _kernel_fits(shapes: Shapes, config: CascadeConfig, stage: int) -> bool:
     """Whether the first kernel of a stage has the size that the image size demands."""
     prefix = f"stages.{stage}.patch_embed"
     if config.tokenizer == "t2t":
-        inputs = shapes.get(f"{prefix}.attention1.norm1.weight", (0,))[0]
-        return math.isqrt(inputs // config.channels) == config.unfold_geometry(stage)[0]
-    return shapes.get(f"{prefix}.proj.weight", (0,) * 4)[2] == config.patch_geometry(stage)[0]
+        inputs = shapes.get(f"{prefix}.attention1.norm1.weight", ())
+        kernel = math.isqrt(inputs[0] // config.channels) if inputs else 0
+        return kernel == config.unfold_geometry(stage)[0]
+    return shapes.get(f"{prefix}.proj.weight", ())[2:3] == config.patch_geometry(stage)[:1]

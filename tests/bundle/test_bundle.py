@@ -257,3 +257,34 @@ def test_replaced_folder_refuses_files(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="choose another output"), replaced_folder(path):
             pytest.fail("the block must not run")
     assert target.read_text(encoding="utf-8") == "text"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stage: stage.update(outputs=[{"name": "logits", "shape": [], "dtype": "float32"}]),
+        lambda stage: stage.update(inputs=[]),
+        lambda stage: stage["inputs"][0].update(shape=["N", 0]),
+        lambda stage: stage.update({"a\nkey": 1}),
+    ],
+)
+def test_odd_stages(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Refused in one line, where they broke the reader."""
+    edit_manifest(folder, lambda manifest: change(manifest["stages"][0]))
+    with pytest.raises(BundleError, match="not a manifest of schema") as error:
+        Bundle(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("confidence", 1.1), ("confidence", -1e30), ("prediction", 2), ("label", 1 << 20)],
+)
+def test_records_out_of_range(folder: Path, key: str, value: float) -> None:
+    """They would be taken for probabilities, and for numbers of classes."""
+    bundle = Bundle(folder)
+    arrays = dict(np.load(folder / RECORDS))
+    arrays[key].flat[0] = value
+    np.savez(folder / RECORDS, **arrays)
+    with pytest.raises(BundleError, match=f"a '{key}' is out of its range"):
+        bundle.records()

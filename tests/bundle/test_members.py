@@ -160,7 +160,7 @@ def test_manifest_of_brackets(folder: Path) -> None:
 
 def test_manifest_that_writes_to_the_terminal(folder: Path) -> None:
     edit_manifest(folder, lambda m: m.update({"\x1b]0;title\x07\n": 1}))
-    _refused(folder, r"not a manifest of schema 3 \(\?\]0;title\?\?: Extra")
+    _refused(folder, r"not a manifest of schema 3 \(\\x1b\]0;title\\x07\\n: Extra")
 
 
 def _npz(**arrays: Any) -> bytes:

@@ -169,3 +169,34 @@ def test_scrubbed() -> None:
         shown = scrubbed(text, address)
         assert not any(word in shown for word in ("word", "admin", "creds")), shown
     assert scrubbed("plain", Address("test", "", "test://")) == "plain"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "9" * 5000,
+        "v4l2://" + "9" * 4000,
+        "x" * 5000,
+        "file://~a%00b",
+        "rtsp://a\0b@host",
+        "rtsp://\ud800@host",
+        "file:///a\nb?foo=1",
+        "a\nb?foo=1",
+    ],
+)
+def test_found_by_fuzzing(uri: str) -> None:
+    """Refused in one line."""
+    with pytest.raises(ConfigError) as error:
+        parse(uri)
+    assert str(error.value).isprintable()
+
+
+def test_names_too_long_for_the_file_system() -> None:
+    """They are paths nevertheless; opening the source will say so."""
+    assert parse("y" * 300).kind == "file"
+
+
+def test_bytes_of_a_command_line() -> None:
+    """That are no UTF-8 stay what they are."""
+    assert parse("rtsp://us\udce9r@host").target == "rtsp://us%E9r@host"
+    assert str(parse("file:///\udce9.mp4")).isprintable()

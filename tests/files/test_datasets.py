@@ -458,3 +458,11 @@ def test_npz_missing(tmp_path: Path) -> None:
 def test_spread_rows(total: int, samples: int, expected: list[int]) -> None:
     """Both ends and what lies evenly between them, each once."""
     assert spread_rows(total, samples).tolist() == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of a bomb
+def test_billions_of_pixels(tmp_path: Path) -> None:
+    """A few kilobytes can promise them; nothing is decoded then."""
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"10000x9000 pixels, the most is 80,000,000; shrink it"):
+        load_image(tmp_path / "a.png")

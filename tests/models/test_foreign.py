@@ -179,6 +179,52 @@ def test_unusable_content(tmp_path: Path, content: object, message: str) -> None
         read_foreign(tmp_path / "a.pth")
 
 
+def test_figures_without_end(tmp_path: Path) -> None:
+    """A few hundred bytes can stand for 2^40 numbers, for lists as deep, or for a huge tensor."""
+    repeated: list[Any] = [1.0, 2.0]
+    for _ in range(40):
+        repeated = [repeated, repeated]
+    endless: list[Any] = []
+    endless.append(endless)
+    wide = torch.zeros(1).expand(10**10)
+    for figures in (repeated, endless, wide):
+        torch.save({"model": {"a": torch.zeros(1)}, "flops": figures}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"a\.pth: 'flops' holds (too many|a Tensor)"):
+            read_foreign(tmp_path / "a.pth")
+
+
+def test_few_values_for_many_weights(state: State, tmp_path: Path) -> None:
+    """Taking them over would fill the memory."""
+    name = next(key for key in state if key.endswith("head.weight"))
+    torch.save(state | {name: torch.zeros(1).expand(state[name].shape)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"1 tensors are no dense .*head\.weight"):
+        import_cascade(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["stages.0.a\nb", "module.normal_token.\x1b[31m"])
+def test_names_that_no_line_can_show(tmp_path: Path, name: str) -> None:
+    safetensors.torch.save_file({name: torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="names of tensors hold control characters"):
+        read_foreign(tmp_path / "a.safetensors")
+
+
+def test_odd_numbers_and_shapes(tmp_path: Path) -> None:
+    """Of stages and of what they hold: nothing of a cascade is recognised."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "stages.0.cls_token": (1, 1, 8),
+        "stages.0.pos_embed": (1, 0, 8),
+        "stages.0.blocks.0.mlp.fc1.weight": (8,),
+        "stages.0.patch_embed.proj.weight": (8, 1),
+        "stages.0.head.weight": (2, 8),
+    }
+    for changed in ({}, {"stages.0.pos_embed": (1, 5, 8)}, {f"stages.{'9' * 5000}.a": (1,)}):
+        tensors = {key: torch.zeros(shape) for key, shape in (shapes | changed).items()}
+        torch.save(tensors, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError) as error:
+            import_cascade(tmp_path / "a.pth")
+        assert "\n" not in str(error.value)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no readable checkpoint"):
         read_foreign(tmp_path / "a.pth")
