@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from dvt_edge.bundle.bundle import Bundle
 from tests.cli.conftest import Run, Write
 from tests.conftest import write_onnx
 
