@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from urllib.parse import parse_qsl, quote, unquote
 
 from dvt_edge.errors import ConfigError
-from dvt_edge.files.documents import one_line
+from dvt_edge.files.one_line import one_line
 
 Kind = Literal["v4l2", "csi", "rtsp", "http", "file", "images", "gst", "test"]
 _SCHEMES: dict[str, Kind] = {name: name for name in get_args(Kind)} | {

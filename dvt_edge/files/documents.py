@@ -17,6 +17,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from dvt_edge.errors import ConfigError
+from dvt_edge.files.one_line import one_line
 
 MOST_BYTES = 256 * 1024
 """Of a YAML file; PyYAML takes seconds for it."""
@@ -169,13 +170,6 @@ def first_problem(error: ValidationError | UnicodeDecodeError) -> str:
     key = ".".join(_short(str(part)) for part in first["loc"])
     message = _short(" ".join(first["msg"].removeprefix("Value error, ").split()), 400)
     return f"{key}: {message}" if key else message
-
-
-def one_line(text: str) -> str:
-    """``text`` for a message: what would end the line, or cannot be shown, is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _short(text: str, most: int = _SHOWN_CHARACTERS) -> str:

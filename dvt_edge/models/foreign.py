@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dvt_edge.errors import CheckpointError
-from dvt_edge.files.documents import one_line
+from dvt_edge.files.one_line import one_line
 from dvt_edge.models.backbone import start_from_backbone
 from dvt_edge.models.cascade import Cascade, tensor_shapes
 from dvt_edge.models.checkpoint import refuse_odd_names

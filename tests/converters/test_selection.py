@@ -13,7 +13,7 @@ import pytest
 
 from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.engine_records import Precision
-from dvt_edge.bundle.manifest import StageSpec
+from dvt_edge.bundle.manifest import StageSpec, TensorSpec
 from dvt_edge.converters import selection
 from dvt_edge.converters.build import build
 from dvt_edge.converters.selection import (
@@ -38,7 +38,8 @@ STAGES = 2
 
 
 def _candidate(stage: int, kind: Precision | Literal["native"]) -> Candidate:
-    spec = StageSpec(file="", inputs=(), outputs=(), parameters=0, macs=0)
+    image = TensorSpec(name="image", shape=("N", 1, 1, 1), dtype="float32")
+    spec = StageSpec(file="", inputs=(image,), outputs=(), parameters=0, macs=0)
     if kind == "native":
         spec = spec.model_copy(update={"precision": "int8", "native": True})
     else:
