@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dvt_edge.bundle.bundle import Bundle, check_output
+from dvt_edge.bundle.bundle import Bundle
+from dvt_edge.bundle.output import check_output
 from dvt_edge.bundle.signing import built_here
 from dvt_edge.converters.device import build_engines, find_platform
 from dvt_edge.errors import BackendError, BuildError, BundleError

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder
+from dvt_edge.bundle.bundle import Bundle, file_sha256
 from dvt_edge.bundle.engine_records import Engines, PlanRecord, PrecisionFigures
 from dvt_edge.bundle.manifest import MANIFEST, PARITY, StageSpec
 from dvt_edge.bundle.members import read_arrays
+from dvt_edge.bundle.output import replaced_folder
 from dvt_edge.bundle.signing import make_key, signed
 from dvt_edge.converters.engines.cache import EngineCache, engine_key
 from dvt_edge.converters.engines.layer_listing import counts_by_kind, kernels_from_listing

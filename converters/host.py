@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 
 import dvt_edge
-from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
+from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
 from dvt_edge.bundle.engine_records import PrecisionFigures
 from dvt_edge.bundle.manifest import (
     MANIFEST,
@@ -32,6 +32,7 @@ from dvt_edge.bundle.manifest import (
     Manifest,
     StageSpec,
 )
+from dvt_edge.bundle.output import replaced_folder
 from dvt_edge.converters.calibration_images import (
     Calibration,
     Field,

@@ -133,6 +133,7 @@ class _NativeStage:
         if "next_relations" in outputs:
             steps = [activation_step(ranges[name]) for name in _logits(model)]
             self.relation_steps = np.repeat(np.asarray(steps, np.float32), self.stage.heads)
+        self.levels: dict[str, tuple[npt.NDArray[np.int8], Array]] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, npt.NDArray[Any]] = {}
 
@@ -195,6 +196,13 @@ class _NativeStage:
             if name in self.known:
                 self.constants[name] = self.known[name]
 
+    def _levels(self, layer: str) -> tuple[npt.NDArray[np.int8], Array]:
+        """INT8 weight [inputs, outputs] and scale [outputs] of a linear layer, as in the Q/DQ
+        graph; made once, also where each part of the layer is an operator."""
+        if layer not in self.levels:
+            self.levels[layer] = quantize_weight(self.known[f"{layer}.weight"], axis=1)
+        return self.levels[layer]
+
     def _step(self, layer: str) -> float:
         """Of the codes that linear layer ``layer`` reads, as in the Q/DQ graph."""
         return activation_step(self.ranges[self.sources[layer]])
@@ -211,7 +219,7 @@ class _NativeStage:
         residual: str | None = None,
     ) -> str:
         """Codes of ``step`` to floats."""
-        levels, scales = quantize_weight(self.known[f"{layer}.weight"], axis=1)
+        levels, scales = self._levels(layer)
         if bias is None:
             bias = self.known.get(f"{layer}.bias", np.zeros(len(scales), np.float32))
         inputs = [
@@ -228,7 +236,7 @@ class _NativeStage:
     ) -> tuple[str, GeluTable]:
         """A linear layer's ``columns`` with GELU, to the codes that ``next_layer`` reads."""
         table = gelu_table(INT8_MAX * self._step(next_layer))
-        levels, scales = quantize_weight(self.known[f"{layer}.weight"], axis=1)
+        levels, scales = self._levels(layer)
         name = f"{next_layer}/gelu"
         scale = scales[columns] * self._step(layer) / table.input_step
         bias = self.known[f"{layer}.bias"][columns] / table.input_step + table.input_zero

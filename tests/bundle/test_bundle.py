@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvt_edge.bundle import bundle as bundle_module
-from dvt_edge.bundle.bundle import Bundle, file_sha256, replaced_folder, write_records
+from dvt_edge.bundle import output as output_module
+from dvt_edge.bundle.bundle import Bundle, file_sha256, write_records
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, RECORDS, UNLABELLED
+from dvt_edge.bundle.output import replaced_folder
 from dvt_edge.errors import BundleError
 from dvt_edge.policy import Records
 from dvt_edge.profile import BudgetConfig, CameraConfig
@@ -223,7 +224,7 @@ def test_replaced_folder_interrupted_between_renames(
     def cannot(first: Path, second: Path) -> None:
         raise OSError("not on this file system")
 
-    monkeypatch.setattr(bundle_module, "exchange", cannot)
+    monkeypatch.setattr(output_module, "exchange", cannot)
     monkeypatch.setattr(Path, "rename", failing)
     expected = BundleError if error is OSError else error
     with pytest.raises(expected), replaced_folder(folder) as new:

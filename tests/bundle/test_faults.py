@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from dvt_edge.bundle import bundle as bundle_module
-from dvt_edge.bundle.bundle import Bundle, replaced_folder
+from dvt_edge.bundle import output as output_module
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import MANIFEST
+from dvt_edge.bundle.output import replaced_folder
 from dvt_edge.errors import BundleError
 from dvt_edge.files import replacing
 from dvt_edge.files.replacing import write_text
@@ -36,7 +37,7 @@ class Faults:
         self.left = nth
         for name in CALLS:
             patch.setattr(os, name, self._failing(getattr(os, name)))
-        patch.setattr(bundle_module, "exchange", self._failing(replacing.exchange))
+        patch.setattr(output_module, "exchange", self._failing(replacing.exchange))
 
     def _failing(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -106,7 +107,7 @@ def test_on_the_disk_before_the_rename(folder: Path, monkeypatch: pytest.MonkeyP
         exchange(first, second)
 
     monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(bundle_module, "exchange", swapped)
+    monkeypatch.setattr(output_module, "exchange", swapped)
     _rewrite(folder, "another")
     assert sorted(events[:3]) == ["manifest.json", "records.npz", "stage1.onnx"]
     assert events[3].startswith(f".{folder.name}.new-")
@@ -117,7 +118,7 @@ def test_where_names_cannot_be_exchanged(folder: Path, monkeypatch: pytest.Monke
     def cannot(first: Path, second: Path) -> None:
         raise OSError(errno.EINVAL, "no")
 
-    monkeypatch.setattr(bundle_module, "exchange", cannot)
+    monkeypatch.setattr(output_module, "exchange", cannot)
     _rewrite(folder, "another")
     assert Bundle(folder).manifest.device == "another"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dvt_edge.bundle.bundle import check_output, replaced_folder
 from dvt_edge.bundle.manifest import COSTS, MANIFEST, MEASUREMENT
+from dvt_edge.bundle.output import check_output, replaced_folder
 from dvt_edge.errors import BundleError
 from tests.conftest import edit_manifest
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dvt_edge import Runtime
-from dvt_edge.bundle.bundle import Bundle, replaced_folder
+from dvt_edge.bundle.bundle import Bundle
 from dvt_edge.bundle.manifest import MANIFEST, SCHEMA_VERSION
+from dvt_edge.bundle.output import replaced_folder
 from dvt_edge.errors import BundleError
 from tests.conftest import edit_manifest
 
