@@ -17,6 +17,7 @@ from dvt_edge.policy import Certificate, Solution
 from dvt_edge.policy.choose import finite_thresholds
 from dvt_edge.policy.statistic import TAIL_SHARE
 from dvt_edge.profile import BudgetConfig
+from dvt_edge.runtime.events import StandInsRun
 
 if TYPE_CHECKING:
     from dvt_edge.runtime.runtime import Runtime
@@ -85,7 +86,8 @@ def note_skipped(*places: Path | None) -> None:
 def watched(runtime: Runtime) -> Runtime:
     """``runtime``, whose events are noted on standard error from now on, past ones at once."""
     for event in runtime.events:
-        note(event.reason)
+        if not isinstance(event, StandInsRun):  # which has been logged
+            note(event.reason)
     runtime.watch(on_event=lambda event: note(event.reason))
     return runtime
 

@@ -24,6 +24,7 @@ from dvt_edge.cli.options import PATH, json_option, profile_option
 from dvt_edge.cli.output import note, print_json
 from dvt_edge.errors import ConfigError, SourceError
 from dvt_edge.profile import Profile
+from dvt_edge.runtime.events import StandInsRun, kind_of
 from dvt_edge.runtime.runtime import Runtime
 from dvt_edge.serve import LivePage
 
@@ -35,6 +36,8 @@ class _Notes:
         pass
 
     def event(self, event: Note) -> None:
+        if event.kind == kind_of(StandInsRun):  # which has been logged
+            return
         named = event.source is None or event.source in event.reason
         note(event.reason if named else f"{event.source}: {event.reason}")
 
